@@ -1,0 +1,59 @@
+# The targets are the steps of CI (.ci/run), so that what passes here passes there.
+# `make` alone prints them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build check test race fuzz demo bench soak clean left
+
+BUILD := .build
+PKG ?= ./...
+# A package that takes longer than this hangs: it says where.
+TIMEOUT ?= 20m
+# Inputs per fuzz target. A count, never a duration: the go command may report the end of a duration
+# as a failure of the target ("context deadline exceeded").
+FUZZ ?= 5000
+DEMO_SECONDS ?= 8
+BENCH_ARGS ?=
+SOAK_DURATION ?= 30m
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## the command, in .build/litefs
+	@mkdir -p $(BUILD)
+	go build -o $(BUILD)/litefs ./cmd/litefs
+
+check: ## gofmt, vet, staticcheck
+	@unformatted=$$(find . -name "*.go" -not -path "./.*" -print0 | xargs -0 gofmt -l); \
+	if [ -n "$$unformatted" ]; then echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+
+test: ## go test ./..., one package at a time; a skipped test is a failure
+	.ci/test -p=1 -timeout $(TIMEOUT) $(PKG)
+
+race: ## the race detector on the packages below the kernel
+	go test -p=1 -timeout $(TIMEOUT) -race $$(go list ./... | grep -v -E '$(ABOVE_RACE)')
+
+# These serve a mount or drive child processes that do: their time goes to the kernel and to SQLite,
+# and the algorithms they call are raced on their own.
+ABOVE_RACE := /(fuse|cmd/litefs|internal/(daemon|e2e|bench|demo|deps|childnode|sqlapp|sqlitetest))$$
+
+fuzz: ## every fuzz target, FUZZ inputs each
+	.ci/fuzz $(FUZZ)
+
+demo: build ## the demonstration, for DEMO_SECONDS, ended as by Ctrl-C
+	timeout --preserve-status -k 60 -s INT $(DEMO_SECONDS) $(BUILD)/litefs demo
+
+bench: build ## the mount against the bare disk; BENCH_ARGS="-only normal,read -rounds 5"
+	$(BUILD)/litefs bench $(BENCH_ARGS)
+
+soak: ## long and random: kill -9, SIGSTOP and contention for SOAK_DURATION
+	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestSoak' ./internal/e2e
+
+left: ## fail when a mount was left behind
+	.ci/left
+
+clean: ## remove what was built
+	rm -rf $(BUILD)

@@ -1,0 +1,77 @@
+package deps
+
+// module is the path every package of the program begins with.
+const module = "github.com/litefs/litefs"
+
+// edges lists, for each package, the packages of this module it may import. Arrows go down only: an
+// edge (fuse, http, lease) never imports another edge, an algorithm never imports the root that
+// orchestrates it, and siblings meet in the layer above them. Paths are relative to the module; "" is
+// the root. A package that is not here fails the test: decide first where it belongs.
+var edges = map[string][]string{
+	// Pure: bytes in, values out.
+	"sqlitefile": {},
+
+	// Algorithms, one idea each.
+	"internal/vfs":     {},
+	"internal/watch":   {},
+	"internal/pagesum": {"sqlitefile"},
+	"internal/capture": {"sqlitefile"},
+	"internal/peer":    {"sqlitefile"},
+	"internal/ltxlog":  {"internal/vfs", "sqlitefile"},
+
+	// The façade: orchestrates the algorithms.
+	"": {"internal/vfs", "internal/watch", "internal/pagesum", "internal/capture", "internal/peer", "internal/ltxlog", "sqlitefile"},
+
+	// Edges: the kernel, the network, the lease. They meet in the daemon.
+	"fuse":         {},
+	"http":         {""},
+	"lease/static": {""},
+
+	// A node, and the tools around it.
+	"internal/config":    {},
+	"internal/supervise": {},
+	"internal/daemon":    {"", "fuse", "http", "lease/static", "internal/config", "internal/vfs"},
+	"internal/sqlapp":    {},
+	"internal/childnode": {},
+	"internal/verify":    {"internal/vfs", "internal/ltxlog", "internal/capture", "internal/pagesum", "sqlitefile"},
+	"internal/demo":      {"internal/childnode", "internal/sqlapp", "internal/verify"},
+	"internal/bench":     {"internal/childnode", "internal/sqlapp"},
+
+	// The command: the only place that ends the process.
+	"cmd/litefs": {
+		"", "internal/daemon", "internal/config", "internal/supervise", "internal/sqlapp",
+		"internal/verify", "internal/demo", "internal/bench",
+	},
+
+	// Tests only.
+	"internal/deps":       {},
+	"internal/sqlitetest": {"internal/sqlapp"},
+	"internal/e2e":        {},
+}
+
+// doors lists who may import an outside module: one package knows it, so it can be replaced there.
+var doors = map[string][]string{
+	"github.com/hanwen/go-fuse":   {"fuse"},
+	"github.com/mattn/go-sqlite3": {"internal/sqlapp"},
+	"go.yaml.in/yaml":             {"internal/config"},
+	"github.com/superfly/ltx":     {"", "http", "internal/ltxlog", "internal/pagesum", "internal/verify"},
+	"golang.org/x/sys":            anyPackage,
+	"golang.org/x/sync":           anyPackage,
+	"golang.org/x/net":            {"http"},
+}
+
+// anyPackage stands for every package.
+var anyPackage = []string{"*"}
+
+// testOnly packages may be imported by tests alone.
+var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps"}
+
+// pure packages hold decisions that can lose data. They read no clock, disk, socket or random number,
+// so that a million of their inputs can be replayed in a minute.
+var pure = []string{"sqlitefile", "internal/capture"}
+
+// impure is what a pure package may not import.
+var impure = []string{"os", "net", "net/http", "sync", "context", "log/slog", "math/rand", "math/rand/v2", "time", "syscall", "golang.org/x/sys/unix"}
+
+// maxLines bounds a file: a longer one holds two ideas.
+const maxLines = 800
