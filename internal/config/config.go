@@ -1,0 +1,168 @@
+// Package config is the configuration of one node: what a file, the
+// environment and the command line say, checked as a whole before anything on
+// the machine is touched.
+//
+// It reads the keys of LiteFS 0.5 and of LiteFS 0.1 (mount-dir, http.addr).
+// A key that is unknown is an error with its line and the nearest known key; a
+// key whose feature this program does not have is refused by its name. No key
+// is ever ignored: an operator who wrote it relies on it.
+//
+//	cfg, err := config.Load("litefs.yml", config.Source{})   // a file
+//	cfg, err := config.Default("/srv/app", config.Source{})  // no file: static primary
+//
+// Every error matches ErrInvalid and is one line: what is wrong, where, and
+// what to do.
+package config
+
+import (
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"time"
+)
+
+// ErrInvalid is matched by every error that the operator mends by changing
+// the configuration or the command line, and by running again.
+var ErrInvalid = errors.New("invalid configuration")
+
+// Invalid marks err as a fault of the configuration: its text stays as it is
+// and errors.Is(_, ErrInvalid) holds. Other packages use it for what only they
+// can find out, such as a data directory of another program. nil stays nil.
+func Invalid(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &invalidError{err}
+}
+
+type invalidError struct{ err error }
+
+func (e *invalidError) Error() string        { return e.err.Error() }
+func (e *invalidError) Unwrap() error        { return e.err }
+func (e *invalidError) Is(target error) bool { return target == ErrInvalid }
+
+// Defaults, in the words of the file. They are LiteFS 0.5's, except the
+// address: without a credential nothing beyond this machine may connect.
+const (
+	DefaultPort                     = "20202"
+	DefaultRetention                = 10 * time.Minute
+	DefaultRetentionMonitorInterval = time.Minute
+	DefaultReconnectDelay           = time.Second
+)
+
+// LeaseStatic is the one lease type there is: roles are fixed by the file.
+const LeaseStatic = "static"
+
+// Log formats.
+const (
+	LogText = "text"
+	LogJSON = "json"
+)
+
+// Config is one node's configuration after expansion, defaults and checks.
+type Config struct {
+	Fuse  Fuse
+	Data  Data
+	HTTP  HTTP
+	Lease Lease
+	Log   Log
+
+	// Exec is run once the mount is ready: all but the last to their end, one
+	// after the other; the last one is supervised, and its exit ends the node.
+	Exec []Command
+
+	// ExitOnError false keeps the process up after a fault, for a look at it.
+	ExitOnError bool
+
+	// SkipSync starts Exec before a replica has caught up with its primary.
+	SkipSync bool
+}
+
+// Fuse says where the databases are seen and how the kernel serves them.
+type Fuse struct {
+	Dir         string // mount point, absolute
+	AllowOther  bool   // other users of the machine may enter
+	Debug       bool   // log every request
+	Passthrough bool   // use kernel passthrough where it is to be had ("auto")
+}
+
+// Data says where the databases and their log lie.
+type Data struct {
+	Dir                      string        // absolute; neither in Fuse.Dir nor around it
+	Retention                time.Duration // log entries older than this may go
+	RetentionMonitorInterval time.Duration // how often that is looked at; > 0
+	MaxSize                  int64         // bytes of log a database may keep; 0: no limit
+}
+
+// HTTP is the port that other nodes and the commands talk to.
+type HTTP struct {
+	Addr  string // host:port
+	Token Secret // shared by all nodes; "" only when Addr is loopback
+}
+
+// Lease says who may write.
+type Lease struct {
+	Type         string // LeaseStatic
+	Hostname     string // what the other nodes show as this node's name
+	AdvertiseURL string // the primary's URL: on a replica, whom it follows
+
+	// Candidate is the role under a static lease: true is the primary.
+	Candidate bool
+
+	ReconnectDelay time.Duration // between two attempts to reach the primary; > 0
+}
+
+// Log says how the daemon speaks, on standard error.
+type Log struct {
+	Format    string // LogText or LogJSON
+	Timestamp bool   // text lines begin with the time
+	Debug     bool
+}
+
+// Command is a program and its arguments: already split, never split again.
+type Command struct {
+	Argv []string // at least one, the first not empty
+}
+
+// Secret is a credential. It prints as "[secret]" wherever a value is
+// formatted or logged; string(s) is the credential itself.
+type Secret string
+
+// String hides the credential; it is empty when there is none.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return "[secret]"
+}
+
+// GoString hides the credential from %#v.
+func (s Secret) GoString() string { return s.String() }
+
+// LogValue hides the credential from slog.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// defaults is the configuration of an empty file.
+func defaults() *Config {
+	return &Config{
+		Fuse: Fuse{Passthrough: true},
+		Data: Data{
+			Retention:                DefaultRetention,
+			RetentionMonitorInterval: DefaultRetentionMonitorInterval,
+		},
+		Lease: Lease{
+			Type:           LeaseStatic,
+			Candidate:      true,
+			ReconnectDelay: DefaultReconnectDelay,
+		},
+		Log:         Log{Format: LogText},
+		ExitOnError: true,
+	}
+}
+
+// DataDirFor is where the data lies when no data.dir is given: beside the
+// mount point DIR/NAME in DIR/.NAME.litefs, so that both are on one disk and
+// the data is found again without a file.
+func DataDirFor(mountDir string) string {
+	return filepath.Join(filepath.Dir(mountDir), "."+filepath.Base(mountDir)+".litefs")
+}

@@ -1,0 +1,346 @@
+package config_test
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/litefs/litefs/internal/config"
+)
+
+// source is a world without this machine: fixed environment, no disk.
+func source(env ...string) config.Source {
+	return config.Source{
+		LookupEnv: func(name string) (string, bool) {
+			for i := 0; i < len(env); i += 2 {
+				if env[i] == name {
+					return env[i+1], true
+				}
+			}
+			return "", false
+		},
+		ReadFile: func(name string) ([]byte, error) {
+			if name == "/run/token" {
+				return []byte("from-file\n"), nil
+			}
+			return nil, fmt.Errorf("open %s: %w", name, os.ErrNotExist)
+		},
+		Hostname: func() (string, error) { return "bert", nil },
+	}
+}
+
+func mustParse(t *testing.T, text string, src config.Source) *config.Config {
+	t.Helper()
+	cfg, err := config.Parse([]byte(text), src)
+	if err != nil {
+		t.Fatalf("Parse: %v\n%s", err, text)
+	}
+	return cfg
+}
+
+func TestDefault(t *testing.T) {
+	got, err := config.Default("/srv/app", source())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &config.Config{
+		Fuse:        config.Fuse{Dir: "/srv/app", Passthrough: true},
+		Data:        config.Data{Dir: "/srv/.app.litefs", Retention: 10 * time.Minute, RetentionMonitorInterval: time.Minute},
+		HTTP:        config.HTTP{Addr: "127.0.0.1:20202"},
+		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second},
+		Log:         config.Log{Format: "text"},
+		ExitOnError: true,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestParseEveryKey(t *testing.T) {
+	got := mustParse(t, `
+fuse:
+  dir: /mnt/db
+  allow-other: true
+  debug: yes
+  passthrough: off
+data:
+  dir: /var/lib/litefs
+  compress: true
+  retention: 1h
+  retention-monitor-interval: 30s
+  max-size: 2GB
+http:
+  addr: :20202
+  token: s3cret
+lease:
+  type: static
+  hostname: ernie
+  advertise-url: http://10.0.0.1:20202/
+  candidate: false
+  reconnect-delay: 250ms
+exec:
+  - cmd: "migrate --all"
+  - cmd: server -name 'two words'
+exit-on-error: false
+skip-sync: true
+log:
+  format: json
+  timestamp: true
+  debug: true
+`, source())
+	want := &config.Config{
+		Fuse:     config.Fuse{Dir: "/mnt/db", AllowOther: true, Debug: true},
+		Data:     config.Data{Dir: "/var/lib/litefs", Retention: time.Hour, RetentionMonitorInterval: 30 * time.Second, MaxSize: 2 << 30},
+		HTTP:     config.HTTP{Addr: ":20202", Token: "s3cret"},
+		Lease:    config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond},
+		Exec:     []config.Command{{Argv: []string{"migrate", "--all"}}, {Argv: []string{"server", "-name", "two words"}}},
+		SkipSync: true,
+		Log:      config.Log{Format: "json", Timestamp: true, Debug: true},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// The file of LiteFS 0.1's tutorial, without the lease it cannot have.
+func TestParseFirstForm(t *testing.T) {
+	cfg := mustParse(t, "mount-dir: \"${DB_DIR}\"\n\nhttp:\n  addr: \":${LITEFS_PORT}\"\n",
+		source("DB_DIR", "/home/u/demo1", "LITEFS_PORT", "30303", "LITEFS_TOKEN", "tok"))
+	if cfg.Fuse.Dir != "/home/u/demo1" || cfg.HTTP.Addr != ":30303" || cfg.HTTP.Token != "tok" {
+		t.Errorf("got %+v %+v", cfg.Fuse, cfg.HTTP)
+	}
+}
+
+func TestToken(t *testing.T) {
+	for _, tt := range []struct {
+		name, http string
+		env        []string
+		token      config.Secret
+		addr       string
+	}{
+		{"none", "", nil, "", "127.0.0.1:20202"},
+		{"key", "http: {token: abc}", nil, "abc", ":20202"},
+		{"file", "http: {token-file: /run/token}", nil, "from-file", ":20202"},
+		{"environment", "", []string{"LITEFS_TOKEN", "xyz"}, "xyz", ":20202"},
+		{"key before environment", "http: {token: abc}", []string{"LITEFS_TOKEN", "xyz"}, "abc", ":20202"},
+		{"address stays", "http: {token: abc, addr: 'localhost:1'}", nil, "abc", "localhost:1"},
+		{"expanded once", "http: {token: $T}", []string{"T", "a$B"}, "a$B", ":20202"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := mustParse(t, "fuse: {dir: /mnt/a}\n"+tt.http, source(tt.env...))
+			if cfg.HTTP.Token != tt.token || cfg.HTTP.Addr != tt.addr {
+				t.Errorf("token %q addr %q, want %q %q", string(cfg.HTTP.Token), cfg.HTTP.Addr, string(tt.token), tt.addr)
+			}
+		})
+	}
+}
+
+func TestSecretIsNotShown(t *testing.T) {
+	cfg := mustParse(t, "fuse: {dir: /mnt/a}\nhttp: {token: hunter2}", source())
+	var logged strings.Builder
+	slog.New(slog.NewTextHandler(&logged, nil)).Info("m", "token", cfg.HTTP.Token)
+	text, err := cfg.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{fmt.Sprint(cfg), fmt.Sprintf("%+v", cfg), fmt.Sprintf("%#v", cfg), logged.String(), string(text)} {
+		if strings.Contains(s, "hunter2") {
+			t.Errorf("the token is shown: %s", s)
+		}
+	}
+}
+
+func TestErrors(t *testing.T) {
+	const dir = "fuse: {dir: /mnt/a}\n"
+	for _, tt := range []struct{ name, text, want string }{
+		{"unknown key", "fuse:\n  dri: /mnt/a\n", `f.yml: unknown key "fuse.dri" at line 2: did you mean "fuse.dir"?`},
+		{"unknown group", "fuze:\n  dir: /mnt/a\n", `f.yml: unknown key "fuze" at line 1: did you mean "fuse"?`},
+		{"wrong depth", dir + "addr: ':1'\n", `f.yml: unknown key "addr" at line 2: did you mean "http.addr"?`},
+		{"too deep", "fuse:\n  dir:\n    x: 1\n", "f.yml: fuse.dir at line 2: want one value, not a list or a group of keys"},
+		{"twice", "fuse:\n  dir: /a\n  dir: /b\n", "f.yml: fuse.dir at line 3 is given twice: the first is at line 2"},
+		{"both forms", "mount-dir: /a\nfuse:\n  dir: /b\n", "f.yml: mount-dir at line 1 and fuse.dir at line 3 say the same: keep one"},
+		{"both tokens", dir + "http:\n  token: a\n  token-file: /run/token\n", "f.yml: http.token at line 3 and http.token-file at line 4 say the same: keep one"},
+		{"group is scalar", "fuse: 3\n", `f.yml: fuse at line 1: want "key: value" lines`},
+		{"root is list", "- a\n", `f.yml: line 1: want "key: value" lines`},
+		{"second document", dir + "---\nfuse: {dir: /b}\n", "f.yml: a second document begins at line 2: one file, one node"},
+
+		{"proxy", dir + "proxy:\n  addr: :80\n  target: x\n", "f.yml: proxy.addr at line 3: the proxy is not built yet; remove the key"},
+		{"backup", dir + "backup: {type: file}\n", "f.yml: backup.type at line 2: backup is not built yet; remove the key"},
+		{"tracing", dir + "tracing: {path: x}\n", "f.yml: tracing.path at line 2: the trace log is not built yet; remove the key and use log.debug"},
+		{"consul of 0.1", dir + "consul: {url: x}\n", "f.yml: consul.url at line 2: the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"},
+		{"consul of 0.5", dir + "lease: {type: consul}\n", "f.yml: lease.type at line 2: the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"},
+		{"lease.consul", dir + "lease: {consul: {key: x}}\n", "f.yml: lease.consul.key at line 2: the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"},
+		{"promote", dir + "lease: {promote: true}\n", "f.yml: lease.promote at line 2: moving the primary role is not built yet: roles are static; remove the key"},
+		{"filter", dir + "lease: {databases: [a]}\n", "f.yml: lease.databases at line 2: replicating a part of the databases is not built yet; remove the key"},
+		{"compress", dir + "data: {compress: false}\n", "f.yml: data.compress at line 2: a log without compression is not built yet; remove the key"},
+		{"strict", dir + "strict-verify: true\n", "f.yml: strict-verify at line 2: verification of each transaction is not built yet; remove the key and use litefs verify"},
+		{"if-candidate", dir + "exec:\n  - cmd: a\n    if-candidate: true\n", "f.yml: exec at line 2: line 4: if-candidate is not built yet; remove the key"},
+
+		{"lease type", dir + "lease: {type: raft}\n", `f.yml: lease.type at line 2: "raft" is not a lease type: use static`},
+		{"bool", dir + "skip-sync: maybe\n", `f.yml: skip-sync at line 2: "maybe" is neither true nor false`},
+		{"duration", dir + "data: {retention: 10}\n", `f.yml: data.retention at line 2: "10" is not a duration like 10m or 1m30s`},
+		{"negative", dir + "data: {retention: -1s}\n", `f.yml: data.retention at line 2: "-1s" is negative`},
+		{"spinning", dir + "lease: {reconnect-delay: 0s}\n", `f.yml: lease.reconnect-delay at line 2: "0s" must be more than 0`},
+		{"size", dir + "data: {max-size: 1XB}\n", `f.yml: data.max-size at line 2: "1XB" is not a size like 512MB or 10GB`},
+		{"passthrough", "fuse: {dir: /mnt/a, passthrough: on}\n", `f.yml: fuse.passthrough at line 1: "on" is neither auto nor off`},
+		{"log format", dir + "log: {format: xml}\n", `f.yml: log.format at line 2: "xml" is neither text nor json`},
+		{"addr", dir + "http: {addr: '20202'}\n", `f.yml: http.addr at line 2: "20202" is not an address like 127.0.0.1:20202`},
+		{"port", dir + "http: {addr: 'localhost:http'}\n", `f.yml: http.addr at line 2: "localhost:http": the port "http" is not a number from 0 to 65535`},
+		{"https", dir + "lease: {advertise-url: 'https://a:1'}\n", "f.yml: lease.advertise-url at line 2: https between nodes is not built yet: use http:// on a private network"},
+		{"password in URL", dir + "lease: {advertise-url: 'http://u:pw@a:1'}\n", "f.yml: lease.advertise-url at line 2: must not carry a user or password: the credential is http.token"},
+		{"quote", dir + "exec: \"a 'b\"\n", "f.yml: exec at line 2: a ' without its second one"},
+		{"no cmd", dir + "exec:\n  - {}\n", "f.yml: exec at line 2: line 3: the item has no cmd"},
+		{"item form", dir + "exec: [a]\n", `f.yml: exec at line 2: line 2: each item must be of the form - cmd: "program arguments"`},
+		{"empty token", dir + "http: {token: ''}\n", "f.yml: http.token at line 2: is empty: draw one with: head -c 32 /dev/urandom | base64"},
+		{"token with space", dir + "http: {token: 'a b'}\n", "f.yml: http.token at line 2: must be printable ASCII without spaces"},
+		{"token file", dir + "http: {token-file: /nowhere}\n", "f.yml: http.token-file at line 2: open /nowhere: file does not exist"},
+		{"unset variable", "fuse:\n  dir: $NOPE/db\n", "f.yml: fuse.dir at line 2: the environment variable NOPE is not set (write $$ for a dollar sign)"},
+		{"open brace", "fuse:\n  dir: '${X'\n", "f.yml: fuse.dir at line 2: ${ without its }: write $$ for a dollar sign"},
+
+		{"no mount", "data: {dir: /x}\n", "f.yml: fuse.dir is missing: name the directory in which the databases shall be seen"},
+		{"empty file", "", "f.yml: fuse.dir is missing: name the directory in which the databases shall be seen"},
+		{"root mount", "fuse: {dir: /}\n", "f.yml: fuse.dir must not be /"},
+		{"same dir", dir + "data: {dir: /mnt/a/}\n", "f.yml: data.dir and fuse.dir are the same directory (/mnt/a): give each its own"},
+		{"data in mount", dir + "data: {dir: /mnt/a/b}\n", "f.yml: data.dir /mnt/a/b lies inside fuse.dir /mnt/a, which would hide it: move it beside"},
+		{"mount in data", dir + "data: {dir: /mnt}\n", "f.yml: fuse.dir /mnt/a lies inside data.dir /mnt: move it beside"},
+		{"replica of nobody", dir + "lease: {candidate: false}\n", "f.yml: lease.advertise-url is missing: with lease.candidate: false it must be the URL of the primary, like http://10.0.0.1:20202"},
+		{"open port", dir + "http: {addr: ':20202'}\n", "f.yml: http.addr :20202 is reachable from other machines and there is no http.token: set the same http.token (or http.token-file, or LITEFS_TOKEN) on every node, or use http.addr: 127.0.0.1:20202"},
+		{"open name", dir + "http: {addr: 'bert:20202'}\n", "f.yml: http.addr bert:20202 is reachable from other machines and there is no http.token: set the same http.token (or http.token-file, or LITEFS_TOKEN) on every node, or use http.addr: 127.0.0.1:20202"},
+		{"open URL", dir + "lease: {advertise-url: 'http://10.0.0.1:1'}\n", "f.yml: lease.advertise-url http://10.0.0.1:1 is on another machine and there is no http.token: set the same http.token (or http.token-file, or LITEFS_TOKEN) on every node"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			src := source()
+			src.Name = "f.yml"
+			_, err := config.Parse([]byte(tt.text), src)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if !errors.Is(err, config.ErrInvalid) {
+				t.Errorf("%v does not match ErrInvalid", err)
+			}
+			if err.Error() != tt.want {
+				t.Errorf("got  %s\nwant %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestSyntaxErrorIsOneLine(t *testing.T) {
+	for _, text := range []string{"fuse:\n\tdir: a\n", "fuse: {dir: ${X}}\n", "a: b: c\n", "\x00", "fuse: *x\n", "&a [*a]\n"} {
+		_, err := config.Parse([]byte(text), source())
+		if err == nil || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: got %v, want one line", text, err)
+		}
+	}
+}
+
+func TestSet(t *testing.T) {
+	src := source()
+	src.Set = []string{"lease.candidate=false", "lease.advertise-url=http://127.0.0.1:1", "data.dir=/data/$HOME"}
+	cfg := mustParse(t, "fuse: {dir: /mnt/a}\nlease: {candidate: true}", src)
+	if cfg.Lease.Candidate || cfg.Lease.AdvertiseURL != "http://127.0.0.1:1" || cfg.Data.Dir != "/data/$HOME" {
+		t.Errorf("got %+v %+v", cfg.Lease, cfg.Data)
+	}
+
+	for set, want := range map[string]string{
+		"http.addr":      "-set http.addr: want KEY=VALUE",
+		"http.adr=1":     `-set: unknown key "http.adr": did you mean "http.addr"?`,
+		"proxy.addr=:80": "-set proxy.addr: the proxy is not built yet; remove the key",
+		"log.format=xml": `-set log.format: "xml" is neither text nor json`,
+	} {
+		src.Set = []string{set}
+		if _, err := config.Default("/mnt/a", src); err == nil || err.Error() != want {
+			t.Errorf("%s: got %v, want %s", set, err, want)
+		}
+	}
+}
+
+func TestNoExpand(t *testing.T) {
+	src := source("X", "1")
+	src.NoExpand = true
+	if cfg := mustParse(t, "fuse: {dir: '/mnt/${X}'}", src); cfg.Fuse.Dir != "/mnt/${X}" {
+		t.Errorf("got %s", cfg.Fuse.Dir)
+	}
+}
+
+// Directories are compared by what they are, not by how they are written.
+func TestSymbolicLinks(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mount := filepath.Join(dir, "mnt")
+	if err := os.Mkdir(mount, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(mount, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	src := source()
+	src.Set = []string{"data.dir=" + filepath.Join(dir, "link", "new", "data")}
+	if _, err := config.Default(mount, src); err == nil || !strings.Contains(err.Error(), "lies inside fuse.dir") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFind(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a.yml"), filepath.Join(dir, "b.yml")
+	if _, err := config.Find([]string{a, b}); !errors.Is(err, config.ErrInvalid) {
+		t.Errorf("got %v, want ErrInvalid", err)
+	}
+	if err := os.WriteFile(b, []byte("fuse: {dir: /mnt/a}"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	path, err := config.Find([]string{a, b})
+	if err != nil || path != b {
+		t.Errorf("got %q, %v, want %q", path, err, b)
+	}
+	if got := config.SearchPath("/root"); !reflect.DeepEqual(got, []string{"litefs.yml", "/root/litefs.yml", "/etc/litefs.yml"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "litefs.yml")
+	if _, err := config.Load(path, config.Source{}); !errors.Is(err, config.ErrInvalid) || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want ErrInvalid and ErrNotExist", err)
+	}
+	if err := os.WriteFile(path, []byte("fuse: {dir: /mnt/a}\nx: 1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := config.Load(path, config.Source{}); err == nil || !strings.HasPrefix(err.Error(), path+": unknown key") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// What YAML prints is read back as the same configuration.
+func TestYAMLRoundTrip(t *testing.T) {
+	src := source("LITEFS_TOKEN", "t")
+	for _, set := range [][]string{
+		nil,
+		{"fuse.dir=/mnt/$x: y #z", "fuse.passthrough=off", "data.max-size=1500K", "data.retention=90m"},
+		{"lease.candidate=false", "lease.advertise-url=http://[::1]:5", "http.addr=[::1]:0"},
+		{`exec=sh -c 'echo "$HOME" $$'`, "lease.hostname=true", "log.format=json", "exit-on-error=no"},
+	} {
+		src.Set = set
+		want, err := config.Default("/mnt/a", src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := want.YAML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := mustParse(t, string(text), source("LITEFS_TOKEN", "t"))
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got  %+v\nwant %+v\n%s", got, want, text)
+		}
+	}
+}

@@ -1,0 +1,248 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// key is one key of the file: where its value goes, or why there is nowhere.
+type key struct {
+	path string // "fuse.dir"
+
+	// set stores the value that stands at a node. nil: the feature does not
+	// exist, and missing says so.
+	set     func(p *parser, n *yaml.Node) error
+	missing string
+}
+
+// Why a key is refused. Each completes "PATH at line N: ".
+const (
+	noProxy   = "the proxy is not built yet; remove the key"
+	noBackup  = "backup is not built yet; remove the key"
+	noTracing = "the trace log is not built yet; remove the key and use log.debug"
+	noConsul  = "the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"
+	noHandoff = "moving the primary role is not built yet: roles are static; remove the key"
+	noFilter  = "replicating a part of the databases is not built yet; remove the key"
+	noTimeout = "a time limit for snapshots is not built yet; remove the key"
+	noStrict  = "verification of each transaction is not built yet; remove the key and use litefs verify"
+	noIf      = "if-candidate is not built yet; remove the key"
+)
+
+// keyTable lists every key, in the order in which they are printed.
+func keyTable() []key {
+	keys := []key{
+		{path: "mount-dir", set: text(func(c *Config, s string) error { c.Fuse.Dir = s; return nil })},
+		{path: "fuse.dir", set: text(func(c *Config, s string) error { c.Fuse.Dir = s; return nil })},
+		{path: "fuse.allow-other", set: boolean(func(c *Config) *bool { return &c.Fuse.AllowOther })},
+		{path: "fuse.debug", set: boolean(func(c *Config) *bool { return &c.Fuse.Debug })},
+		{path: "fuse.passthrough", set: text(setPassthrough)},
+
+		{path: "data.dir", set: text(func(c *Config, s string) error { c.Data.Dir = s; return nil })},
+		{path: "data.compress", set: text(setCompress)},
+		{path: "data.retention", set: text(func(c *Config, s string) (err error) {
+			c.Data.Retention, err = parseDuration(s)
+			return err
+		})},
+		{path: "data.retention-monitor-interval", set: text(func(c *Config, s string) (err error) {
+			c.Data.RetentionMonitorInterval, err = parsePositive(s)
+			return err
+		})},
+		{path: "data.max-size", set: text(func(c *Config, s string) (err error) {
+			c.Data.MaxSize, err = parseSize(s)
+			return err
+		})},
+
+		{path: "http.addr", set: text(func(c *Config, s string) error { c.HTTP.Addr = s; return checkAddr(s) })},
+		{path: "http.token", set: setToken},
+		{path: "http.token-file", set: setTokenFile},
+
+		{path: "lease.type", set: text(setLeaseType)},
+		{path: "lease.hostname", set: text(func(c *Config, s string) error { c.Lease.Hostname = s; return nil })},
+		{path: "lease.advertise-url", set: text(func(c *Config, s string) error {
+			c.Lease.AdvertiseURL = strings.TrimRight(s, "/")
+			return checkURL(s)
+		})},
+		{path: "lease.candidate", set: boolean(func(c *Config) *bool { return &c.Lease.Candidate })},
+		{path: "lease.reconnect-delay", set: text(func(c *Config, s string) (err error) {
+			c.Lease.ReconnectDelay, err = parsePositive(s)
+			return err
+		})},
+
+		{path: "exec", set: setExec},
+		{path: "exit-on-error", set: boolean(func(c *Config) *bool { return &c.ExitOnError })},
+		{path: "skip-sync", set: boolean(func(c *Config) *bool { return &c.SkipSync })},
+
+		{path: "log.format", set: text(setLogFormat)},
+		{path: "log.timestamp", set: boolean(func(c *Config) *bool { return &c.Log.Timestamp })},
+		{path: "log.debug", set: boolean(func(c *Config) *bool { return &c.Log.Debug })},
+	}
+	for _, m := range []struct{ why, paths string }{
+		{noStrict, "strict-verify"},
+		{noTimeout, "http.snapshot-timeout"},
+		{noHandoff, "lease.promote lease.demote-delay"},
+		{noFilter, "lease.databases"},
+		{noConsul, "lease.consul.url lease.consul.key lease.consul.ttl lease.consul.lock-delay"},
+		{noConsul, "consul.url consul.key consul.ttl consul.lock-delay consul.hostname consul.advertise-url"},
+		{noProxy, "proxy.addr proxy.target proxy.db proxy.max-lag proxy.debug proxy.passthrough proxy.always-forward " +
+			"proxy.primary-redirect-timeout proxy.read-timeout proxy.read-header-timeout proxy.write-timeout proxy.idle-timeout"},
+		{noBackup, "backup.type backup.path backup.url backup.cluster backup.auth-token"},
+		{noTracing, "tracing.enabled tracing.path tracing.max-size tracing.max-count tracing.compress"},
+	} {
+		for _, path := range strings.Fields(m.paths) {
+			keys = append(keys, key{path: path, missing: m.why})
+		}
+	}
+	return keys
+}
+
+// text is a key whose value is one scalar. An empty value is an absent key.
+func text(set func(c *Config, s string) error) func(*parser, *yaml.Node) error {
+	return func(p *parser, n *yaml.Node) error {
+		s, err := p.scalar(n)
+		if err != nil || s == "" {
+			return err
+		}
+		return set(p.cfg, s)
+	}
+}
+
+func boolean(field func(c *Config) *bool) func(*parser, *yaml.Node) error {
+	return text(func(c *Config, s string) (err error) {
+		*field(c), err = parseBool(s)
+		return err
+	})
+}
+
+func setPassthrough(c *Config, s string) error {
+	switch s {
+	case "auto":
+		c.Fuse.Passthrough = true
+	case "off", "false":
+		c.Fuse.Passthrough = false
+	default:
+		return fmt.Errorf("%q is neither auto nor off", s)
+	}
+	return nil
+}
+
+// setCompress takes the one value that is true of this program: entries of
+// the log are always compressed.
+func setCompress(_ *Config, s string) error {
+	compress, err := parseBool(s)
+	if err == nil && !compress {
+		err = fmt.Errorf("a log without compression is not built yet; remove the key")
+	}
+	return err
+}
+
+func setLeaseType(c *Config, s string) error {
+	switch s {
+	case LeaseStatic:
+		c.Lease.Type = s
+		return nil
+	case "consul":
+		return fmt.Errorf("%s", noConsul)
+	}
+	return fmt.Errorf("%q is not a lease type: use static", s)
+}
+
+func setLogFormat(c *Config, s string) error {
+	if s != LogText && s != LogJSON {
+		return fmt.Errorf("%q is neither text nor json", s)
+	}
+	c.Log.Format = s
+	return nil
+}
+
+// setToken does not take an empty value for an absent key: whoever wrote the
+// key believes that there is a credential.
+func setToken(p *parser, n *yaml.Node) error {
+	s, err := p.scalar(n)
+	if err == nil {
+		err = checkToken(s)
+	}
+	p.cfg.HTTP.Token = Secret(s)
+	return err
+}
+
+func setTokenFile(p *parser, n *yaml.Node) error {
+	name, err := p.scalar(n)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		return fmt.Errorf("is empty: name the file that holds the token")
+	}
+	data, err := p.src.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	s := strings.TrimRight(string(data), "\r\n")
+	if err := checkToken(s); err != nil {
+		return fmt.Errorf("the token in %s %w", name, err)
+	}
+	p.cfg.HTTP.Token = Secret(s)
+	return nil
+}
+
+// setExec takes a command line, or a list of {cmd: line}.
+func setExec(p *parser, n *yaml.Node) error {
+	if n.Kind != yaml.SequenceNode {
+		line, err := p.shellText(n)
+		if err != nil {
+			return err
+		}
+		p.cfg.Exec = nil
+		if line == "" {
+			return nil
+		}
+		return p.addCommand(line)
+	}
+
+	p.cfg.Exec = nil
+	for _, item := range n.Content {
+		item = resolve(item)
+		if item.Kind != yaml.MappingNode {
+			return fmt.Errorf("line %d: each item must be of the form - cmd: \"program arguments\"", item.Line)
+		}
+		var line string
+		for i := 0; i+1 < len(item.Content); i += 2 {
+			name, value := item.Content[i], resolve(item.Content[i+1])
+			switch name.Value {
+			case "cmd":
+				if line != "" {
+					return fmt.Errorf("cmd at line %d is given twice", name.Line)
+				}
+				var err error
+				if line, err = p.shellText(value); err != nil {
+					return fmt.Errorf("line %d: %w", value.Line, err)
+				}
+			case "if-candidate":
+				return fmt.Errorf("line %d: %s", name.Line, noIf)
+			default:
+				return fmt.Errorf("unknown key %q at line %d: an item has the key cmd", name.Value, name.Line)
+			}
+		}
+		if line == "" {
+			return fmt.Errorf("line %d: the item has no cmd", item.Line)
+		}
+		if err := p.addCommand(line); err != nil {
+			return fmt.Errorf("line %d: %w", item.Line, err)
+		}
+	}
+	return nil
+}
+
+func (p *parser) addCommand(line string) error {
+	argv, err := SplitCommand(line)
+	if err != nil {
+		return err
+	}
+	if len(argv) == 0 || argv[0] == "" {
+		return fmt.Errorf("%q names no program", line)
+	}
+	p.cfg.Exec = append(p.cfg.Exec, Command{Argv: argv})
+	return nil
+}

@@ -1,0 +1,95 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// YAML is the configuration as a file: every key with its value in force, so
+// that parsing it gives the same configuration. The credential is left out; a
+// comment says that there is one.
+func (c *Config) YAML() ([]byte, error) {
+	root := &yaml.Node{Kind: yaml.MappingNode}
+	group := func(name string) *yaml.Node {
+		g := &yaml.Node{Kind: yaml.MappingNode}
+		root.Content = append(root.Content, plain(name), g)
+		return g
+	}
+
+	fuse := group("fuse")
+	add(fuse, "dir", str(c.Fuse.Dir))
+	add(fuse, "allow-other", plain(fmt.Sprint(c.Fuse.AllowOther)))
+	add(fuse, "debug", plain(fmt.Sprint(c.Fuse.Debug)))
+	passthrough := "off"
+	if c.Fuse.Passthrough {
+		passthrough = "auto"
+	}
+	add(fuse, "passthrough", str(passthrough))
+
+	data := group("data")
+	add(data, "dir", str(c.Data.Dir))
+	add(data, "retention", str(c.Data.Retention.String()))
+	add(data, "retention-monitor-interval", str(c.Data.RetentionMonitorInterval.String()))
+	add(data, "max-size", str(formatSize(c.Data.MaxSize)))
+
+	http := group("http")
+	add(http, "addr", str(c.HTTP.Addr))
+	if c.HTTP.Token != "" {
+		http.Content[len(http.Content)-2].HeadComment = "# a token is set; it is not shown"
+	}
+
+	lease := group("lease")
+	add(lease, "type", str(c.Lease.Type))
+	add(lease, "hostname", str(c.Lease.Hostname))
+	if c.Lease.AdvertiseURL != "" {
+		add(lease, "advertise-url", str(c.Lease.AdvertiseURL))
+	}
+	add(lease, "candidate", plain(fmt.Sprint(c.Lease.Candidate)))
+	add(lease, "reconnect-delay", str(c.Lease.ReconnectDelay.String()))
+
+	if len(c.Exec) > 0 {
+		list := &yaml.Node{Kind: yaml.SequenceNode}
+		for _, cmd := range c.Exec {
+			item := &yaml.Node{Kind: yaml.MappingNode}
+			add(item, "cmd", str(JoinCommand(cmd.Argv)))
+			list.Content = append(list.Content, item)
+		}
+		add(root, "exec", list)
+	}
+	add(root, "exit-on-error", plain(fmt.Sprint(c.ExitOnError)))
+	add(root, "skip-sync", plain(fmt.Sprint(c.SkipSync)))
+
+	log := group("log")
+	add(log, "format", str(c.Log.Format))
+	add(log, "timestamp", plain(fmt.Sprint(c.Log.Timestamp)))
+	add(log, "debug", plain(fmt.Sprint(c.Log.Debug)))
+
+	var out bytes.Buffer
+	dumper, err := yaml.NewDumper(&out, yaml.WithIndent(2), yaml.WithLineWidth(-1))
+	if err != nil {
+		return nil, fmt.Errorf("print configuration: %w", err)
+	}
+	if err := dumper.Dump(root); err != nil {
+		return nil, fmt.Errorf("print configuration: %w", err)
+	}
+	if err := dumper.Close(); err != nil {
+		return nil, fmt.Errorf("print configuration: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+func add(mapping *yaml.Node, name string, value *yaml.Node) {
+	mapping.Content = append(mapping.Content, plain(name), value)
+}
+
+// plain is a value that YAML's own rules read as what it is.
+func plain(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: s} }
+
+// str is a string: quoted where it must be, its dollar signs doubled so that
+// reading it back expands nothing.
+func str(s string) *yaml.Node {
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: strings.ReplaceAll(s, "$", "$$")}
+}

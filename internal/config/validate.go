@@ -1,0 +1,125 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"path/filepath"
+	"strings"
+)
+
+// conclude fills in what follows from other keys and checks the keys against
+// each other.
+func (p *parser) conclude() error {
+	for _, pair := range [][2]string{{"mount-dir", "fuse.dir"}, {"http.token", "http.token-file"}} {
+		a, okA := p.seen[pair[0]]
+		b, okB := p.seen[pair[1]]
+		if okA && okB {
+			return fmt.Errorf("%s at line %d and %s at line %d say the same: keep one", pair[0], a, pair[1], b)
+		}
+	}
+	c := p.cfg
+	if err := c.concludeDirs(); err != nil {
+		return err
+	}
+	c.concludeAddr()
+	if c.Lease.Hostname == "" {
+		host, err := p.src.Hostname()
+		if err != nil {
+			return fmt.Errorf("lease.hostname is not set and the machine's name cannot be read: %w", err)
+		}
+		c.Lease.Hostname = host
+	}
+	if !c.Lease.Candidate && c.Lease.AdvertiseURL == "" {
+		return errors.New("lease.advertise-url is missing: with lease.candidate: false it must be the URL of the primary, like http://10.0.0.1:" + DefaultPort)
+	}
+	return c.checkExposure()
+}
+
+// concludeDirs makes both directories absolute and keeps them apart: data
+// inside the mount would be hidden by it, a mount inside the data would show
+// the data to itself.
+func (c *Config) concludeDirs() error {
+	if c.Fuse.Dir == "" {
+		return errors.New("fuse.dir is missing: name the directory in which the databases shall be seen")
+	}
+	var err error
+	if c.Fuse.Dir, err = filepath.Abs(c.Fuse.Dir); err != nil {
+		return fmt.Errorf("fuse.dir %s: %w", c.Fuse.Dir, err)
+	}
+	if c.Fuse.Dir == string(filepath.Separator) {
+		return errors.New("fuse.dir must not be /")
+	}
+	if c.Data.Dir == "" {
+		c.Data.Dir = DataDirFor(c.Fuse.Dir)
+	}
+	if c.Data.Dir, err = filepath.Abs(c.Data.Dir); err != nil {
+		return fmt.Errorf("data.dir %s: %w", c.Data.Dir, err)
+	}
+
+	mount, data := realPath(c.Fuse.Dir), realPath(c.Data.Dir)
+	switch {
+	case mount == data:
+		return fmt.Errorf("data.dir and fuse.dir are the same directory (%s): give each its own", mount)
+	case isInside(data, mount):
+		return fmt.Errorf("data.dir %s lies inside fuse.dir %s, which would hide it: move it beside", c.Data.Dir, c.Fuse.Dir)
+	case isInside(mount, data):
+		return fmt.Errorf("fuse.dir %s lies inside data.dir %s: move it beside", c.Fuse.Dir, c.Data.Dir)
+	}
+	return nil
+}
+
+// concludeAddr opens the node to others only where there is a credential.
+func (c *Config) concludeAddr() {
+	if c.HTTP.Addr != "" {
+		return
+	}
+	host := "127.0.0.1"
+	if c.HTTP.Token != "" {
+		host = ""
+	}
+	c.HTTP.Addr = net.JoinHostPort(host, DefaultPort)
+}
+
+// checkExposure refuses to speak beyond this machine without a credential.
+func (c *Config) checkExposure() error {
+	if c.HTTP.Token != "" {
+		return nil
+	}
+	const remedy = "set the same http.token (or http.token-file, or " + TokenVariable + ") on every node"
+	if !addrIsLoopback(c.HTTP.Addr) {
+		return fmt.Errorf("http.addr %s is reachable from other machines and there is no http.token: %s, or use http.addr: 127.0.0.1:%s",
+			c.HTTP.Addr, remedy, DefaultPort)
+	}
+	if c.Lease.AdvertiseURL != "" {
+		u, err := url.Parse(c.Lease.AdvertiseURL)
+		if err != nil || !hostIsLoopback(u.Hostname()) {
+			return fmt.Errorf("lease.advertise-url %s is on another machine and there is no http.token: %s",
+				c.Lease.AdvertiseURL, remedy)
+		}
+	}
+	return nil
+}
+
+// realPath resolves the symbolic links of the part of path that exists. What
+// cannot be resolved (a stale mount, a missing permission) stays as written.
+func realPath(path string) string {
+	rest := ""
+	for p := path; ; p = filepath.Dir(p) {
+		real, err := filepath.EvalSymlinks(p)
+		if err == nil {
+			return filepath.Join(real, rest)
+		}
+		if !errors.Is(err, fs.ErrNotExist) || p == filepath.Dir(p) {
+			return path
+		}
+		rest = filepath.Join(filepath.Base(p), rest)
+	}
+}
+
+// isInside reports whether the clean absolute path lies below dir.
+func isInside(path, dir string) bool {
+	return strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
