@@ -1,0 +1,63 @@
+package ltxlog
+
+import (
+	"fmt"
+)
+
+// Append encodes one entry and adds it. It must follow the head (Min is Head.Max+1 and Pre is
+// Head.Post), or be a snapshot (Min 1, Pre 0, every page), which replaces everything before it.
+// post is the rolling checksum of the database after it. pages is called once.
+//
+// With sync the entry and all before it are durable on return. On any error nothing is added.
+func (l *Log) Append(h Header, pages Pages, post uint64, sync bool) (Entry, error) {
+	l.change.Lock()
+	defer l.change.Unlock()
+	if err := l.ready(); err != nil {
+		return Entry{}, fmt.Errorf("append %s: %w", entryName(h.Min, h.Max), err)
+	}
+	if err := l.joins(h.Min, h.Pre); err != nil {
+		return Entry{}, fmt.Errorf("append %s: %w", entryName(h.Min, h.Max), err)
+	}
+
+	w := l.newWriter()
+	defer w.discard()
+	if err := encode(w, h, pages, post); err != nil {
+		return Entry{}, err
+	}
+	e := h.entry(post, w.enc.n)
+	if err := l.publish(e, w, sync); err != nil {
+		return Entry{}, fmt.Errorf("append %s: %w", entryName(h.Min, h.Max), err)
+	}
+	return e, nil
+}
+
+// encode makes the bytes of one entry in w.
+func encode(w *writer, h Header, pages Pages, post uint64) error {
+	if err := w.enc.begin(h, w.spill); err != nil {
+		return err
+	}
+	if err := pages(w.enc.page); err != nil {
+		return fmt.Errorf("pages of %s: %w", entryName(h.Min, h.Max), err)
+	}
+	return w.enc.end(post)
+}
+
+// ready says whether the list may be changed now.
+func (l *Log) ready() error {
+	if l.isClosed() {
+		return ErrClosed
+	}
+	return l.clearDebris()
+}
+
+// joins says whether an entry that follows (minTXID-1, pre) may be added.
+func (l *Log) joins(minTXID, pre uint64) error {
+	if minTXID == 1 {
+		return nil // a snapshot follows anything; its Pre is checked with its header
+	}
+	head, _ := l.Head()
+	if head.Max+1 != minTXID || head.Post != pre {
+		return &MismatchError{HaveTXID: head.Max, HavePost: head.Post, WantTXID: minTXID - 1, WantPost: pre}
+	}
+	return nil
+}

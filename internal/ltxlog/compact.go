@@ -1,0 +1,226 @@
+package ltxlog
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/superfly/ltx"
+)
+
+// Compaction says which entries are merged.
+type Compaction struct {
+	// MaxBytes is the most that the entries merged into one may have together, and so about the
+	// largest result. They are held in memory. 0: 4 MiB; capped at 64 MiB.
+	MaxBytes int64
+	// MinEntries is the shortest run worth merging. 0: 16.
+	MinEntries int
+	// Before protects entries with Max >= Before: a follower whose position falls inside a merged
+	// entry cannot continue from the log. 0: only the newest entry is protected.
+	Before uint64
+}
+
+const maxCompaction = 64 << 20
+
+func (c *Compaction) ensureDefaults() {
+	if c.MaxBytes == 0 {
+		c.MaxBytes = 4 << 20
+	}
+	c.MaxBytes = min(c.MaxBytes, maxCompaction)
+	if c.MinEntries == 0 {
+		c.MinEntries = 16
+	}
+	c.MinEntries = max(c.MinEntries, 2)
+}
+
+// Compact merges runs of small adjacent entries into one entry each and returns how many entries
+// went. The newest entry stays as it is, for recovery finds the end of the captured WAL by it.
+// A merged entry has Min and Pre of its first, everything else of its last part, and the newest
+// content of each page. Entries of different epochs or page sizes are not merged, nor is one that
+// drops the database.
+//
+// ltx.Compactor is not used: it forgets epoch and WAL position, and brings back old content of a
+// page that was cut off and added again without being written.
+func (l *Log) Compact(c Compaction) (merged int, err error) {
+	c.ensureDefaults()
+	l.change.Lock()
+	defer l.change.Unlock()
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	if err := l.ready(); err != nil {
+		return 0, fmt.Errorf("compact transaction log: %w", err)
+	}
+	for _, r := range planCompaction(l.Entries(), c) {
+		if err := l.merge(r); err != nil {
+			return merged, fmt.Errorf("compact %s to %s: %w", entryName(r[0].Min, r[0].Max), entryName(r[len(r)-1].Min, r[len(r)-1].Max), err)
+		}
+		merged += len(r) - 1
+	}
+	return merged, nil
+}
+
+// planCompaction returns the runs to merge, oldest first.
+func planCompaction(entries []Entry, c Compaction) [][]Entry {
+	var runs [][]Entry
+	var run []Entry
+	var bytes int64
+	end := func() {
+		if len(run) >= c.MinEntries {
+			runs = append(runs, run)
+		}
+		run, bytes = nil, 0
+	}
+	for i, e := range entries {
+		if i == len(entries)-1 || (c.Before > 0 && e.Max >= c.Before) {
+			break
+		}
+		if e.Commit == 0 || e.Size > c.MaxBytes {
+			end()
+			continue
+		}
+		if len(run) > 0 && (e.Epoch != run[0].Epoch || e.PageSize != run[0].PageSize || bytes+e.Size > c.MaxBytes) {
+			end()
+		}
+		run = append(run, e)
+		bytes += e.Size
+	}
+	end()
+	return runs
+}
+
+// merge replaces a run by one entry. The caller holds change and sync.
+func (l *Log) merge(run []Entry) error {
+	if err := l.syncLocked(); err != nil {
+		return err // the merged entry must not be durable before those in front of it
+	}
+	m, err := l.load(run)
+	if err != nil {
+		return err
+	}
+	h := m.header()
+	w := l.newWriter()
+	defer w.discard()
+	if err := encode(w, h, m.pages, m.last.Post); err != nil {
+		return err
+	}
+	e := h.entry(m.last.Post, w.enc.n)
+	if err := l.putDurable(e, w, true); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	i := slices.Index(l.mu.entries, run[0])
+	l.mu.entries = slices.Replace(l.mu.entries, i, i+len(run), e)
+	l.mu.Unlock()
+	for _, old := range run {
+		l.removeOrRemember(entryName(old.Min, old.Max))
+	}
+	return nil
+}
+
+// merger is a run of entries in memory and where the newest content of each page is.
+type merger struct {
+	first, last Entry
+	files       [][]byte
+	newest      map[uint32]frameRef
+	floor       uint32 // fewest pages the database had in between
+	data        []byte
+}
+
+type frameRef struct {
+	file         int
+	offset, size int64
+}
+
+// load reads and verifies a run.
+func (l *Log) load(run []Entry) (*merger, error) {
+	m := &merger{
+		first: run[0], last: run[len(run)-1],
+		newest: map[uint32]frameRef{}, floor: run[0].Commit, data: make([]byte, run[0].PageSize),
+	}
+	if m.first.IsSnapshot() {
+		m.floor = 0
+	}
+	for i, e := range run {
+		b, err := l.readEntry(e)
+		if err != nil {
+			return nil, err
+		}
+		m.files = append(m.files, b)
+		if e.Commit < m.floor {
+			m.floor = e.Commit
+		}
+		for pgno := range m.newest {
+			if pgno > e.Commit {
+				delete(m.newest, pgno) // cut off: older content is gone for good
+			}
+		}
+		_, err = decode(bytes.NewReader(b), e.Size, nil, func(f frame) error {
+			m.newest[f.pgno] = frameRef{file: i, offset: f.offset, size: f.size}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", entryName(e.Min, e.Max), err)
+		}
+	}
+	return m, nil
+}
+
+func (l *Log) readEntry(e Entry) ([]byte, error) {
+	f, err := l.OpenEntry(e)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, e.Size)
+	if _, err := io.ReadFull(f, b); err != nil {
+		_ = f.Close() // opened for reading
+		return nil, fmt.Errorf("read %s: %w", entryName(e.Min, e.Max), announced(err, e.Size))
+	}
+	return b, f.Close()
+}
+
+func (m *merger) header() Header {
+	return Header{
+		Min: m.first.Min, Max: m.last.Max, Pre: m.first.Pre,
+		Commit: m.last.Commit, PageSize: m.last.PageSize,
+		Epoch: m.last.Epoch, Timestamp: m.last.Timestamp,
+		WALOffset: m.last.WALOffset, WALSize: m.last.WALSize, Salt1: m.last.Salt1, Salt2: m.last.Salt2,
+	}
+}
+
+// pages emits the newest content of each page. A page above the floor that nobody wrote since is
+// zero, and must be said to be: the reader of the merged entry may hold older content of it.
+func (m *merger) pages(emit func(uint32, []byte) error) error {
+	zero := make([]byte, m.last.PageSize)
+	lockPgno := ltx.LockPgno(m.last.PageSize)
+	for pgno := m.floor + 1; pgno <= m.last.Commit; pgno++ {
+		if _, ok := m.newest[pgno]; !ok && pgno != lockPgno {
+			m.newest[pgno] = frameRef{}
+		}
+	}
+	for _, pgno := range sortedKeys(m.newest) {
+		ref := m.newest[pgno]
+		if ref.size == 0 {
+			if err := emit(pgno, zero); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := decompress(m.data, m.files[ref.file][ref.offset+framePrefix:ref.offset+ref.size]); err != nil {
+			return corrupt("page %d: %w", pgno, err)
+		}
+		if err := emit(pgno, m.data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sortedKeys(m map[uint32]frameRef) []uint32 {
+	keys := make([]uint32, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

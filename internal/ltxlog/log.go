@@ -1,0 +1,237 @@
+// Package ltxlog is the durable, ordered list of transactions of one database.
+//
+// A log is a directory with one LTX file (format 3, github.com/superfly/ltx) an entry. An entry
+// holds the pages that one or more consecutive transactions changed:
+//
+//	<min TXID, 16 hex>-<max TXID, 16 hex>.ltx     an entry
+//	<any>.tmp                                     an entry being made; removed by Open
+//	durable                                       TXID up to which entries are known to be on disk
+//
+// Entries form a chain: Min is the Max of the entry before plus one, and Pre, the rolling checksum
+// of the database before the entry, is the Post of the entry before. An entry with Min 1 is a
+// snapshot: it carries every page. A new log starts with one; a log whose old entries were
+// retired (Retain) starts anywhere.
+//
+// What is promised:
+//
+//   - An entry is in the list completely or not at all, whatever operation fails and wherever the
+//     process or the machine stops.
+//   - An operation that returns an error has added nothing and leaves the log usable. The one side
+//     effect it may have is documented at Import.
+//   - Nothing is durable until the sync argument or Sync asks for it; after that, all of it.
+//   - No byte from a peer is believed: a file is verified completely before it is listed.
+//
+// One goroutine changes a log at a time (others wait); readers run beside it. Who may append, and
+// what the pages mean, is decided elsewhere.
+package ltxlog
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/litefs/litefs/internal/vfs"
+)
+
+var (
+	// ErrCorrupt: the bytes are not a valid entry.
+	ErrCorrupt = errors.New("corrupt LTX entry")
+	// ErrBroken: the log lacks or cannot read an entry that others follow. See BrokenError.
+	ErrBroken = errors.New("transaction log is broken")
+	// ErrMismatch: the entry does not join the head of the log. See MismatchError.
+	ErrMismatch = errors.New("entry does not join the transaction log")
+	// ErrNotFound: the log holds no such entry (any more).
+	ErrNotFound = errors.New("no such entry in the transaction log")
+	// ErrNoSnapshot: the oldest entry is not a snapshot, so the database cannot be rebuilt.
+	ErrNoSnapshot = errors.New("transaction log does not start with a snapshot")
+	// ErrClosed: the log was closed.
+	ErrClosed = errors.New("transaction log is closed")
+)
+
+// BrokenError says where a log is broken. It matches ErrBroken and the cause.
+type BrokenError struct {
+	TXID uint64 // the first transaction that cannot be read
+	Err  error
+}
+
+func (e *BrokenError) Error() string {
+	return fmt.Sprintf("%s at transaction %016x: %s", ErrBroken, e.TXID, e.Err)
+}
+func (e *BrokenError) Unwrap() []error { return []error{ErrBroken, e.Err} }
+
+// MismatchError tells the position an entry needs and the one the log has. It matches ErrMismatch.
+type MismatchError struct {
+	HaveTXID, HavePost uint64 // head of the log; zero when it is empty
+	WantTXID, WantPost uint64 // position that the entry follows
+}
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("%s: log is at %016x/%016x, entry follows %016x/%016x",
+		ErrMismatch, e.HaveTXID, e.HavePost, e.WantTXID, e.WantPost)
+}
+func (e *MismatchError) Unwrap() error { return ErrMismatch }
+
+// Entry describes one entry. The invariants hold for every listed entry: 1 <= Min <= Max <=
+// MaxTXID; Pre is 0 when Min is 1, else flagged with bit 63; Post is flagged with bit 63.
+type Entry struct {
+	Min, Max           uint64 // first and last transaction
+	Size               int64  // bytes of the file
+	Pre, Post          uint64 // rolling checksum of the database before and after
+	Commit             uint32 // pages of the database after it; 0: the database was dropped
+	PageSize           uint32 // bytes
+	Epoch              uint64 // fencing token of the primary that wrote it (LTX node ID)
+	Timestamp          time.Time
+	WALOffset, WALSize int64 // bytes of the WAL it was captured from; 0, 0 for a journal
+	Salt1, Salt2       uint32
+}
+
+// IsSnapshot says whether e carries every page of the database.
+func (e Entry) IsSnapshot() bool { return e.Min == 1 }
+
+// Dropped is an entry that Open removed.
+type Dropped struct {
+	Min, Max uint64
+	// Durable: the entry had been made durable, so this is damage and not the trace of a crash.
+	Durable bool
+	Err     error // what was wrong with it, or with an entry before it
+}
+
+// Options configures a log. The zero value works.
+type Options struct {
+	FS     vfs.FS       // default: the real disk
+	Logger *slog.Logger // default: discard
+
+	// Buffers are encoding buffers (about 200 KB while in use) that many logs may share.
+	// Default: the log's own.
+	Buffers *Buffers
+
+	// Repair makes Open drop everything from the first broken entry on, where it would return
+	// ErrBroken. The drops are reported as always.
+	Repair bool
+}
+
+func (o *Options) ensureDefaults() {
+	if o.FS == nil {
+		o.FS = vfs.OS()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Buffers == nil {
+		o.Buffers = &Buffers{}
+	}
+}
+
+// Log is an open transaction log.
+//
+// Locks are taken in the order change, sync, mu. Whoever removes or replaces files holds change
+// and sync; a plain append holds change alone, so a background Sync does not hold it up.
+type Log struct {
+	dir     string
+	fs      vfs.FS
+	logger  *slog.Logger
+	buffers *Buffers
+	dropped []Dropped // set by Open, then constant
+
+	change struct {
+		sync.Mutex
+		// debris are files that an operation had to leave behind because their removal failed
+		// too. They are not listed but the next Open would find them, and one may cover entries
+		// appended later: so nothing is changed before they are gone.
+		debris []string
+	}
+	sync struct {
+		sync.Mutex
+		mark vfs.File // the durable file, opened at first use
+		// suspect are entries whose fsync failed: the kernel may have thrown their pages away,
+		// and a second fsync would succeed without them. They are written anew.
+		suspect map[string]bool
+	}
+	mu struct {
+		sync.RWMutex
+		entries []Entry // chain, oldest first; every one has a file
+		durable uint64  // every listed entry with Max <= durable is on disk
+		closed  bool
+	}
+}
+
+// Dropped returns what Open removed, oldest first.
+func (l *Log) Dropped() []Dropped { return append([]Dropped(nil), l.dropped...) }
+
+// Head returns the newest entry; false when the log is empty.
+func (l *Log) Head() (Entry, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if len(l.mu.entries) == 0 {
+		return Entry{}, false
+	}
+	return l.mu.entries[len(l.mu.entries)-1], true
+}
+
+// Tail returns the oldest entry; false when the log is empty.
+func (l *Log) Tail() (Entry, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if len(l.mu.entries) == 0 {
+		return Entry{}, false
+	}
+	return l.mu.entries[0], true
+}
+
+// Entries returns a copy of the list, oldest first.
+func (l *Log) Entries() []Entry {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return append([]Entry(nil), l.mu.entries...)
+}
+
+// Durable returns the TXID up to which everything in the log is known to be on disk.
+func (l *Log) Durable() uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.mu.durable
+}
+
+// Find returns the entry that contains txid.
+func (l *Log) Find(txid uint64) (Entry, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return find(l.mu.entries, txid)
+}
+
+func find(entries []Entry, txid uint64) (Entry, bool) {
+	i := sort.Search(len(entries), func(i int) bool { return entries[i].Max >= txid })
+	if i == len(entries) || entries[i].Min > txid {
+		return Entry{}, false
+	}
+	return entries[i], true
+}
+
+// Close syncs the log and ends its use. The error of the sync is returned; the log is closed anyway.
+func (l *Log) Close() error {
+	l.change.Lock()
+	defer l.change.Unlock()
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	if l.isClosed() {
+		return nil
+	}
+	err := l.syncLocked()
+	if l.sync.mark != nil {
+		err = errors.Join(err, l.sync.mark.Close())
+		l.sync.mark = nil
+	}
+	l.mu.Lock()
+	l.mu.closed = true
+	l.mu.Unlock()
+	return err
+}
+
+func (l *Log) isClosed() bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.mu.closed
+}

@@ -1,0 +1,303 @@
+package ltxlog
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"github.com/superfly/ltx"
+)
+
+// Open opens the log in dir, which is created when it does not exist.
+//
+// Temporary files are removed, and entries covered by a larger one (a compaction or a snapshot
+// that was interrupted). The headers of all entries are read and must form a chain; the last
+// entry and all that were not known to be durable are verified completely. A torn last entry is
+// removed, and so is everything from a fault on that lies behind the durable position, which is
+// what a power cut leaves: Dropped tells. Any other fault is a BrokenError, and nothing is removed
+// for it unless Options.Repair asks. An error of the disk is returned and removes nothing.
+func Open(dir string, opt Options) (*Log, error) {
+	opt.ensureDefaults()
+	l := &Log{dir: dir, fs: opt.FS, logger: opt.Logger, buffers: opt.Buffers}
+	if err := l.recover(opt.Repair); err != nil {
+		err = fmt.Errorf("open transaction log %s: %w", dir, err)
+		if l.sync.mark != nil {
+			err = errors.Join(err, l.sync.mark.Close())
+		}
+		return nil, err
+	}
+	for _, d := range l.dropped {
+		l.logger.Warn("transaction log entry dropped",
+			"path", l.path(entryName(d.Min, d.Max)), "durable", d.Durable, "err", d.Err)
+	}
+	return l, nil
+}
+
+// candidate is a file named as an entry.
+type candidate struct {
+	Entry       // only Min and Max when bad
+	bad   error // header, trailer or size cannot be those of the entry
+}
+
+func (l *Log) recover(repair bool) error {
+	if err := l.fs.MkdirAll(l.dir, 0o700); err != nil {
+		return err
+	}
+	found, err := l.scan()
+	if err != nil {
+		return err
+	}
+	mark, err := l.readMark()
+	if err != nil {
+		return err
+	}
+	chain, covered, err := l.resolveOverlaps(found, mark)
+	if err != nil {
+		return err
+	}
+	if chain, err = l.cutFaults(chain, mark, repair); err != nil {
+		return err
+	}
+	if err := l.checkMark(chain, mark, repair); err != nil {
+		return err
+	}
+	for _, c := range chain {
+		l.mu.entries = append(l.mu.entries, c.Entry)
+	}
+	l.mu.durable = mark
+	return l.cleanUp(covered)
+}
+
+// scan removes temporary files and reads the ends of every entry, in the order of Min; of several
+// with one Min the largest comes first.
+func (l *Log) scan() ([]candidate, error) {
+	files, err := l.fs.ReadDir(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	var found []candidate
+	for _, f := range files {
+		minTXID, maxTXID, ok := parseEntryName(f.Name())
+		switch {
+		case ok:
+			c, err := l.readEnds(minTXID, maxTXID)
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, c)
+		case isTempName(f.Name()):
+			if err := l.remove(f.Name()); err != nil {
+				return nil, err
+			}
+		case f.Name() != durableName:
+			l.logger.Warn("foreign file in transaction log, left alone", "path", l.path(f.Name()))
+		}
+	}
+	slices.SortFunc(found, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.Min, b.Min), cmp.Compare(b.Max, a.Max))
+	})
+	return found, nil
+}
+
+// readEnds reads header and trailer of an entry. The error is one of the disk; wrong content is
+// noted in the candidate.
+func (l *Log) readEnds(minTXID, maxTXID uint64) (c candidate, err error) {
+	c.Min, c.Max = minTXID, maxTXID
+	f, err := l.fs.OpenFile(l.entryPath(c.Entry), os.O_RDONLY, 0)
+	if err != nil {
+		return c, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return c, err
+	}
+	size := info.Size()
+	if size < minEntrySize {
+		c.bad = corrupt("file has %d bytes, want at least %d", size, minEntrySize)
+		return c, nil
+	}
+	var head [ltx.HeaderSize]byte
+	var tail [ltx.TrailerSize]byte
+	if err := errors.Join(readFull(f, head[:], 0), readFull(f, tail[:], size-ltx.TrailerSize)); err != nil {
+		return c, err
+	}
+	e, err := parseEnds(head[:], tail[:], size)
+	if err == nil && (e.Min != minTXID || e.Max != maxTXID) {
+		err = corrupt("header is of transactions %016x to %016x", e.Min, e.Max)
+	}
+	if err != nil {
+		c.bad = err
+		return c, nil
+	}
+	c.Entry = e
+	return c, nil
+}
+
+func parseEnds(head, tail []byte, size int64) (Entry, error) {
+	h, err := parseHeader(head)
+	if err != nil {
+		return Entry{}, err
+	}
+	var t ltx.Trailer
+	if err := t.UnmarshalBinary(tail); err != nil {
+		return Entry{}, corrupt("trailer: %w", err)
+	}
+	if err := t.Validate(h); err != nil {
+		return Entry{}, corrupt("trailer: %w", err)
+	}
+	return newEntry(h, uint64(t.PostApplyChecksum), size), nil
+}
+
+// resolveOverlaps prefers an entry to those it covers, which are returned apart, provided it is
+// whole.
+func (l *Log) resolveOverlaps(found []candidate, mark uint64) (chain, covered []candidate, err error) {
+	for len(found) > 0 {
+		c := found[0]
+		found = found[1:]
+		n := 0
+		for n < len(found) && found[n].Max <= c.Max {
+			n++
+		}
+		if n > 0 {
+			bad, err := l.check(c)
+			if err != nil {
+				return nil, nil, err
+			}
+			if bad != nil {
+				l.drop(c, mark, bad)
+				continue
+			}
+			covered = append(covered, found[:n]...)
+			found = found[n:]
+		}
+		chain = append(chain, c)
+	}
+	return chain, covered, nil
+}
+
+// check verifies a candidate completely. The second result is an error of the disk.
+func (l *Log) check(c candidate) (bad, err error) {
+	if c.bad != nil {
+		return c.bad, nil
+	}
+	err = l.verify(c.Entry)
+	if errors.Is(err, ErrCorrupt) {
+		return err, nil
+	}
+	return nil, err
+}
+
+// fault is the first place where a chain is broken.
+type fault struct {
+	index int    // first entry that is unusable
+	txid  uint64 // first transaction that is missing
+	torn  bool   // the content of the entry is wrong, not its place
+	err   error
+}
+
+// cutFaults drops what a crash can have left and returns a chain without a fault.
+func (l *Log) cutFaults(chain []candidate, mark uint64, repair bool) ([]candidate, error) {
+	for {
+		f, err := l.firstFault(chain, mark)
+		if err != nil {
+			return nil, err
+		}
+		if f == nil {
+			return chain, nil
+		}
+		tornLast := f.torn && f.index == len(chain)-1
+		if !tornLast && f.txid <= mark && !repair {
+			return nil, &BrokenError{TXID: f.txid, Err: f.err}
+		}
+		for _, c := range chain[f.index:] {
+			l.drop(c, mark, f.err)
+		}
+		chain = chain[:f.index]
+	}
+}
+
+func (l *Log) firstFault(chain []candidate, mark uint64) (*fault, error) {
+	for i, c := range chain {
+		if i > 0 && c.Min != chain[i-1].Max+1 {
+			next := chain[i-1].Max + 1
+			return &fault{index: i, txid: min(next, c.Min), err: corrupt("%s follows transaction %016x", entryName(c.Min, c.Max), next-1)}, nil
+		}
+		if c.bad == nil && i > 0 && c.Pre != chain[i-1].Post {
+			if bad, err := l.check(chain[i-1]); bad != nil || err != nil {
+				return &fault{index: i - 1, txid: chain[i-1].Min, torn: true, err: bad}, err
+			}
+			return &fault{index: i, txid: c.Min, err: corrupt("%s follows checksum %016x, the entry before ends with %016x",
+				entryName(c.Min, c.Max), c.Pre, chain[i-1].Post)}, nil
+		}
+		bad := c.bad
+		if c.Max > mark || i == len(chain)-1 {
+			var err error
+			if bad, err = l.check(c); err != nil {
+				return nil, err
+			}
+		}
+		if bad != nil {
+			return &fault{index: i, txid: c.Min, torn: true, err: bad}, nil
+		}
+	}
+	return nil, nil
+}
+
+// checkMark: the log must reach the durable position, or what is missing was reported.
+func (l *Log) checkMark(chain []candidate, mark uint64, repair bool) error {
+	var head uint64
+	if len(chain) > 0 {
+		head = chain[len(chain)-1].Max
+	}
+	reported := slices.ContainsFunc(l.dropped, func(d Dropped) bool { return d.Durable })
+	if head >= mark || reported || repair {
+		return nil
+	}
+	return &BrokenError{TXID: head + 1, Err: fmt.Errorf("entries up to transaction %016x were durable and are gone: %w", mark, fs.ErrNotExist)}
+}
+
+func (l *Log) drop(c candidate, mark uint64, why error) {
+	l.dropped = append(l.dropped, Dropped{Min: c.Min, Max: c.Max, Durable: c.Max <= mark, Err: why})
+}
+
+// cleanUp removes what was dropped and what is covered, the newest first.
+func (l *Log) cleanUp(covered []candidate) error {
+	head, _ := l.Head()
+	if err := l.lowerMark(head.Max); err != nil {
+		return err
+	}
+	if len(l.dropped)+len(covered) == 0 {
+		return nil
+	}
+	for i := len(l.dropped) - 1; i >= 0; i-- {
+		if err := l.remove(entryName(l.dropped[i].Min, l.dropped[i].Max)); err != nil {
+			return err
+		}
+	}
+	for _, c := range covered {
+		if err := l.remove(entryName(c.Min, c.Max)); err != nil {
+			return err
+		}
+	}
+	return l.fs.SyncDir(l.dir)
+}
+
+func (l *Log) readMark() (uint64, error) {
+	f, err := l.fs.OpenFile(l.path(durableName), os.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	b := make([]byte, markSize)
+	err = readFull(f, b, 0)
+	if err = errors.Join(err, f.Close()); errors.Is(err, ErrCorrupt) {
+		return 0, nil // torn: nothing is known to be durable
+	}
+	return decodeMark(b), err
+}

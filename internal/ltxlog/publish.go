@@ -1,0 +1,210 @@
+package ltxlog
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/litefs/litefs/internal/vfs"
+)
+
+// writer collects the bytes of one new entry: in memory while they are few, else in a temporary
+// file.
+type writer struct {
+	log  *Log
+	enc  *encoder
+	temp vfs.File // nil while everything is in enc.buf
+}
+
+func (l *Log) newWriter() *writer {
+	return &writer{log: l, enc: l.buffers.get()}
+}
+
+// tempName is constant: one goroutine changes the log at a time.
+const tempName = "entry" + tempSuffix
+
+// spill writes bytes to the temporary file, creating it first.
+func (w *writer) spill(b []byte) error {
+	if w.temp == nil {
+		f, err := w.log.fs.OpenFile(w.log.path(tempName), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+		if err != nil {
+			return err
+		}
+		w.temp = f
+	}
+	return writeAll(w.temp, b)
+}
+
+// discard ends the use of w. A temporary file that was not renamed is removed.
+func (w *writer) discard() {
+	if w.temp != nil {
+		// Nothing of it was promised, so only the removal matters.
+		if err := w.temp.Close(); err != nil {
+			w.log.logger.Warn("close temporary log file", "dir", w.log.dir, "err", err)
+		}
+		w.temp = nil
+		w.log.removeOrRemember(tempName)
+	}
+	w.log.buffers.put(w.enc)
+	w.enc = nil
+}
+
+// put brings the bytes under the name of the entry. Small entries are written there directly:
+// a rename would not make them safer, because the next Open verifies every entry that was not
+// made durable, and removes a torn one; and it would cost a second commit of the file system's
+// journal when the entry is synced. replace asks for the rename, for an entry that covers others:
+// the next Open prefers it to them.
+func (w *writer) put(name string, sync, replace bool) error {
+	if w.temp == nil && !replace {
+		return w.log.writeFile(name, w.enc.buf, sync)
+	}
+	if err := w.spill(w.enc.buf); err != nil {
+		return err
+	}
+	f := w.temp
+	if sync {
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
+	w.temp = nil
+	if err := f.Close(); err != nil {
+		w.log.removeOrRemember(tempName)
+		return err
+	}
+	if err := w.log.fs.Rename(w.log.path(tempName), w.log.path(name)); err != nil {
+		w.log.removeOrRemember(tempName)
+		return err
+	}
+	return nil
+}
+
+// writeFile makes a file with content b, or none.
+func (l *Log) writeFile(name string, b []byte, sync bool) error {
+	f, err := l.fs.OpenFile(l.path(name), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	err = writeAll(f, b)
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err != nil {
+		l.removeOrRemember(name)
+	}
+	return err
+}
+
+func writeAll(f vfs.File, b []byte) error {
+	n, err := f.Write(b)
+	if err == nil && n < len(b) {
+		err = fmt.Errorf("write %s: %d bytes of %d", f.Name(), n, len(b))
+	}
+	return err
+}
+
+// publish makes the entry in w part of the log. The caller holds change and has checked that the
+// entry joins.
+func (l *Log) publish(e Entry, w *writer, sync bool) error {
+	if head, ok := l.Head(); ok && e.Min <= head.Max {
+		return l.publishReplacing(e, w)
+	}
+	if !sync {
+		if err := w.put(entryName(e.Min, e.Max), false, false); err != nil {
+			return err
+		}
+		l.list(e)
+		return nil
+	}
+
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	if err := l.syncFiles(l.unsynced()); err != nil {
+		return err
+	}
+	if err := l.putDurable(e, w, false); err != nil {
+		return err
+	}
+	l.list(e)
+	l.setDurable(e.Max)
+	return nil
+}
+
+// publishReplacing adds a snapshot to a log that is not empty. What goes beyond the snapshot, or
+// ends where it ends with another checksum, belongs to another history and is dropped first:
+// found beside the snapshot after a crash it would be a broken chain. So is an entry of the same
+// name, whose file could not be brought back. Then the snapshot is made durable, and then what it
+// covers is removed.
+func (l *Log) publishReplacing(e Entry, w *writer) error {
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	foreign := func(old Entry) bool {
+		return old.Max > e.Max || (old.Max == e.Max && (old.Post != e.Post || old.Min == e.Min))
+	}
+	if err := l.truncateLocked(foreign); err != nil {
+		return err
+	}
+	if err := l.putDurable(e, w, true); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	covered := l.mu.entries
+	l.mu.entries = []Entry{e}
+	l.mu.durable = e.Max
+	l.mu.Unlock()
+	l.writeMark(e.Max)
+	for _, old := range covered {
+		l.removeOrRemember(entryName(old.Min, old.Max))
+	}
+	return nil
+}
+
+// putDurable is put followed by the sync of the directory; on an error the file is gone.
+func (l *Log) putDurable(e Entry, w *writer, replace bool) error {
+	name := entryName(e.Min, e.Max)
+	if err := w.put(name, true, replace); err != nil {
+		return err
+	}
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		l.removeOrRemember(name)
+		return err
+	}
+	return nil
+}
+
+func (l *Log) list(e Entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.entries = append(l.mu.entries, e)
+}
+
+// removeOrRemember removes a file that is not in the list; when that fails, the next change of
+// the log tries again before it does anything else.
+func (l *Log) removeOrRemember(name string) {
+	if err := l.remove(name); err != nil {
+		l.logger.Warn("remove file from transaction log, will be tried again", "path", l.path(name), "err", err)
+		l.change.debris = append(l.change.debris, name)
+	}
+}
+
+// remove removes a file; one that does not exist is no error.
+func (l *Log) remove(name string) error {
+	err := l.fs.Remove(l.path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (l *Log) clearDebris() error {
+	for len(l.change.debris) > 0 {
+		last := len(l.change.debris) - 1
+		if err := l.remove(l.change.debris[last]); err != nil {
+			return fmt.Errorf("remove what an earlier failure left: %w", err)
+		}
+		l.change.debris = l.change.debris[:last]
+	}
+	return nil
+}

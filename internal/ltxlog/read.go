@@ -1,0 +1,181 @@
+package ltxlog
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/pierrec/lz4/v4"
+	"github.com/superfly/ltx"
+
+	"github.com/litefs/litefs/internal/vfs"
+)
+
+// open opens the file of a listed entry. Files are removed only after they were taken from the
+// list, so under the lock a listed entry has one.
+func (l *Log) open(e Entry) (vfs.File, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.mu.closed {
+		return nil, ErrClosed
+	}
+	if have, ok := find(l.mu.entries, e.Min); !ok || have.Min != e.Min || have.Max != e.Max || have.Post != e.Post {
+		return nil, fmt.Errorf("%w: %s", ErrNotFound, entryName(e.Min, e.Max))
+	}
+	return l.fs.OpenFile(l.entryPath(e), os.O_RDONLY, 0)
+}
+
+// OpenEntry returns the bytes of an entry (e.Size of them), which stay readable when the entry is
+// retired meanwhile. ErrNotFound: it was removed, merged or replaced; ask the list again.
+func (l *Log) OpenEntry(e Entry) (io.ReadCloser, error) {
+	return l.open(e)
+}
+
+// Pages calls fn for every page of an entry in ascending order, after the whole entry was
+// verified: ErrCorrupt before the first call, or never. data is valid until fn returns.
+func (l *Log) Pages(e Entry, fn func(pgno uint32, data []byte) error) (err error) {
+	f, err := l.open(e)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+
+	var src io.ReaderAt = f
+	if e.Size <= spillSize {
+		b := make([]byte, e.Size)
+		if err := readFull(f, b, 0); err != nil {
+			return fmt.Errorf("read %s: %w", entryName(e.Min, e.Max), err)
+		}
+		src = bytes.NewReader(b)
+	}
+	if err := checkEntry(src, e); err != nil {
+		return err
+	}
+	_, err = decode(io.NewSectionReader(src, 0, e.Size), e.Size, nil, func(f frame) error { return fn(f.pgno, f.data) })
+	return err
+}
+
+// checkEntry verifies the content and that it is the entry listed.
+func checkEntry(src io.ReaderAt, e Entry) error {
+	got, err := decode(io.NewSectionReader(src, 0, e.Size), e.Size, nil, nil)
+	if err == nil && got != e {
+		err = corrupt("content is of %s with checksums %016x, %016x, want %016x, %016x",
+			entryName(got.Min, got.Max), got.Pre, got.Post, e.Pre, e.Post)
+	}
+	if err != nil {
+		return fmt.Errorf("verify %s: %w", entryName(e.Min, e.Max), err)
+	}
+	return nil
+}
+
+// Verify reads an entry completely. ErrCorrupt: the content is damaged.
+func (l *Log) Verify(e Entry) (err error) {
+	f, err := l.open(e)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return checkEntry(f, e)
+}
+
+// verify is Verify for an entry that need not be listed.
+func (l *Log) verify(e Entry) (err error) {
+	f, err := l.fs.OpenFile(l.entryPath(e), os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return checkEntry(f, e)
+}
+
+// Page returns one page of an entry, found by the entry's index; false when the entry does not
+// have it. Only this page is read, so the checksum of the file is not verified.
+func (l *Log) Page(e Entry, pgno uint32) (data []byte, ok bool, err error) {
+	f, err := l.open(e)
+	if err != nil {
+		return nil, false, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	data, ok, err = readPage(f, e, pgno)
+	if err != nil {
+		return nil, false, fmt.Errorf("page %d of %s: %w", pgno, entryName(e.Min, e.Max), err)
+	}
+	return data, ok, nil
+}
+
+func readPage(f io.ReaderAt, e Entry, pgno uint32) ([]byte, bool, error) {
+	offset, size, ok, err := findFrame(f, e, pgno)
+	if err != nil || !ok {
+		return nil, false, err
+	}
+	limit := int64(framePrefix + lz4.CompressBlockBound(int(e.PageSize)))
+	if size <= framePrefix || size > limit || offset < ltx.HeaderSize || offset > e.Size-size {
+		return nil, false, corrupt("index has it at byte %d, %d bytes", offset, size)
+	}
+	b := make([]byte, size)
+	if err := readFull(f, b, offset); err != nil {
+		return nil, false, err
+	}
+	var ph ltx.PageHeader
+	if err := ph.UnmarshalBinary(b); err != nil {
+		return nil, false, err
+	}
+	if ph.Pgno != pgno || ph.Flags != ltx.PageHeaderFlagSize || int64(binary.BigEndian.Uint32(b[ltx.PageHeaderSize:])) != size-framePrefix {
+		return nil, false, corrupt("no such page at byte %d", offset)
+	}
+	data := make([]byte, e.PageSize)
+	if err := decompress(data, b[framePrefix:]); err != nil {
+		return nil, false, corrupt("%w", err)
+	}
+	return data, true, nil
+}
+
+// findFrame looks a page up in the index, reading it as a stream: it has 10 bytes a page.
+func findFrame(f io.ReaderAt, e Entry, pgno uint32) (offset, size int64, ok bool, err error) {
+	var b [8]byte
+	end := e.Size - ltx.TrailerSize - int64(len(b))
+	if err := readFull(f, b[:], end); err != nil {
+		return 0, 0, false, err
+	}
+	length := binary.BigEndian.Uint64(b[:])
+	if length > uint64(max(end-ltx.HeaderSize, 0)) {
+		return 0, 0, false, corrupt("index has %d bytes", length)
+	}
+	r := bufio.NewReaderSize(io.NewSectionReader(f, end-int64(length), int64(length)), 16<<10)
+	for {
+		var rec [3]uint64
+		for i := range rec {
+			if rec[i], err = binary.ReadUvarint(r); err != nil {
+				return 0, 0, false, corrupt("index: %w", err)
+			}
+			if rec[0] == 0 || rec[0] > uint64(pgno) {
+				return 0, 0, false, nil
+			}
+		}
+		if rec[0] == uint64(pgno) {
+			if rec[1] > uint64(e.Size) || rec[2] > uint64(e.Size) {
+				return 0, 0, false, corrupt("index has page %d at byte %d, %d bytes", pgno, rec[1], rec[2])
+			}
+			return int64(rec[1]), int64(rec[2]), true, nil
+		}
+	}
+}
+
+// readFull reads exactly b; a file that ends before is ErrCorrupt.
+func readFull(f io.ReaderAt, b []byte, offset int64) error {
+	if offset < 0 {
+		return corrupt("file is too short")
+	}
+	n, err := f.ReadAt(b, offset)
+	if n == len(b) {
+		return nil
+	}
+	if errors.Is(err, io.EOF) {
+		return corrupt("file ends at byte %d", offset+int64(n))
+	}
+	return err
+}

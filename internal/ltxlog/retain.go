@@ -1,0 +1,62 @@
+package ltxlog
+
+import (
+	"fmt"
+	"time"
+)
+
+// Retention says which entries may go. Zero fields set no limit; with both zero nothing goes.
+type Retention struct {
+	MaxAge   time.Duration // entries older than this go
+	MaxBytes int64         // the oldest go until the log is not larger
+	KeepFrom uint64        // entries that contain this TXID or a later one stay; 0: none is needed
+}
+
+// Retain removes the oldest entries that the limits and KeepFrom let go, and returns how many
+// entries and bytes went. The newest entry always stays. Afterwards the log may start with an
+// entry that is not a snapshot.
+//
+// Nothing is synced: an entry that comes back after a power cut goes the next time. This leans on
+// the file system recording removals in their order, as ext4, XFS and btrfs do.
+func (l *Log) Retain(now time.Time, limits Retention) (entries int, bytes int64, err error) {
+	l.change.Lock()
+	defer l.change.Unlock()
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	if err := l.ready(); err != nil {
+		return 0, 0, fmt.Errorf("retain transaction log: %w", err)
+	}
+	list := l.Entries()
+	for i := range expired(list, now, limits) {
+		l.mu.RLock()
+		rest := l.mu.entries[1:]
+		l.mu.RUnlock()
+		if err := l.unlist(rest, list[i]); err != nil {
+			return entries, bytes, fmt.Errorf("retain transaction log: %w", err)
+		}
+		entries++
+		bytes += list[i].Size
+	}
+	return entries, bytes, nil
+}
+
+// expired returns how many of the oldest entries may go.
+func expired(entries []Entry, now time.Time, limits Retention) int {
+	var total int64
+	for _, e := range entries {
+		total += e.Size
+	}
+	n := 0
+	for n < len(entries)-1 {
+		e := entries[n]
+		old := limits.MaxAge > 0 && now.Sub(e.Timestamp) > limits.MaxAge
+		large := limits.MaxBytes > 0 && total > limits.MaxBytes
+		needed := limits.KeepFrom > 0 && e.Max >= limits.KeepFrom
+		if needed || !(old || large) {
+			break
+		}
+		total -= e.Size
+		n++
+	}
+	return n
+}

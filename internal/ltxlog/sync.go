@@ -1,0 +1,210 @@
+package ltxlog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+
+	"github.com/litefs/litefs/internal/vfs"
+)
+
+// Sync makes everything that was in the log when it was called durable.
+func (l *Log) Sync() error {
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	if l.isClosed() {
+		return fmt.Errorf("sync transaction log: %w", ErrClosed)
+	}
+	return l.syncLocked()
+}
+
+// syncLocked: the caller holds sync.
+func (l *Log) syncLocked() error {
+	entries := l.unsynced()
+	if len(entries) == 0 {
+		return nil
+	}
+	if err := l.syncFiles(entries); err != nil {
+		return fmt.Errorf("sync transaction log: %w", err)
+	}
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		return fmt.Errorf("sync transaction log: %w", err)
+	}
+	l.setDurable(entries[len(entries)-1].Max)
+	return nil
+}
+
+func (l *Log) unsynced() []Entry {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	i := len(l.mu.entries)
+	for i > 0 && l.mu.entries[i-1].Max > l.mu.durable {
+		i--
+	}
+	return append([]Entry(nil), l.mu.entries[i:]...)
+}
+
+// syncFiles makes the content of entries durable, not their names. Writing starts in all files
+// before the first is waited for, so that many small files share a few journal commits.
+// The caller holds sync.
+func (l *Log) syncFiles(entries []Entry) (err error) {
+	files := make([]vfs.File, 0, min(len(entries), maxOpenAtSync))
+	defer func() {
+		for _, f := range files {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	for len(entries) > 0 {
+		group := entries[:min(len(entries), maxOpenAtSync)]
+		entries = entries[len(group):]
+		for _, e := range group {
+			f, err := l.openForSync(e)
+			if err != nil {
+				return err
+			}
+			files = append(files, f)
+		}
+		for i, f := range files {
+			if err := f.Sync(); err != nil {
+				l.suspect(group[i])
+				return err
+			}
+		}
+		for len(files) > 0 {
+			f := files[len(files)-1]
+			files = files[:len(files)-1]
+			if err := f.Close(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// maxOpenAtSync bounds the descriptors of one sync.
+const maxOpenAtSync = 64
+
+func (l *Log) openForSync(e Entry) (vfs.File, error) {
+	if err := l.rewriteSuspect(e); err != nil {
+		return nil, err
+	}
+	f, err := l.fs.OpenFile(l.entryPath(e), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.StartSync(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func (l *Log) suspect(e Entry) {
+	if l.sync.suspect == nil {
+		l.sync.suspect = map[string]bool{}
+	}
+	l.sync.suspect[entryName(e.Min, e.Max)] = true
+}
+
+// rewriteTemp differs from tempName: a Sync may run beside an append.
+const rewriteTemp = "rewrite" + tempSuffix
+
+// rewriteSuspect writes an entry whose fsync failed again, from what the page cache still has.
+func (l *Log) rewriteSuspect(e Entry) error {
+	name := entryName(e.Min, e.Max)
+	if !l.sync.suspect[name] {
+		return nil
+	}
+	if err := l.verify(e); err != nil {
+		return fmt.Errorf("write %s again: %w", name, err)
+	}
+	if err := l.copyFile(name, rewriteTemp); err != nil {
+		return errors.Join(fmt.Errorf("write %s again: %w", name, err), l.remove(rewriteTemp))
+	}
+	if err := l.fs.Rename(l.path(rewriteTemp), l.path(name)); err != nil {
+		return errors.Join(fmt.Errorf("write %s again: %w", name, err), l.remove(rewriteTemp))
+	}
+	delete(l.sync.suspect, name)
+	return nil
+}
+
+func (l *Log) copyFile(from, to string) (err error) {
+	src, err := l.fs.OpenFile(l.path(from), os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	dst, err := l.fs.OpenFile(l.path(to), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	_, err = io.Copy(struct{ io.Writer }{dst}, struct{ io.Reader }{src})
+	return err
+}
+
+func (l *Log) setDurable(txid uint64) {
+	l.mu.Lock()
+	l.mu.durable = max(l.mu.durable, txid)
+	l.mu.Unlock()
+	l.writeMark(txid)
+}
+
+// The durable file tells the next Open which entries a power cut cannot have torn: a fault in one
+// of those is damage to report, a fault behind them is a crash to clean up. It is written after
+// the entries are on disk and may lag behind, since a lower mark only means more to verify.
+const markSize = 12 // TXID, CRC-32 of the TXID
+
+// writeMark does not sync: see above. A failure to raise it is no failure of the log.
+func (l *Log) writeMark(txid uint64) {
+	if err := l.putMark(txid, false); err != nil {
+		l.logger.Warn("note durable position of transaction log", "path", l.path(durableName), "err", err)
+	}
+}
+
+// lowerMark must be durable before entries below the old mark are removed or written anew:
+// else the next Open would take their absence for damage.
+func (l *Log) lowerMark(txid uint64) error {
+	if l.Durable() <= txid {
+		return nil
+	}
+	if err := l.putMark(txid, true); err != nil {
+		return fmt.Errorf("lower durable position: %w", err)
+	}
+	l.mu.Lock()
+	l.mu.durable = txid
+	l.mu.Unlock()
+	return nil
+}
+
+func (l *Log) putMark(txid uint64, sync bool) error {
+	if l.sync.mark == nil {
+		f, err := l.fs.OpenFile(l.path(durableName), os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return err
+		}
+		l.sync.mark = f
+	}
+	if _, err := l.sync.mark.WriteAt(encodeMark(txid), 0); err != nil {
+		return err
+	}
+	if sync {
+		return l.sync.mark.Sync()
+	}
+	return nil
+}
+
+func encodeMark(txid uint64) []byte {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, markSize), txid)
+	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
+}
+
+// decodeMark returns 0 (nothing is known to be durable) for anything that is not a mark.
+func decodeMark(b []byte) uint64 {
+	if len(b) != markSize || binary.BigEndian.Uint32(b[8:]) != crc32.ChecksumIEEE(b[:8]) {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
+}

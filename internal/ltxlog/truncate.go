@@ -1,0 +1,63 @@
+package ltxlog
+
+import "fmt"
+
+// TruncateAfter drops the entries with Min > txid: the newest first, so that a crash or an error
+// between two leaves a whole chain. The dropping is durable on return.
+func (l *Log) TruncateAfter(txid uint64) error {
+	l.change.Lock()
+	defer l.change.Unlock()
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	if err := l.ready(); err != nil {
+		return fmt.Errorf("truncate transaction log after %016x: %w", txid, err)
+	}
+	if err := l.truncateLocked(func(e Entry) bool { return e.Min > txid }); err != nil {
+		return fmt.Errorf("truncate transaction log after %016x: %w", txid, err)
+	}
+	return nil
+}
+
+// truncateLocked drops entries from the newest back while drop says so. The caller holds change
+// and sync.
+func (l *Log) truncateLocked(drop func(Entry) bool) error {
+	entries := l.Entries()
+	keep := len(entries)
+	for keep > 0 && drop(entries[keep-1]) {
+		keep--
+	}
+	if keep == len(entries) {
+		return nil
+	}
+	var head uint64
+	if keep > 0 {
+		head = entries[keep-1].Max
+	}
+	if err := l.lowerMark(head); err != nil {
+		return err
+	}
+	for i := len(entries) - 1; i >= keep; i-- {
+		if err := l.unlist(entries[:i], entries[i]); err != nil {
+			return err
+		}
+	}
+	return l.fs.SyncDir(l.dir)
+}
+
+// unlist makes rest the list and removes the file of gone, which is at one end of the list now.
+// When the removal fails the list is as before. The caller holds change and sync.
+func (l *Log) unlist(rest []Entry, gone Entry) error {
+	l.mu.Lock()
+	old := l.mu.entries
+	l.mu.entries = rest
+	l.mu.Unlock()
+	name := entryName(gone.Min, gone.Max)
+	if err := l.remove(name); err != nil {
+		l.mu.Lock()
+		l.mu.entries = old
+		l.mu.Unlock()
+		return err
+	}
+	delete(l.sync.suspect, name)
+	return nil
+}
