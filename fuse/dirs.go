@@ -1,0 +1,84 @@
+package fuse
+
+import (
+	"sync"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// dirStream reads a directory. Offsets are the cookies of getdents64(2), so they mean the same to a later daemon.
+type dirStream struct {
+	mu  sync.Mutex
+	buf []byte
+	pos int64 // where the next getdents64 continues
+}
+
+const dirBufferSize = 32 << 10
+
+func (fs *loopback) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	n, err := fs.nodes.get(in.NodeId)
+	if err != nil {
+		return status(err)
+	}
+	fd, err := unix.Openat(n.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return status(err)
+	}
+	h := &handle{node: n, fd: fd, dir: &dirStream{buf: make([]byte, dirBufferSize)}}
+	fs.addHandle(h, unix.O_RDONLY)
+	out.Fh = h.fh
+	return gofuse.OK
+}
+
+// ReadDir lists names from an offset on. Entries read from the directory that do not fit into the reply are read again.
+func (fs *loopback) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
+	h, err := fs.handle(in.Fh)
+	if err != nil {
+		return status(err)
+	}
+	if h.dir == nil {
+		return gofuse.ENOTDIR
+	}
+	d := h.dir
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if off := int64(in.Offset); off != d.pos {
+		if _, err := unix.Seek(h.fd, off, unix.SEEK_SET); err != nil {
+			return status(err)
+		}
+		d.pos = off
+	}
+	for {
+		n, err := unix.Getdents(h.fd, d.buf)
+		if err != nil {
+			return status(err)
+		}
+		if n == 0 {
+			return gofuse.OK
+		}
+		for rest := d.buf[:n]; len(rest) > 0; {
+			var e gofuse.DirEntry
+			rest = rest[e.Parse(rest):]
+			if !out.AddDirEntry(e) {
+				_, err := unix.Seek(h.fd, d.pos, unix.SEEK_SET)
+				return status(err)
+			}
+			d.pos = int64(e.Off)
+		}
+	}
+}
+
+func (fs *loopback) ReleaseDir(in *gofuse.ReleaseIn) {
+	if h := fs.removeHandle(in.Fh); h != nil {
+		h.close()
+	}
+}
+
+func (fs *loopback) FsyncDir(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
+	h, err := fs.handle(in.Fh)
+	if err != nil {
+		return status(err)
+	}
+	return status(unix.Fsync(h.fd))
+}

@@ -1,0 +1,23 @@
+// Package fuse shows a directory through the kernel's FUSE: a loopback file system for SQLite databases.
+//
+// A Session reads requests from /dev/fuse in its own loop and answers them from the files under Options.Root. What a
+// request means for a database is not known here: the Backend is asked before a request touches a file, and told
+// afterwards. The package promises
+//
+//   - stable inode numbers: the nodeid the kernel sees is the inode number of the file shown (the root is 1), so locks
+//     that SQLite keys by inode survive everything but the file itself;
+//   - one I/O mode per inode from its first open to its last close (see Mode): the kernel answers EIO otherwise;
+//   - no path of the outside is ever followed: every node is pinned by an O_PATH|O_NOFOLLOW descriptor, so a symbolic
+//     link in the tree cannot lead the daemon, which is root, out of it;
+//   - a request that may wait (for the Backend or for the disk) never keeps another request from being read.
+//
+// File locks are not negotiated with the kernel: fcntl, OFD and flock locks live on the FUSE inode, cost no request, and
+// a process that wants to take part in them (this one too) opens the file through the mount.
+//
+// How a request is served:
+//
+//	/dev/fuse --read--> serve loop --ProtocolServer--> loopback methods --*at(2), /proc/self/fd--> files under Root
+//	                      |  two goroutines wait in read(2); one that takes a request which may wait
+//	                      |  first makes sure that another one is reading
+//	                      '--write--> answer; notifications are written to the same descriptor
+package fuse

@@ -1,0 +1,423 @@
+package fuse
+
+import (
+	"errors"
+	"syscall"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// handle is one open(2) of a file, or an open directory.
+type handle struct {
+	fh       uint64 // number << 2 | access mode, so that a handle of an earlier daemon still says how it was opened
+	node     *node  // nil: virtual
+	fd       int    // -1: virtual
+	writable bool
+	content  []byte     // of a virtual file
+	dir      *dirStream // of a directory
+}
+
+func (h *handle) close() {
+	if h.fd >= 0 {
+		unix.Close(h.fd)
+	}
+}
+
+func (fs *loopback) addHandle(h *handle, flags uint32) {
+	fs.handles.Lock()
+	defer fs.handles.Unlock()
+	fs.handles.last++
+	h.fh = fs.handles.last<<2 | uint64(flags&unix.O_ACCMODE)
+	fs.handles.open[h.fh] = h
+}
+
+func (fs *loopback) handle(fh uint64) (*handle, error) {
+	fs.handles.RLock()
+	defer fs.handles.RUnlock()
+	if h := fs.handles.open[fh]; h != nil {
+		return h, nil
+	}
+	return nil, syscall.EBADF
+}
+
+func (fs *loopback) removeHandle(fh uint64) *handle {
+	fs.handles.Lock()
+	defer fs.handles.Unlock()
+	h := fs.handles.open[fh]
+	delete(fs.handles.open, fh)
+	return h
+}
+
+// backingFlags are the flags of open(2) that our own descriptor of the file takes over. O_APPEND is not among them, for
+// the kernel sends offsets and pwrite(2) would ignore them; nor O_DIRECT, for which our buffers are not aligned;
+// O_TRUNC is a request of its own (SETATTR).
+const backingFlags = unix.O_ACCMODE | unix.O_SYNC | unix.O_DSYNC
+
+func isWritable(flags uint32) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY }
+
+// Open opens an existing file.
+func (fs *loopback) Open(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	if isVirtual(in.NodeId) {
+		return fs.openVirtual(in, out)
+	}
+	n, err := fs.nodes.get(in.NodeId)
+	if err != nil {
+		return status(err)
+	}
+	if n.kind != unix.S_IFREG {
+		return gofuse.EACCES // nothing else is opened through the daemon
+	}
+	return fs.open(n, Caller{in.Pid}, in.Flags, false, out)
+}
+
+// open asks the Backend and opens n.
+func (fs *loopback) open(n *node, c Caller, flags uint32, created bool, out *gofuse.OpenOut) gofuse.Status {
+	asked := Cached
+	askedFirst := false
+	for {
+		n.mu.Lock()
+		first := n.opens == 0
+		n.mu.Unlock()
+		// No lock is held: Opening may wait for something that opens or closes this very file.
+		path, named := fs.nodes.pathOf(n)
+		if named {
+			mode, err := fs.backend.Opening(c, path, flags, first)
+			if err != nil {
+				return fs.refused("open", path, err)
+			}
+			asked = mode
+		}
+		askedFirst = first || !named
+		code, again := fs.openAs(n, c, flags, created, asked, askedFirst, out)
+		if !again {
+			return code
+		}
+	}
+}
+
+// openAs opens n in the mode in force, or in the mode asked for if no handle is open. again: the last handle was closed
+// since the Backend was told that there is one, so the mode has not been asked for.
+func (fs *loopback) openAs(n *node, c Caller, flags uint32, created bool, asked Mode, askedFirst bool, out *gofuse.OpenOut) (code gofuse.Status, again bool) {
+	// A thread of this process may hold a lock that a Released in progress waits for.
+	if !c.Own() {
+		n.order.Lock()
+		defer n.order.Unlock()
+	}
+	h := &handle{node: n, fd: -1, writable: isWritable(flags)}
+	if code, again = fs.openBacked(n, h, flags, asked, askedFirst, out); !code.Ok() || again {
+		return code, again
+	}
+	if path, named := fs.nodes.pathOf(n); named {
+		fs.backend.Opened(path, h.writable, created)
+	}
+	return gofuse.OK, false
+}
+
+// openBacked is openAs without the Backend.
+func (fs *loopback) openBacked(n *node, h *handle, flags uint32, asked Mode, askedFirst bool, out *gofuse.OpenOut) (code gofuse.Status, again bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.opens == 0 && !askedFirst {
+		return gofuse.OK, true
+	}
+	fd, err := unix.Open(procPath(n.fd), int(flags&backingFlags)|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	if err != nil {
+		return status(err), false
+	}
+	if fs.nodes.ref(n.id) == nil {
+		unix.Close(fd)
+		return status(syscall.ESTALE), false
+	}
+	h.fd = fd
+	if n.opens == 0 {
+		n.mode = fs.begin(n, fd, asked)
+	}
+	n.opens++
+	fs.addHandle(h, flags)
+	out.Fh = h.fh
+	switch n.mode {
+	case Passthrough: // KEEP_CACHE with it would be EIO
+		out.OpenFlags, out.BackingID = gofuse.FOPEN_PASSTHROUGH, n.backing
+	case Direct:
+		out.OpenFlags = gofuse.FOPEN_DIRECT_IO
+	default:
+		out.OpenFlags = gofuse.FOPEN_KEEP_CACHE
+	}
+	return gofuse.OK, false
+}
+
+// begin decides the mode of an inode at its first open. n.mu is held, and nothing else: a registration waits for the
+// kernel.
+func (fs *loopback) begin(n *node, fd int, asked Mode) Mode {
+	if asked != Passthrough || !fs.passthrough() || n.refused {
+		if asked == Direct {
+			return Direct
+		}
+		return Cached
+	}
+	id, err := fs.dev.openBacking(fd)
+	if err != nil {
+		n.refused = true
+		path, _ := fs.nodes.pathOf(n)
+		fs.logger.Warn("the kernel refused passthrough for a file; it is served cached", "path", path, "err", err)
+		return Cached
+	}
+	n.backing = id
+	return Passthrough
+}
+
+// Create makes a file and opens it. If it was made behind the kernel's back meanwhile, it is opened as it is.
+func (fs *loopback) Create(_ <-chan struct{}, in *gofuse.CreateIn, name string, out *gofuse.CreateOut) gofuse.Status {
+	dir, err := fs.directory(in.NodeId, name)
+	if err != nil {
+		return status(err)
+	}
+	c := Caller{in.Pid}
+	path, named := fs.nodes.childPath(dir, name)
+	if _, virtual := fs.virtualContent(path, named); virtual {
+		return gofuse.EPERM
+	}
+	if named {
+		if err := fs.backend.Creating(c, path); err != nil {
+			return fs.refused("create", path, err)
+		}
+	}
+	fd, err := unix.Openat(dir.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if errors.Is(err, syscall.EEXIST) && in.Flags&unix.O_EXCL == 0 {
+		return fs.openExisting(dir, name, in, out)
+	}
+	if err != nil {
+		return status(err)
+	}
+	unix.Close(fd)
+	n, err := fs.adoptNew(dir, name, in.Owner, in.Mode|unix.S_IFREG, &out.EntryOut)
+	if err != nil {
+		return status(err)
+	}
+	code := fs.open(n, c, in.Flags, true, &out.OpenOut)
+	if !code.Ok() {
+		fs.undoNew(dir, name, unix.S_IFREG)
+		fs.nodes.moved(n.id)
+		fs.nodes.unref(n.id, 1)
+	}
+	return code
+}
+
+func (fs *loopback) openExisting(dir *node, name string, in *gofuse.CreateIn, out *gofuse.CreateOut) gofuse.Status {
+	n, st, err := fs.nodes.lookup(dir, name)
+	if err != nil {
+		return status(err)
+	}
+	code := gofuse.EACCES
+	if n.kind == unix.S_IFREG {
+		code = fs.open(n, Caller{in.Pid}, in.Flags, false, &out.OpenOut)
+	}
+	if code.Ok() && in.Flags&unix.O_TRUNC != 0 {
+		if code = fs.truncate(n, Caller{in.Pid}, 0, 0, false); !code.Ok() {
+			fs.release(out.Fh)
+		}
+	}
+	if code.Ok() {
+		code = status(unix.Fstat(n.fd, &st))
+	}
+	if !code.Ok() {
+		fs.nodes.unref(n.id, 1)
+		return code
+	}
+	fillEntry(&out.EntryOut, n, &st)
+	return gofuse.OK
+}
+
+// openVirtual fixes the content for as long as the handle is open, so that a reader never sees half of two.
+func (fs *loopback) openVirtual(in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	if isWritable(in.Flags) {
+		return gofuse.EACCES
+	}
+	content, ok := fs.virtualContent(fs.virtuals.path(in.NodeId))
+	if !ok {
+		return gofuse.ENOENT
+	}
+	h := &handle{fd: -1, content: append([]byte(nil), content...)}
+	fs.addHandle(h, in.Flags)
+	out.Fh = h.fh
+	out.OpenFlags = gofuse.FOPEN_DIRECT_IO // reads go to the end of the content, whatever the size was at the lookup
+	return gofuse.OK
+}
+
+// Release closes a handle. The kernel does not wait for it.
+func (fs *loopback) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) { fs.release(in.Fh) }
+
+func (fs *loopback) release(fh uint64) {
+	h := fs.removeHandle(fh)
+	if h == nil {
+		return
+	}
+	if h.node == nil {
+		h.close()
+		return
+	}
+	n := h.node
+	n.order.Lock()
+	last := fs.closeBacked(n, h)
+	path, named := fs.nodes.pathOf(n)
+	if !named {
+		path = ""
+	}
+	fs.backend.Released(path, h.writable, last)
+	n.order.Unlock()
+	fs.nodes.unref(n.id, 1)
+}
+
+func (fs *loopback) closeBacked(n *node, h *handle) (last bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	h.close()
+	n.opens--
+	if n.opens > 0 {
+		return false
+	}
+	if n.backing != 0 {
+		if err := fs.dev.closeBacking(n.backing); err != nil {
+			fs.logger.Error("the kernel keeps a passthrough file", "id", n.backing, "err", err)
+		}
+		n.backing = 0
+	}
+	return true
+}
+
+// Read hands the descriptor to the loop, which reads straight into the reply.
+func (fs *loopback) Read(_ <-chan struct{}, in *gofuse.ReadIn, _ []byte) (gofuse.ReadResult, gofuse.Status) {
+	h, err := fs.handle(in.Fh)
+	if err != nil {
+		return nil, status(err)
+	}
+	if h.fd < 0 {
+		from := min(in.Offset, uint64(len(h.content)))
+		to := min(from+uint64(in.Size), uint64(len(h.content)))
+		return gofuse.ReadResultData(h.content[from:to]), gofuse.OK
+	}
+	return gofuse.ReadResultFd(uintptr(h.fd), int64(in.Offset), int(in.Size)), gofuse.OK
+}
+
+// Writev is the scattered form of Write, which this loop never needs.
+func (fs *loopback) Writev(<-chan struct{}, *gofuse.WriteIn, [][]byte) (uint32, gofuse.Status) {
+	return 0, gofuse.ENOSYS
+}
+
+func (fs *loopback) Write(_ <-chan struct{}, in *gofuse.WriteIn, data []byte) (uint32, gofuse.Status) {
+	h, err := fs.handle(in.Fh)
+	if err != nil {
+		return 0, status(err)
+	}
+	if h.fd < 0 || h.node == nil {
+		return 0, gofuse.EBADF
+	}
+	path, named := fs.nodes.pathOf(h.node)
+	if named {
+		if err := fs.backend.Writing(Caller{in.Pid}, path, int64(in.Offset), data); err != nil {
+			return 0, fs.refused("write", path, err)
+		}
+	}
+	written, err := pwriteFull(h.fd, data, int64(in.Offset))
+	if named && written > 0 {
+		fs.backend.Wrote(path, int64(in.Offset), written)
+	}
+	if written > 0 {
+		return uint32(written), gofuse.OK // a short write tells of the error at the next one
+	}
+	return 0, status(err)
+}
+
+func pwriteFull(fd int, data []byte, off int64) (int, error) {
+	done := 0
+	for done < len(data) {
+		n, err := unix.Pwrite(fd, data[done:], off+int64(done))
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil {
+			return done, err
+		}
+		if n == 0 {
+			return done, syscall.EIO
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// truncate sets the size of a file, if the Backend agrees: an error means that nothing has changed.
+func (fs *loopback) truncate(n *node, c Caller, size int64, fh uint64, withHandle bool) gofuse.Status {
+	if path, named := fs.nodes.pathOf(n); named {
+		if err := fs.backend.Truncating(c, path, size); err != nil {
+			return fs.refused("truncate", path, err)
+		}
+	}
+	if withHandle {
+		if h, err := fs.handle(fh); err == nil && h.writable && h.node == n {
+			return status(unix.Ftruncate(h.fd, size))
+		}
+	}
+	return status(unix.Truncate(procPath(n.fd), size))
+}
+
+// Flush has nothing to do: there are no forwarded locks and no unwritten data. ENOSYS is remembered by the kernel, so
+// that close(2) costs no request.
+func (fs *loopback) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.ENOSYS }
+
+// fsyncDataOnly is the flag of FSYNC that fdatasync(2) sets.
+const fsyncDataOnly = 1
+
+func (fs *loopback) Fsync(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
+	h, err := fs.handle(in.Fh)
+	if err != nil {
+		return status(err)
+	}
+	if h.fd < 0 {
+		return gofuse.OK
+	}
+	if in.FsyncFlags&fsyncDataOnly != 0 {
+		return status(unix.Fdatasync(h.fd))
+	}
+	return status(unix.Fsync(h.fd))
+}
+
+// removes are the modes of fallocate(2) that change what is in the file.
+const removes = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_COLLAPSE_RANGE | unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_INSERT_RANGE
+
+func (fs *loopback) Fallocate(_ <-chan struct{}, in *gofuse.FallocateIn) gofuse.Status {
+	h, err := fs.handle(in.Fh)
+	if err != nil {
+		return status(err)
+	}
+	if h.fd < 0 || h.node == nil {
+		return gofuse.EBADF
+	}
+	if in.Mode&removes != 0 {
+		if path, named := fs.nodes.pathOf(h.node); named {
+			if err := fs.backend.Truncating(Caller{in.Pid}, path, int64(in.Offset)); err != nil {
+				return fs.refused("fallocate", path, err)
+			}
+		}
+	}
+	err = unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length))
+	if errors.Is(err, syscall.ENOSYS) {
+		err = syscall.EOPNOTSUPP
+	}
+	return status(err)
+}
+
+// Lseek answers SEEK_DATA and SEEK_HOLE; the kernel does the others itself.
+func (fs *loopback) Lseek(_ <-chan struct{}, in *gofuse.LseekIn, out *gofuse.LseekOut) gofuse.Status {
+	h, err := fs.handle(in.Fh)
+	if err != nil {
+		return status(err)
+	}
+	if h.fd < 0 {
+		return gofuse.EINVAL
+	}
+	off, err := unix.Seek(h.fd, int64(in.Offset), int(in.Whence))
+	out.Offset = uint64(off)
+	return status(err)
+}

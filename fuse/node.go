@@ -1,0 +1,250 @@
+package fuse
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// rootID is the nodeid of the root directory, fixed by the protocol.
+const rootID = 1
+
+// node is one inode of the tree shown. Its id is the inode number of the file, which cannot be given to another file
+// while fd pins it.
+type node struct {
+	id   uint64
+	kind uint32 // S_IFMT bits
+	fd   int    // O_PATH|O_NOFOLLOW
+
+	// refs = lookups the kernel has not forgotten + open handles. Guarded by table.mu. 0: freed.
+	refs uint64
+
+	path  atomic.Pointer[pathAt]
+	moves atomic.Uint64 // counts renames and unlinks of this inode; counted after they happened
+
+	// order is held over a change of the open handles and the Opened or Released that tells it, so that the Backend
+	// hears them in the order they happened. Taken before mu.
+	order sync.Mutex
+
+	mu      sync.Mutex
+	opens   int   // handles open; mode and backing hold while it is not 0
+	mode    Mode  // in force
+	backing int32 // id registered with the kernel; 0: none
+	refused bool  // the kernel did not take the file as a backing: cached for as long as the node lives
+}
+
+// pathAt is a path that was right when table.moves plus node.moves, which only grow, had this sum.
+type pathAt struct {
+	moves uint64
+	path  string
+	ok    bool
+}
+
+// table holds the nodes the kernel knows.
+type table struct {
+	root     *node
+	dev      uint64        // device of the root; other devices are not shown, their inode numbers could collide
+	moves    atomic.Uint64 // counts what can change the paths of many nodes: a renamed directory, a change from outside
+	rootPath atomic.Pointer[string]
+
+	mu    sync.RWMutex
+	nodes map[uint64]*node
+}
+
+func newTable(dir string) (*table, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", dir, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("stat %s: %w", dir, err)
+	}
+	root := &node{id: rootID, kind: unix.S_IFDIR, fd: fd, refs: 1}
+	return &table{root: root, dev: st.Dev, nodes: map[uint64]*node{rootID: root}}, nil
+}
+
+// get returns a node the kernel knows.
+func (t *table) get(id uint64) (*node, error) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if n := t.nodes[id]; n != nil {
+		return n, nil
+	}
+	return nil, syscall.ESTALE
+}
+
+// known returns the node of an inode without a new reference, or nil.
+func (t *table) known(ino uint64) *node {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.nodes[ino]
+}
+
+// lookup finds name in the directory dir and takes a reference on its node.
+func (t *table) lookup(dir *node, name string) (*node, unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return nil, st, err
+	}
+	if err := t.check(&st); err != nil {
+		return nil, st, err
+	}
+	if n := t.ref(st.Ino); n != nil {
+		return n, st, nil
+	}
+	fd, err := unix.Openat(dir.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, st, err
+	}
+	return t.adopt(fd)
+}
+
+// adopt makes fd, an O_PATH descriptor, the pin of its node, or closes it when the node has one, and takes a reference.
+func (t *table) adopt(fd int) (*node, unix.Stat_t, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	if err == nil {
+		err = t.check(&st)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, st, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[st.Ino]; n != nil {
+		unix.Close(fd)
+		n.refs++
+		return n, st, nil
+	}
+	n := &node{id: st.Ino, kind: st.Mode & unix.S_IFMT, fd: fd, refs: 1}
+	t.nodes[n.id] = n
+	return n, st, nil
+}
+
+func (t *table) check(st *unix.Stat_t) error {
+	if st.Dev != t.dev {
+		return syscall.EXDEV
+	}
+	if st.Ino == rootID || st.Ino&virtualBit != 0 {
+		return fmt.Errorf("inode number %d is reserved: %w", st.Ino, syscall.EIO)
+	}
+	return nil
+}
+
+// ref takes a reference on the node of an inode if there is one.
+func (t *table) ref(id uint64) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.nodes[id]
+	if n != nil {
+		n.refs++
+	}
+	return n
+}
+
+// unref drops references; the node without any is freed.
+func (t *table) unref(id uint64, refs uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.nodes[id]
+	if n == nil || n == t.root {
+		return
+	}
+	n.refs -= min(refs, n.refs)
+	if n.refs == 0 {
+		delete(t.nodes, id)
+		unix.Close(n.fd)
+	}
+}
+
+// closeAll closes every pin. Nothing may use the table afterwards.
+func (t *table) closeAll() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, n := range t.nodes {
+		unix.Close(n.fd)
+	}
+	t.nodes = nil
+}
+
+// pathOf returns the path of a node relative to the root ("" for the root itself), false when it has no name any more.
+// Reading the link costs a microsecond, so it is kept until something moves.
+func (t *table) pathOf(n *node) (string, bool) {
+	moves := t.moves.Load() + n.moves.Load() // before the link is read: a move in between makes the entry stale, not wrong
+	if p := n.path.Load(); p != nil && p.moves == moves {
+		return p.path, p.ok
+	}
+	path, ok := t.readPath(n)
+	n.path.Store(&pathAt{moves: moves, path: path, ok: ok})
+	return path, ok
+}
+
+const deletedSuffix = " (deleted)"
+
+func (t *table) readPath(n *node) (string, bool) {
+	if n == t.root {
+		return "", true
+	}
+	link, err := os.Readlink(procPath(n.fd))
+	if err != nil {
+		return "", false
+	}
+	if strings.HasSuffix(link, deletedSuffix) {
+		var st unix.Stat_t // a file may be named so
+		if err := unix.Fstat(n.fd, &st); err != nil || st.Nlink == 0 || n.kind == unix.S_IFDIR {
+			return "", false
+		}
+	}
+	if root := t.rootPath.Load(); root != nil {
+		if path, ok := strings.CutPrefix(link, *root); ok {
+			return path, true
+		}
+	}
+	root, err := os.Readlink(procPath(t.root.fd)) // the root may have been renamed
+	if err != nil {
+		return "", false
+	}
+	root = strings.TrimSuffix(root, "/") + "/"
+	t.rootPath.Store(&root)
+	return strings.CutPrefix(link, root)
+}
+
+// childPath returns the path of a name in a directory, false when the directory has been removed.
+func (t *table) childPath(dir *node, name string) (string, bool) {
+	parent, ok := t.pathOf(dir)
+	if !ok {
+		return "", false
+	}
+	if parent == "" {
+		return name, true
+	}
+	return parent + "/" + name, true
+}
+
+// moved makes the path of an inode be read again. Called after the rename or unlink.
+func (t *table) moved(ino uint64) {
+	if n := t.known(ino); n != nil {
+		n.moves.Add(1)
+	}
+}
+
+// procPath names an open descriptor of this process; system calls follow it to the inode itself, whatever its name.
+func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// validName refuses what the kernel never sends, so that a name can be handed to the *at calls as it is.
+func validName(name string) error {
+	if name == "" || name == "." || name == ".." || strings.ContainsRune(name, '/') {
+		return errors.Join(fmt.Errorf("name %q", name), syscall.EINVAL)
+	}
+	return nil
+}

@@ -1,0 +1,257 @@
+package fuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Options are the parameters of Mount.
+type Options struct {
+	Dir           string // mount point: an empty directory
+	Root          string // directory shown; one file system, without mounts below it
+	AllowOther    bool   // other users may enter; modes are always checked by the kernel
+	Debug         bool   // every request to Logger
+	NoPassthrough bool   // Passthrough is served as Cached
+	Backend       Backend
+	Logger        *slog.Logger
+}
+
+// closeTimeout is how long Close waits for the mount to become idle when its context has no deadline.
+const closeTimeout = 10 * time.Second
+
+// Session is a live mount.
+type Session struct {
+	opt    Options
+	logger *slog.Logger
+	dev    *device
+	fs     *loopback
+	server *gofuse.ProtocolServer
+
+	passthrough bool
+	why         string // why passthrough is off; "" when it is on
+
+	buffers sync.Pool // *ioBuffers
+	reading atomic.Int32
+	workers sync.WaitGroup // goroutines of serve
+	counts  [maxOpcode]atomic.Uint64
+
+	notify struct {
+		sync.RWMutex      // read-held while a notification is written
+		closed       bool // the descriptor is closed
+	}
+
+	ended chan struct{} // closed when everything of the session is gone
+}
+
+// Mount shows Options.Root at Options.Dir, and serves it until Close or until it is unmounted from outside.
+// CheckMountPoint and Unstale are the caller's business, before. When Mount returns, the file system is usable; one log
+// line says which I/O mode is live and why.
+func Mount(ctx context.Context, opt Options) (*Session, error) {
+	if opt.Backend == nil || opt.Logger == nil {
+		return nil, errors.New("mount: Backend and Logger are required")
+	}
+	dir, err := resolve(opt.Dir)
+	if err != nil {
+		return nil, err
+	}
+	opt.Dir = dir
+	s := &Session{opt: opt, logger: opt.Logger.With("mount", dir), ended: make(chan struct{})}
+	s.buffers.New = func() any { return newBuffers() }
+	if err := raiseFileLimit(); err != nil {
+		s.logger.Warn("the limit of open files stays low: every file the kernel knows takes one", "err", err)
+	}
+	nodes, err := newTable(opt.Root)
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", dir, err)
+	}
+	s.dev, err = openDevice(ctx, dir, opt.AllowOther, s.logger)
+	if err != nil {
+		nodes.closeAll()
+		return nil, err
+	}
+	s.fs = newLoopback(s, nodes)
+	s.server = gofuse.NewProtocolServer(s.fs, s.protocolOptions())
+	if err := s.start(); err != nil {
+		err = errors.Join(err, s.dev.unmount(unix.MNT_DETACH), unix.Close(s.dev.fd))
+		nodes.closeAll()
+		return nil, fmt.Errorf("mount %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func (s *Session) protocolOptions() *gofuse.MountOptions {
+	off := uint64(gofuse.CAP_NO_OPEN_SUPPORT)
+	if s.opt.NoPassthrough {
+		off |= gofuse.CAP_PASSTHROUGH
+	}
+	return &gofuse.MountOptions{
+		Name:          fsName,
+		MaxWrite:      maxWrite,
+		MaxBackground: 64,
+		// Every write and every range notification would drop the whole file from the page cache otherwise.
+		ExplicitDataCacheControl: true,
+		// ENOSYS once; else each write asks for security.capability.
+		DisableXAttrs:        true,
+		DisableReadDirPlus:   true,
+		MaxStackDepth:        2, // 2: the files may be on overlayfs
+		DisabledCapabilities: off,
+		ExtraCapabilities:    gofuse.CAP_DIRECT_IO_ALLOW_MMAP,
+		Debug:                s.opt.Debug,
+		Logger:               slog.NewLogLogger(s.logger.Handler(), slog.LevelWarn),
+		PanicHandler:         s.panicked,
+	}
+}
+
+// start answers INIT, finds out whether passthrough works, and starts the loop.
+func (s *Session) start() error {
+	flags, err := s.initialize()
+	if err != nil {
+		return err
+	}
+	s.passthrough, s.why = s.probePassthrough(flags)
+	mode := Cached
+	if s.passthrough {
+		mode = Passthrough
+	}
+	s.logger.Info("mounted", "root", s.opt.Root, "io", mode.String(), "why", s.why, "helper", s.dev.helper)
+	for range maxReading {
+		s.workers.Add(1)
+		go s.serve()
+	}
+	go s.finish()
+	return nil
+}
+
+// probePassthrough tries what the first open would do: kernels differ, privileges and file systems too.
+func (s *Session) probePassthrough(flags uint64) (bool, string) {
+	if s.opt.NoPassthrough {
+		return false, "passthrough is switched off"
+	}
+	if flags&gofuse.CAP_PASSTHROUGH == 0 {
+		return false, "this kernel does not offer passthrough (6.9 or newer is needed)"
+	}
+	fd, err := unix.Openat(s.fs.nodes.root.fd, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return false, fmt.Sprintf("no temporary file in %s to try passthrough with: %v", s.opt.Root, err)
+	}
+	defer unix.Close(fd)
+	id, err := s.dev.openBacking(fd)
+	switch {
+	case errors.Is(err, syscall.EPERM):
+		return false, "passthrough needs CAP_SYS_ADMIN in the initial user namespace"
+	case errors.Is(err, syscall.ELOOP):
+		return false, fmt.Sprintf("the file system of %s is stacked too deep for passthrough: keep the data on a volume", s.opt.Root)
+	case err != nil:
+		return false, fmt.Sprintf("the kernel refused a file of %s for passthrough: %v", s.opt.Root, err)
+	}
+	if err := s.dev.closeBacking(id); err != nil {
+		return false, fmt.Sprintf("the kernel did not release a file from passthrough: %v", err)
+	}
+	return true, ""
+}
+
+// finish owns the end: when the loop is over, everything is closed.
+func (s *Session) finish() {
+	s.workers.Wait()
+	s.notify.Lock()
+	s.notify.closed = true
+	s.notify.Unlock()
+	s.fs.closeAll()
+	if err := unix.Close(s.dev.fd); err != nil {
+		s.logger.Error("close of the FUSE device", "err", err)
+	}
+	close(s.ended)
+}
+
+// Done is closed when the session is over: the kernel has ended it and every goroutine and descriptor of it is gone.
+func (s *Session) Done() <-chan struct{} { return s.ended }
+
+// Wait waits for the end of the session, by Close or by an unmount from outside.
+func (s *Session) Wait(ctx context.Context) error {
+	select {
+	case <-s.ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the unmount of %s: %w", s.opt.Dir, ctx.Err())
+	}
+}
+
+// Close unmounts and waits for the end of the session. While files are open in the mount it waits for them, until ctx
+// is done (10 s when it has no deadline); then it detaches the mount, fails their requests, and returns an error that
+// wraps syscall.EBUSY: descriptors in Passthrough mode go on to read and write without the daemon.
+func (s *Session) Close(ctx context.Context) error {
+	idle := ctx
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		idle, cancel = context.WithTimeout(ctx, closeTimeout)
+		defer cancel()
+	}
+	err := s.dev.unmountIdle(idle)
+	if err == nil {
+		// Unmounted here or from outside, perhaps lazily: then the connection lives as long as its open files.
+		if err = s.Wait(idle); err == nil {
+			return nil
+		}
+	}
+	users, uerr := usersOf(s.dev.mount, s.opt.Dir)
+	s.logger.Warn("the mount is still in use and is taken away by force", "users", users, "err", errors.Join(err, uerr))
+	err = fmt.Errorf("%w: still used by %v", err, users)
+	if aerr := s.dev.abort(); aerr != nil {
+		return errors.Join(err, aerr)
+	}
+	if ok, merr := s.dev.mounted(); merr != nil {
+		err = errors.Join(err, merr)
+	} else if ok {
+		if derr := s.dev.unmount(unix.MNT_DETACH); derr != nil {
+			err = errors.Join(err, fmt.Errorf("detach %s: %w", s.opt.Dir, derr))
+		}
+	}
+	// The abort has failed every read(2) of the loop; what remains are calls of the Backend.
+	rest, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	return errors.Join(err, s.Wait(rest))
+}
+
+// Passthrough reports whether Passthrough is live on this mount, and why not.
+func (s *Session) Passthrough() (live bool, why string) { return s.passthrough, s.why }
+
+// Dir is the mount point, absolute and without symbolic links.
+func (s *Session) Dir() string { return s.opt.Dir }
+
+// Path returns where the mount shows a path of the tree.
+func (s *Session) Path(path string) string { return filepath.Join(s.opt.Dir, path) }
+
+func (s *Session) panicked(v any) gofuse.Status {
+	s.logger.Error("panic while serving a request", "panic", v, "stack", string(stack()))
+	return gofuse.EIO
+}
+
+// wantFiles is the limit of open files that is asked for: one for each inode the kernel remembers and for each handle.
+const wantFiles = 1 << 20
+
+func raiseFileLimit() error {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return os.NewSyscallError("getrlimit", err)
+	}
+	if lim.Cur >= wantFiles {
+		return nil
+	}
+	want := unix.Rlimit{Cur: wantFiles, Max: max(lim.Max, wantFiles)}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &want) == nil {
+		return nil
+	}
+	want = unix.Rlimit{Cur: lim.Max, Max: lim.Max} // only root may raise the hard limit
+	return os.NewSyscallError("setrlimit", unix.Setrlimit(unix.RLIMIT_NOFILE, &want))
+}
