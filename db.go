@@ -1,0 +1,334 @@
+package litefs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/litefs/litefs/internal/capture"
+	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/pagesum"
+	"github.com/litefs/litefs/internal/peer"
+	"github.com/litefs/litefs/sqlitefile"
+)
+
+// DB represents a SQLite database: a file in the tree, and the record of its
+// transactions.
+//
+// The log, the page checksums and the position always agree with each other
+// (between them the order is: log, then checksums, then position). What may be
+// ahead of them is the application's database: by the transactions in its
+// write-ahead log that are not captured yet, or by the pages noted in dirty.
+type DB struct {
+	store *Store
+	id    uint32
+	dir   string
+	name  atomic.Pointer[string]
+	log   *slog.Logger
+
+	pos   atomic.Pointer[Pos]
+	epoch atomic.Uint64 // of the newest entry
+
+	// wake tells the capture loop to look at the write-ahead log. Capacity 1:
+	// a pending wake-up covers all that came before it is taken.
+	wake chan struct{}
+	stop chan struct{}
+	done chan struct{}
+
+	// locks are the rollback-journal locks that a Go program takes through
+	// this package. Applications on the mount lock in the kernel.
+	locks struct{ pending, reserved, shared RWMutex }
+
+	mu     sync.Mutex // guards everything below
+	closed bool
+	txlog  *ltxlog.Log
+	sums   *pagesum.File
+
+	// wal is the write-ahead log that captures read, nil while there is none;
+	// at is how far it has been captured.
+	wal *walFile
+	at  capture.WALPos
+
+	// dirty holds the pages written through the mount since the last capture
+	// of a rollback-journal transaction. When allDirty is set it may be
+	// incomplete, and the next capture compares every page.
+	dirty    map[uint32]struct{}
+	allDirty bool
+
+	// peer applies entries on a replica; nil on a primary.
+	peer *peer.Peer
+	// stale is set on a replica whose files may lack pages of the log: the
+	// next sync asks for a snapshot.
+	stale bool
+
+	buf []byte // one page
+}
+
+// NewDB returns a new instance of DB whose record is at path. It is not part
+// of the store until the store opens it.
+func NewDB(store *Store, id uint32, path string) *DB {
+	db := &DB{
+		store: store,
+		id:    id,
+		dir:   path,
+		log:   store.Logger,
+		wake:  make(chan struct{}, 1),
+		stop:  make(chan struct{}),
+		done:  make(chan struct{}),
+		dirty: make(map[uint32]struct{}),
+	}
+	name := ""
+	db.name.Store(&name)
+	db.pos.Store(&Pos{})
+	return db
+}
+
+// ID returns the database ID.
+func (db *DB) ID() uint32 { return db.id }
+
+// Name of the database: its path relative to the mount.
+func (db *DB) Name() string { return *db.name.Load() }
+
+// Path of the directory with the database's record.
+func (db *DB) Path() string { return db.dir }
+
+// Pos returns the current transaction position of the database.
+func (db *DB) Pos() Pos { return *db.pos.Load() }
+
+// TXID returns the current transaction ID.
+func (db *DB) TXID() uint64 { return db.Pos().TXID }
+
+// Epoch returns the epoch of the newest transaction.
+func (db *DB) Epoch() uint64 { return db.epoch.Load() }
+
+// DatabasePath returns the path to the underlying database file.
+func (db *DB) DatabasePath() string { return filepath.Join(db.store.FilesDir(), db.Name()) }
+
+// JournalPath returns the path to the underlying journal file.
+func (db *DB) JournalPath() string { return db.DatabasePath() + "-journal" }
+
+// WALPath returns the path to the underlying write-ahead log.
+func (db *DB) WALPath() string { return db.DatabasePath() + "-wal" }
+
+// SHMPath returns the path to the underlying wal-index.
+func (db *DB) SHMPath() string { return db.DatabasePath() + "-shm" }
+
+// LTXDir returns the path to the directory of LTX transaction files.
+func (db *DB) LTXDir() string { return filepath.Join(db.dir, "ltx") }
+
+// Open initializes the database from files in its data directory, recovering
+// whatever the last run left unfinished. The tree must not be in use.
+func (db *DB) Open() error {
+	name, err := os.ReadFile(filepath.Join(db.dir, "name"))
+	if err != nil {
+		return fmt.Errorf("read its name: %w", err)
+	}
+	if err := ValidateName(string(name)); err != nil {
+		return fmt.Errorf("name on record: %w", err)
+	}
+	db.setName(string(name))
+
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if err := db.openRecord(); err != nil {
+		return err
+	}
+	if err := db.recover(); err != nil {
+		return errors.Join(err, db.closeRecord(false))
+	}
+	db.start()
+	return nil
+}
+
+// openRecord opens the log and the checksums. db.mu is held.
+func (db *DB) openRecord() (err error) {
+	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{Logger: db.log}); err != nil {
+		return fmt.Errorf("transaction log: %w", err)
+	}
+	if db.sums, err = pagesum.Open(filepath.Join(db.dir, "checksums"), db.store.bootID); err != nil {
+		return errors.Join(fmt.Errorf("page checksums: %w", err), db.txlog.Close())
+	}
+	return nil
+}
+
+// start begins to capture in the background. db.mu is held.
+func (db *DB) start() {
+	db.publish()
+	db.openWAL()
+	go db.captureLoop()
+}
+
+// close ends the background capture, takes a last look at the files, and marks
+// the record clean when it agrees with them.
+func (db *DB) close() error {
+	db.mu.Lock()
+	if db.closed {
+		db.mu.Unlock()
+		return nil
+	}
+	db.closed = true
+	db.mu.Unlock()
+	close(db.stop)
+	<-db.done
+
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	var errs []error
+	if db.peer != nil {
+		errs = append(errs, db.releasePeer())
+	}
+	clean := !db.allDirty && len(db.dirty) == 0 && !db.stale
+	if db.store.Role() != RoleReplica {
+		if err := db.captureWAL(true); err != nil {
+			clean = false
+			errs = append(errs, err)
+		}
+	}
+	db.closeWAL()
+	if err := db.txlog.Sync(); err != nil {
+		clean = false
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, db.closeRecord(clean))...)
+}
+
+// closeRecord closes the log and the checksums. db.mu is held.
+func (db *DB) closeRecord(clean bool) error {
+	return errors.Join(db.sums.Close(clean), db.txlog.Close())
+}
+
+// setName changes what the database is called in this process.
+func (db *DB) setName(name string) {
+	db.name.Store(&name)
+	db.log = db.store.Logger.With("db", name)
+}
+
+// publish makes the log's head the position that others see. db.mu is held.
+func (db *DB) publish() {
+	if head, ok := db.txlog.Head(); ok {
+		db.pos.Store(&Pos{TXID: head.Max, Chksum: head.Post})
+		db.epoch.Store(head.Epoch)
+	} else {
+		db.pos.Store(&Pos{})
+		db.epoch.Store(0)
+	}
+}
+
+// image gives the pages of the database as an application sees them: the
+// newest committed frame in the write-ahead log, else the file.
+type image struct {
+	file     *os.File
+	wal      *walFile   // nil: the file alone
+	peer     *peer.Peer // on a replica the peer knows where the pages are
+	frames   map[uint32]uint32
+	pageSize uint32
+	count    uint32 // pages
+}
+
+// openImage opens the database's pages. With a write-ahead log, frames up to
+// db.at count. db.mu is held, and the caller closes the image.
+func (db *DB) openImage() (*image, error) {
+	f, err := os.Open(db.DatabasePath())
+	if err != nil {
+		return nil, fmt.Errorf("open the database: %w", err)
+	}
+	img := &image{file: f}
+	if err := db.fillImage(img); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return img, nil
+}
+
+func (db *DB) fillImage(img *image) error {
+	if db.wal != nil && db.at.Frame > 0 {
+		size, err := db.wal.size()
+		if err != nil {
+			return err
+		}
+		limit, err := db.limitAt()
+		if err != nil {
+			return err
+		}
+		batch, err := capture.Scan(db.wal.file, size, capture.WALPos{}, limit)
+		if err != nil && !errors.Is(err, capture.ErrRestarted) {
+			// After a restart the file has all that was captured.
+			return fmt.Errorf("index the write-ahead log: %w", err)
+		}
+		img.wal, img.pageSize, img.count = db.wal, batch.PageSize, batch.PageCount
+		img.frames = make(map[uint32]uint32, len(batch.Pages))
+		for _, p := range batch.Pages {
+			img.frames[p.Pgno] = p.Frame
+		}
+		if len(batch.Pages) > 0 {
+			return nil
+		}
+		img.wal = nil
+	}
+	hdr, size, err := readHeader(img.file)
+	if err != nil {
+		return err
+	}
+	img.pageSize, img.count = hdr.PageSize, hdr.Pages(size)
+	return nil
+}
+
+// Close closes the image's file.
+func (img *image) Close() error { return img.file.Close() }
+
+// ReadAt reads whole pages: off and len(p) must be multiples of the page size.
+// Bytes beyond the end of the file are zero, as SQLite reads them.
+func (img *image) ReadAt(p []byte, off int64) (int, error) {
+	ps := int(img.pageSize)
+	for n := 0; n+ps <= len(p); n += ps {
+		if err := img.readPage(uint32((off+int64(n))/int64(ps))+1, p[n:n+ps]); err != nil {
+			return n, err
+		}
+	}
+	return len(p), nil
+}
+
+// readPage reads one page.
+func (img *image) readPage(pgno uint32, b []byte) error {
+	if img.peer != nil {
+		return img.peer.ReadPage(pgno, b)
+	}
+	if frame, ok := img.frames[pgno]; ok && img.wal != nil {
+		return capture.ReadPage(img.wal.file, frame, img.pageSize, b)
+	}
+	return readFilePage(img.file, pgno, b)
+}
+
+// readFilePage reads a page of a database file; what lies beyond the end of
+// the file is zero.
+func readFilePage(f *os.File, pgno uint32, b []byte) error {
+	n, err := f.ReadAt(b, int64(pgno-1)*int64(len(b)))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read page %d: %w", pgno, err)
+	}
+	clear(b[n:])
+	return nil
+}
+
+// readHeader reads a database's header, and the size of its file in bytes.
+func readHeader(f *os.File) (sqlitefile.Header, int64, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return sqlitefile.Header{}, 0, err
+	}
+	b := make([]byte, sqlitefile.HeaderSize)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return sqlitefile.Header{}, 0, fmt.Errorf("read the header: %w", err)
+	}
+	hdr, err := sqlitefile.ParseHeader(b[:n])
+	return hdr, fi.Size(), err
+}
+
+// now is the time stamped into log entries.
+func (db *DB) now() time.Time { return time.Now() }

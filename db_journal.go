@@ -1,0 +1,148 @@
+package litefs
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+
+	"github.com/litefs/litefs/sqlitefile"
+)
+
+// noteWrite remembers that bytes of the database file were written through the
+// mount. While a write-ahead log is in use such writes are checkpoints, which
+// change nothing that an application sees.
+func (db *DB) noteWrite(off int64, n int) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	ps := int64(db.sums.PageSize())
+	if ps == 0 {
+		db.allDirty = true
+		return
+	}
+	if db.wal != nil && db.at.Frame > 0 {
+		return
+	}
+	for pgno := off/ps + 1; pgno <= (off+int64(n)-1)/ps+1; pgno++ {
+		db.dirty[uint32(pgno)] = struct{}{}
+	}
+}
+
+// noteUnseen remembers that pages may have changed and nobody knows which.
+func (db *DB) noteUnseen() {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.allDirty = true
+}
+
+// journalEnds captures the transaction whose rollback journal is about to be
+// removed, truncated or zeroed, which is its commit or the end of its
+// rollback; after a rollback the pages are what they were and nothing is
+// logged. An error refuses the commit: the journal stays, and SQLite rolls the
+// transaction back.
+func (db *DB) journalEnds() error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed {
+		return nil
+	}
+	if db.peer != nil {
+		return nil
+	}
+	return db.captureFile()
+}
+
+// captureFile logs what changed in the database file. db.mu is held.
+func (db *DB) captureFile() error {
+	if err := db.captureWAL(false); err != nil {
+		return err
+	}
+	if db.allDirty {
+		return db.compareAll(1)
+	}
+	if len(db.dirty) == 0 {
+		return nil
+	}
+	f, err := os.Open(db.DatabasePath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	hdr, size, err := readHeader(f)
+	if err != nil {
+		return db.headerGone(size, err)
+	}
+	if hdr.PageSize != db.sums.PageSize() || (db.wal != nil && db.at.Frame > 0) {
+		return db.compareAll(1)
+	}
+	count := hdr.Pages(size)
+	c := change{commits: 1, pageSize: hdr.PageSize, count: count, durable: true}
+	c.read = func(pgno uint32, b []byte) error { return readFilePage(f, pgno, b) }
+	for pgno := range db.dirty {
+		if pgno <= count && pgno != sqlitefile.LockPgno(hdr.PageSize) {
+			c.pgnos = append(c.pgnos, pgno)
+		}
+	}
+	// Pages that the database grew by and nobody wrote are zeros in the file.
+	for pgno := db.sums.Count() + 1; pgno <= count; pgno++ {
+		if _, ok := db.dirty[pgno]; !ok && pgno != sqlitefile.LockPgno(hdr.PageSize) {
+			c.pgnos = append(c.pgnos, pgno)
+		}
+	}
+	slices.Sort(c.pgnos)
+	changed, err := db.changedOf(c)
+	if err != nil {
+		return err
+	}
+	if len(changed) > 0 || count != db.sums.Count() {
+		c.pgnos = changed
+		if err := db.appendChange(c); err != nil {
+			return err
+		}
+	}
+	clear(db.dirty)
+	return nil
+}
+
+// changedOf returns the pages of c whose bytes are not those on record.
+func (db *DB) changedOf(c change) ([]uint32, error) {
+	sums, err := db.hashPages(c)
+	if err != nil {
+		return nil, err
+	}
+	var changed []uint32
+	for i, pgno := range c.pgnos {
+		if sums[i] != db.sums.Get(pgno) {
+			changed = append(changed, pgno)
+		}
+	}
+	return changed, nil
+}
+
+// headerGone says what a database file without a header means: an empty file
+// is a database that was rolled back to nothing or truncated; other bytes are
+// no database any more, or one that its application encrypts.
+func (db *DB) headerGone(size int64, err error) error {
+	if !errors.Is(err, sqlitefile.ErrNotDatabase) {
+		return err
+	}
+	db.log.Warn("the file has no database header any more: its changes are not captured", "size", size)
+	return nil
+}
+
+// lastClose captures what was written without a transaction that we could
+// see: a copy into the mount, or a database with no journal.
+func (db *DB) lastClose() error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed || db.peer != nil {
+		return nil
+	}
+	if journalHot(db.JournalPath()) {
+		return nil // SQLite plays it back at the next open
+	}
+	return db.captureFile()
+}

@@ -1,0 +1,408 @@
+package litefs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/litefs/litefs/internal/capture"
+	"github.com/litefs/litefs/internal/watch"
+	"github.com/litefs/litefs/sqlitefile"
+)
+
+// Back-off of the capture loop. inotify tells of the write of a commit's last
+// frame, before the wal-index publishes it, and publishing (a store to shared
+// memory) wakes nobody: look again, at first soon, then less and less often.
+const (
+	lookAgainMin  = 50 * time.Microsecond
+	lookAgainMax  = 250 * time.Millisecond
+	lookAgainStop = time.Minute
+	// pause is the least time between two captures of one database under load.
+	// Each capture costs the writer a little on a small machine, so commits
+	// gather meanwhile and share one log entry.
+	pause = time.Millisecond
+)
+
+// walFile is the write-ahead log of a database, open for captures.
+type walFile struct {
+	file  *os.File
+	watch *watch.Watch
+	shm   *os.File // wal-index as applications see it; nil until it is needed
+}
+
+func (w *walFile) size() (int64, error) {
+	fi, err := w.file.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("size of the write-ahead log: %w", err)
+	}
+	return fi.Size(), nil
+}
+
+// openWAL starts to follow the database's write-ahead log if there is one.
+// db.mu is held. An error leaves the database without one until the next look.
+func (db *DB) openWAL() {
+	if db.wal != nil {
+		return
+	}
+	f, err := os.Open(db.WALPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		db.log.Error("cannot open the write-ahead log", "error", err)
+		return
+	}
+	w, err := db.store.watcher.Add(db.WALPath(), db.poke)
+	if err != nil {
+		db.log.Error("cannot watch the write-ahead log: captures wait for checkpoints", "error", err)
+	}
+	db.wal = &walFile{file: f, watch: w}
+}
+
+// closeWAL forgets the write-ahead log, because it was removed or replaced.
+// db.mu is held.
+func (db *DB) closeWAL() {
+	w := db.wal
+	if w == nil {
+		return
+	}
+	db.wal = nil
+	var errs []error
+	if w.watch != nil {
+		errs = append(errs, w.watch.Close())
+	}
+	if w.shm != nil {
+		errs = append(errs, w.shm.Close())
+	}
+	if err := errors.Join(append(errs, w.file.Close())...); err != nil {
+		db.log.Warn("close the write-ahead log", "error", err)
+	}
+}
+
+// poke wakes the capture loop. It never blocks.
+func (db *DB) poke() {
+	select {
+	case db.wake <- struct{}{}:
+	default:
+	}
+}
+
+// captureLoop captures transactions in the background until the database is
+// closed.
+func (db *DB) captureLoop() {
+	defer close(db.done)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-db.stop:
+			return
+		case <-db.wake:
+		}
+		for delay, waited := lookAgainMin, time.Duration(0); ; {
+			more := db.captureOnce()
+			switch more {
+			case lookNone:
+				delay = 0
+			case lookCaptured:
+				delay, waited = pause, 0
+			case lookUnpublished:
+				if delay = min(max(delay*2, lookAgainMin), lookAgainMax); waited > lookAgainStop {
+					delay = 0
+				}
+				waited += delay
+			}
+			if delay == 0 {
+				break
+			}
+			timer.Reset(delay)
+			select {
+			case <-db.stop:
+				return
+			case <-timer.C:
+			}
+			if more == lookCaptured {
+				break // whatever came meanwhile has left a wake-up
+			}
+		}
+	}
+}
+
+// look is what a capture found.
+type look int
+
+const (
+	lookNone        look = iota // nothing to do
+	lookCaptured                // at least one transaction
+	lookUnpublished             // frames that no commit has published yet
+)
+
+// captureOnce takes one look at the write-ahead log. A failure is logged and
+// counted: the frames stay in the write-ahead log, which cannot restart before
+// they are captured, and the next wake-up tries again.
+func (db *DB) captureOnce() look {
+	db.prepareIndex()
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed || db.peer != nil || db.store.Role() == RoleReplica {
+		return lookNone
+	}
+	before := db.at
+	if err := db.captureWAL(false); err != nil {
+		db.store.stats.CaptureErrors.Add(1)
+		db.log.Error("capture failed; the transactions stay in the write-ahead log and are tried again", "error", err)
+		return lookUnpublished
+	}
+	if db.at != before {
+		return lookCaptured
+	}
+	if db.unpublished() {
+		return lookUnpublished
+	}
+	return lookNone
+}
+
+// unpublished reports whether the write-ahead log has frames of its current
+// generation beyond the captured ones. db.mu is held.
+func (db *DB) unpublished() bool {
+	if db.wal == nil {
+		return false
+	}
+	size, err := db.wal.size()
+	if err != nil || size < sqlitefile.WALHeaderSize {
+		return false
+	}
+	hdr, err := db.walHeader()
+	if err != nil {
+		return false
+	}
+	next := uint32(1)
+	if hdr.Salt1 == db.at.Salt1 && hdr.Salt2 == db.at.Salt2 {
+		next = db.at.Frame + 1
+	}
+	if next > sqlitefile.FrameCount(size, hdr.PageSize) {
+		return false
+	}
+	b := make([]byte, sqlitefile.FrameHeaderSize)
+	if _, err := db.wal.file.ReadAt(b, sqlitefile.FrameOffset(next, hdr.PageSize)); err != nil {
+		return false
+	}
+	f := sqlitefile.ParseFrame(b)
+	return f.Salt1 == hdr.Salt1 && f.Salt2 == hdr.Salt2
+}
+
+func (db *DB) walHeader() (sqlitefile.WALHeader, error) {
+	b := make([]byte, sqlitefile.WALHeaderSize)
+	n, err := db.wal.file.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return sqlitefile.WALHeader{}, fmt.Errorf("read the header of the write-ahead log: %w", err)
+	}
+	return sqlitefile.ParseWALHeader(b[:n])
+}
+
+// captureWAL brings the log up to the last transaction that the write-ahead
+// log has published. With durable set, everything is on disk when it returns.
+// db.mu is held.
+func (db *DB) captureWAL(durable bool) error {
+	if db.wal == nil {
+		db.openWAL()
+	}
+	if db.wal != nil {
+		if err := db.captureFrames(); err != nil {
+			return err
+		}
+	}
+	if durable {
+		if err := db.txlog.Sync(); err != nil {
+			return fmt.Errorf("make the log durable: %w", err)
+		}
+	}
+	return nil
+}
+
+// captureFrames captures what the wal-index has published, or, while no
+// application shares a wal-index (locking_mode=EXCLUSIVE keeps it on the
+// heap), what the checksum chain proves. db.mu is held.
+func (db *DB) captureFrames() error {
+	size, err := db.wal.size()
+	if err != nil {
+		return err
+	}
+	if size < sqlitefile.WALHeaderSize {
+		return nil
+	}
+	limit, err := db.publishedLimit()
+	if err != nil {
+		return err
+	}
+	batch, err := capture.Scan(db.wal.file, size, db.at, limit)
+	if errors.Is(err, capture.ErrRestarted) {
+		// The barrier has captured all of the old generation. Either the new
+		// one has commits, or only the wal-index has been restarted yet.
+		if limit, err = db.publishedLimit(); err != nil {
+			return err
+		}
+		batch, err = capture.Scan(db.wal.file, size, capture.WALPos{}, limit)
+	}
+	switch {
+	case errors.Is(err, capture.ErrRestarted):
+		return nil
+	case errors.Is(err, capture.ErrBroken):
+		return db.captureGap(err)
+	case err != nil:
+		return fmt.Errorf("read the write-ahead log: %w", err)
+	case batch.Commits == 0:
+		return nil
+	}
+	if err := db.appendBatch(batch); err != nil {
+		return err
+	}
+	db.at = batch.To
+	return nil
+}
+
+// publishedLimit returns how far the wal-index has published the write-ahead
+// log. db.mu is held.
+func (db *DB) publishedLimit() (capture.Limit, error) {
+	if !db.store.isOpen(db.Name() + "-shm") {
+		// Nobody maps the wal-index: what the file says may be left from a
+		// connection that died, and a stale limit would hide commits.
+		return capture.Limit{}, nil
+	}
+	b := make([]byte, 2*sqlitefile.IndexHeaderSize)
+	for range 100 {
+		n, err := db.readIndex(b)
+		if err != nil {
+			return capture.Limit{}, err
+		}
+		if hdr, ok := sqlitefile.ParseIndexHeader(b[:n]); ok {
+			return capture.Published(hdr), nil
+		}
+		// Two copies that differ: the writer is between them. If it stays so
+		// the writer has died there, and the next one will recover.
+	}
+	return capture.Published(sqlitefile.IndexHeader{}), nil
+}
+
+// readIndex reads the header of the wal-index.
+func (db *DB) readIndex(b []byte) (int, error) {
+	f := db.wal.shm
+	if f == nil {
+		var err error
+		if f, err = os.Open(db.SHMPath()); errors.Is(err, fs.ErrNotExist) {
+			return 0, nil
+		} else if err != nil {
+			return 0, fmt.Errorf("open the wal-index: %w", err)
+		}
+		if !db.store.throughMount() {
+			db.wal.shm = f
+		} else {
+			defer f.Close() //nolint:errcheck // read only
+		}
+	}
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return n, fmt.Errorf("read the wal-index: %w", err)
+	}
+	return n, nil
+}
+
+// prepareIndex opens the wal-index through the mount where that is the only
+// place to read it: without passthrough, stores to the mapping live in the
+// kernel's cache of the mount's inode and reach the backing file late. It is
+// called with no lock held, and never from a request's handler: opening a path
+// of the mount may wait for a request that waits for db.mu.
+func (db *DB) prepareIndex() {
+	if !db.store.throughMount() {
+		return
+	}
+	db.mu.Lock()
+	need := db.wal != nil && db.wal.shm == nil
+	db.mu.Unlock()
+	if !need || !db.store.isOpen(db.Name()+"-shm") {
+		return
+	}
+	f, err := os.Open(filepath.Join(db.store.MountDir(), db.Name()+"-shm"))
+	if err != nil {
+		return // gone again; captures go by the checksum chain meanwhile
+	}
+	db.mu.Lock()
+	if db.wal != nil && db.wal.shm == nil {
+		db.wal.shm, f = f, nil
+	}
+	db.mu.Unlock()
+	if f != nil {
+		if err := f.Close(); err != nil {
+			db.log.Warn("close the wal-index", "error", err)
+		}
+	}
+}
+
+// shmGone forgets the wal-index, which was removed.
+func (db *DB) shmGone() {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.wal != nil && db.wal.shm != nil {
+		if err := db.wal.shm.Close(); err != nil {
+			db.log.Warn("close the wal-index", "error", err)
+		}
+		db.wal.shm = nil
+	}
+}
+
+// barrier captures and makes durable everything the write-ahead log holds. It
+// is called before a checkpoint may finish, so that the write-ahead log cannot
+// restart over frames that are not in the log yet. An error here makes the
+// checkpoint fail, which an application does not notice: its write-ahead log
+// grows until the log can be written again.
+//
+// A database file that gets smaller than its transactions left it, with no
+// write-ahead log in use, is being overwritten: what it holds afterwards is
+// found by comparing pages.
+func (db *DB) barrier(size int64) error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed || db.peer != nil {
+		return nil
+	}
+	db.store.stats.Barriers.Add(1)
+	if err := db.captureWAL(true); err != nil {
+		return err
+	}
+	if db.at.Frame == 0 && size < int64(db.sums.Count())*int64(db.sums.PageSize()) {
+		db.allDirty = true
+	}
+	return nil
+}
+
+// walRemoving is the last look at a write-ahead log that is about to go.
+func (db *DB) walRemoving() error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed || db.peer != nil {
+		return nil
+	}
+	return db.captureWAL(true)
+}
+
+// walRemoved forgets a write-ahead log that is gone.
+func (db *DB) walRemoved() {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.closeWAL()
+}
+
+// limitAt is the part of the write-ahead log that has been captured.
+func (db *DB) limitAt() (capture.Limit, error) {
+	hdr, err := db.walHeader()
+	if err != nil && !errors.Is(err, sqlitefile.ErrNoWAL) {
+		return capture.Limit{}, err
+	}
+	return capture.Published(sqlitefile.IndexHeader{
+		PageSize: hdr.PageSize, MaxFrame: db.at.Frame, FrameCksum: db.at.Cksum, Salt1: db.at.Salt1, Salt2: db.at.Salt2,
+	}), nil
+}

@@ -1,0 +1,62 @@
+package daemon
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/litefs/litefs"
+	"github.com/litefs/litefs/fuse"
+)
+
+// backend translates what the kernel asks into what the store decides.
+type backend struct{ store *litefs.Store }
+
+var _ fuse.Backend = backend{}
+
+func (b backend) Opening(c fuse.Caller, path string, flags uint32, first bool) (fuse.Mode, error) {
+	own := b.own(c)
+	mode, err := b.store.Opening(own, path, flags&unix.O_ACCMODE != unix.O_RDONLY, first)
+	if err != nil || mode != litefs.IOPassthrough {
+		return fuse.Cached, err
+	}
+	return fuse.Passthrough, nil
+}
+
+// own tells the peer's requests from those of applications. Only a replica has
+// a peer, so a primary saves the look-up.
+func (b backend) own(c fuse.Caller) bool {
+	return b.store.Role() == litefs.RoleReplica && c.Own()
+}
+
+func (b backend) Creating(c fuse.Caller, path string) error {
+	return b.store.Creating(b.own(c), path)
+}
+
+func (b backend) Opened(path string, writable, _ bool) { b.store.Opened(path, writable) }
+
+func (b backend) Released(path string, writable, last bool) { b.store.Released(path, writable, last) }
+
+func (b backend) Writing(c fuse.Caller, path string, off int64, data []byte) error {
+	return b.store.Writing(b.own(c), path, off, data)
+}
+
+func (b backend) Wrote(path string, off int64, n int) { b.store.Wrote(path, off, n) }
+
+func (b backend) Truncating(c fuse.Caller, path string, size int64) error {
+	return b.store.Truncating(b.own(c), path, size)
+}
+
+func (b backend) Unlinking(c fuse.Caller, path string) error {
+	return b.store.Unlinking(b.own(c), path)
+}
+
+func (b backend) Unlinked(path string, err error) { b.store.Unlinked(path, err) }
+
+func (b backend) Renaming(c fuse.Caller, oldPath, newPath string) error {
+	return b.store.Renaming(b.own(c), oldPath, newPath)
+}
+
+func (b backend) Renamed(oldPath, newPath string, err error) {
+	b.store.Renamed(oldPath, newPath, err)
+}
+
+func (b backend) Virtual(path string) ([]byte, bool) { return b.store.Virtual(path) }

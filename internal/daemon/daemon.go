@@ -1,0 +1,228 @@
+// Package daemon builds a running node out of a configuration: the store, the
+// mount, the server for other nodes, and the role. It is the only place where
+// the kernel's side and the network's side meet.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/litefs/litefs"
+	"github.com/litefs/litefs/fuse"
+	"github.com/litefs/litefs/http"
+	"github.com/litefs/litefs/internal/config"
+	"github.com/litefs/litefs/lease/static"
+)
+
+// Options say which node to run.
+type Options struct {
+	Config *config.Config
+	Logger *slog.Logger
+
+	// Ready is called once the mount serves.
+	Ready func(*Node)
+}
+
+// closeTimeout bounds a shutdown: how long the mount may stay busy before it
+// is detached from the tree.
+const closeTimeout = 10 * time.Second
+
+// Node is a running node.
+type Node struct {
+	cfg    *config.Config
+	logger *slog.Logger
+
+	store   *litefs.Store
+	session *fuse.Session
+	server  *http.Server
+
+	serving sync.WaitGroup
+	failed  chan error // what ended the server, if it ended by itself
+	cancel  context.CancelFunc
+}
+
+// Run starts a node, says so, and stops it when ctx ends or the mount goes.
+func Run(ctx context.Context, o Options) error {
+	n, err := Start(ctx, o.Config, o.Logger)
+	if err != nil {
+		return err
+	}
+	if o.Ready != nil {
+		o.Ready(n)
+	}
+	err = n.Wait(ctx)
+	// ctx has ended by now; the shutdown has its own time.
+	return errors.Join(err, n.Close(context.WithoutCancel(ctx)))
+}
+
+// Start brings a node up. When it returns without an error the mount serves.
+func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *Node, err error) {
+	n := &Node{cfg: cfg, logger: logger, failed: make(chan error, 1)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := n.prepareMountPoint(); err != nil {
+		return nil, err
+	}
+	if err := n.openStore(); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := n.listen(); err != nil {
+		return nil, err
+	}
+	n.session, err = fuse.Mount(ctx, fuse.Options{
+		Dir:           cfg.Fuse.Dir,
+		Root:          n.store.FilesDir(),
+		AllowOther:    cfg.Fuse.AllowOther,
+		Debug:         cfg.Fuse.Debug,
+		NoPassthrough: !cfg.Fuse.Passthrough,
+		Backend:       backend{n.store},
+		Logger:        logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	passthrough, _ := n.session.Passthrough()
+	n.store.Mounted(cfg.Fuse.Dir, passthrough)
+	n.serve()
+	logger.Info("ready", "mount", cfg.Fuse.Dir, "data", cfg.Data.Dir, "role", n.store.Role().String(), "url", n.server.URL(), "passthrough", passthrough)
+	return n, nil
+}
+
+// prepareMountPoint makes the mount point and clears what a daemon that was
+// killed has left on it.
+func (n *Node) prepareMountPoint() error {
+	dir := n.cfg.Fuse.Dir
+	if err := fuse.Unstale(dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return config.Invalid(fmt.Errorf("mount point: %w", err))
+	}
+	if err := fuse.CheckMountPoint(dir); err != nil {
+		return config.Invalid(err)
+	}
+	return nil
+}
+
+func (n *Node) openStore() error {
+	if err := checkDataDir(n.cfg.Data.Dir); err != nil {
+		return config.Invalid(err)
+	}
+	leaser, err := n.leaser()
+	if err != nil {
+		return config.Invalid(err)
+	}
+	n.store = litefs.NewStore(n.cfg.Data.Dir)
+	n.store.Leaser = leaser
+	n.store.Logger = n.logger
+	n.store.ReconnectDelay = n.cfg.Lease.ReconnectDelay
+	n.store.Retention = litefs.Retention{
+		Age:      n.cfg.Data.Retention,
+		Bytes:    n.cfg.Data.MaxSize,
+		Interval: n.cfg.Data.RetentionMonitorInterval,
+	}
+	n.store.Client = http.NewClient(n.store, string(n.cfg.HTTP.Token))
+	return n.store.Open()
+}
+
+// checkDataDir finds out early that a directory cannot hold the data, so that
+// it is the configuration's fault and not the store's.
+func checkDataDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("data.dir: %w", err)
+	}
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+		return fmt.Errorf("data.dir %s cannot be written: %w", dir, err)
+	}
+	return nil
+}
+
+func (n *Node) leaser() (litefs.Leaser, error) {
+	if n.cfg.Lease.Candidate {
+		return static.NewPrimary(n.cfg.Lease.AdvertiseURL)
+	}
+	return static.NewFollower("", n.cfg.Lease.AdvertiseURL)
+}
+
+func (n *Node) listen() error {
+	n.server = http.NewServer(n.store, http.Options{
+		Addr:      n.cfg.HTTP.Addr,
+		Token:     string(n.cfg.HTTP.Token),
+		Candidate: n.cfg.Lease.Candidate,
+		Logger:    n.logger,
+	})
+	return n.server.Listen()
+}
+
+func (n *Node) serve() {
+	ctx, cancel := context.WithCancel(context.Background())
+	n.cancel = cancel
+	n.serving.Add(1)
+	go func() {
+		defer n.serving.Done()
+		n.failed <- n.server.Serve(ctx)
+	}()
+}
+
+// Wait returns when ctx ends, when the mount is taken away, or when the server
+// for other nodes fails.
+func (n *Node) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-n.session.Done():
+		n.logger.Warn("the mount was taken away: stopping", "mount", n.cfg.Fuse.Dir)
+		return nil
+	case err := <-n.failed:
+		n.failed <- err
+		return err
+	}
+}
+
+// Close stops the node: no more requests from the network, then none from the
+// kernel, then the store is closed cleanly.
+func (n *Node) Close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
+	var errs []error
+	if n.server != nil {
+		errs = append(errs, n.server.Close(ctx))
+	}
+	if n.cancel != nil {
+		n.cancel()
+	}
+	n.serving.Wait()
+	// A replica's peer has files of the mount open: it lets go first.
+	if n.store != nil {
+		errs = append(errs, n.store.Unmounting())
+	}
+	if n.session != nil {
+		errs = append(errs, n.session.Close(ctx))
+	}
+	if n.store != nil {
+		errs = append(errs, n.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Counts returns the FUSE requests since the mount, by name.
+func (n *Node) Counts() map[string]uint64 { return n.session.Counts() }
+
+// Store returns the node's store.
+func (n *Node) Store() *litefs.Store { return n.store }
+
+// URL is where this node listens for other nodes.
+func (n *Node) URL() string { return n.server.URL() }

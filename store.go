@@ -1,0 +1,364 @@
+package litefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/litefs/litefs/internal/watch"
+)
+
+// Store represents a collection of databases: one data directory, one role in
+// one cluster.
+//
+// Set the exported fields before Open and leave them alone afterwards.
+//
+// Locks, outermost first: DB.mu, then Store.mu. A holder of DB.mu must not
+// open, stat or otherwise touch a path of the mount: the kernel may be holding
+// the directory's lock for a request that is itself waiting for that DB.mu.
+type Store struct {
+	path string
+
+	// Client used to connect to other nodes.
+	Client Client
+
+	// Leaser manages the lease that controls leader election. A store without
+	// one is a primary for as long as it is open.
+	Leaser Leaser
+
+	// Invalidator is told which bytes of a database changed other than by a
+	// write through the mount. May be nil: bytes written by a replica's peer
+	// go through the mount, so that the kernel's cache knows them.
+	Invalidator Invalidator
+
+	// Logger receives one line for each change of state. Defaults to slog's.
+	Logger *slog.Logger
+
+	// Retention bounds the log of each database; see Retention.
+	Retention Retention
+
+	// ReconnectDelay is how long a replica waits before it connects again.
+	ReconnectDelay time.Duration
+
+	lockFile  *os.File
+	bootID    string
+	nodeID    string
+	clusterID string
+	lastRole  Role // of the last run, before this one's is settled
+	role      atomic.Int32
+	epoch     atomic.Uint64
+	watcher   *watch.Watcher
+	stats     Stats
+
+	// ctx ends when the store closes; wg counts every goroutine started under
+	// it, and Close waits for them.
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu sync.Mutex // guards everything below
+	// mountDir is where applications see the tree. Until Mounted is called it
+	// is the tree itself, which serves a program that uses the package with no
+	// kernel mount.
+	mountDir    string
+	passthrough bool
+	byID        map[uint32]*DB
+	byName      map[string]*DB
+	failed      map[string]error // relative path -> why its record could not be opened
+	dropped     map[uint32]struct{}
+	opens       map[string]*openFile
+	subscribers map[*Subscriber]struct{}
+	primaryURL  string
+	lease       Lease
+}
+
+// Stats are counters of events that an operator wants to see stay small.
+type Stats struct {
+	// NetGaps counts captures that found pages changed behind the capture's
+	// back. It stays 0 unless somebody writes to the data directory directly.
+	NetGaps atomic.Uint64
+	// Captures counts log entries written for local transactions; Commits the
+	// transactions in them; Barriers the checkpoints that waited for a capture.
+	Captures, Commits, Barriers atomic.Uint64
+	// CaptureErrors counts captures that failed and will be tried again.
+	CaptureErrors atomic.Uint64
+	// Applied counts log entries applied on a replica.
+	Applied atomic.Uint64
+	// PageHashes counts pages hashed, a measure of work that tests assert.
+	PageHashes atomic.Uint64
+}
+
+// Role is what a node may do.
+type Role int32
+
+// Roles of a node.
+const (
+	// RoleNone is a store that is not open, or has no lease and knows no primary.
+	RoleNone Role = iota
+	RolePrimary
+	RoleReplica
+)
+
+func (r Role) String() string {
+	switch r {
+	case RolePrimary:
+		return "primary"
+	case RoleReplica:
+		return "replica"
+	default:
+		return "none"
+	}
+}
+
+// Retention bounds how much history is kept in a database's log. The newest
+// entry is always kept. Zero values mean the defaults.
+type Retention struct {
+	// Age is how long an entry is kept. Default 10 minutes.
+	Age time.Duration
+	// Bytes bounds the log of one database. Default 1 GiB.
+	Bytes int64
+	// Interval is how often the bounds are enforced. Default 1 minute.
+	Interval time.Duration
+}
+
+// withDefaults fills in what was left at zero.
+func (r Retention) withDefaults() Retention {
+	if r.Age == 0 {
+		r.Age = 10 * time.Minute
+	}
+	if r.Bytes == 0 {
+		r.Bytes = 1 << 30
+	}
+	if r.Interval == 0 {
+		r.Interval = time.Minute
+	}
+	return r
+}
+
+// NewStore returns a new instance of Store for the data directory at path.
+func NewStore(path string) *Store {
+	return &Store{
+		path:           path,
+		Logger:         slog.Default(),
+		ReconnectDelay: time.Second,
+		byID:           make(map[uint32]*DB),
+		byName:         make(map[string]*DB),
+		failed:         make(map[string]error),
+		dropped:        make(map[uint32]struct{}),
+		opens:          make(map[string]*openFile),
+		subscribers:    make(map[*Subscriber]struct{}),
+	}
+}
+
+// Path returns underlying data directory.
+func (s *Store) Path() string { return s.path }
+
+// FilesDir returns the directory that the mount shows.
+func (s *Store) FilesDir() string { return filepath.Join(s.path, "files") }
+
+// NodeID identifies this data directory among the nodes of its cluster.
+func (s *Store) NodeID() string { return s.nodeID }
+
+// ClusterID identifies the cluster; empty on a replica that has never met its
+// primary.
+func (s *Store) ClusterID() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.clusterID
+}
+
+// Epoch is the number of the current primary's reign.
+func (s *Store) Epoch() uint64 { return s.epoch.Load() }
+
+// Stats returns the store's counters.
+func (s *Store) Stats() *Stats { return &s.stats }
+
+// Open initializes the store based on files in the data directory: every
+// database is recovered, then the role is settled for the first time.
+//
+// A database that cannot be recovered is set aside: it is logged, its files
+// refuse to open, and the others go on.
+func (s *Store) Open() (err error) {
+	s.Retention = s.Retention.withDefaults()
+	if err := s.openDir(); err != nil {
+		return err
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.watcher, err = watch.New(s.Logger); err != nil {
+		return fmt.Errorf("watch the write-ahead logs: %w", err)
+	}
+	if s.lastRole, err = s.readRole(); err != nil {
+		return err
+	}
+	if err := s.openRecords(); err != nil {
+		return err
+	}
+	if err := s.settleRole(s.ctx); err != nil {
+		return err
+	}
+	s.startMaintenance()
+	return nil
+}
+
+// Mounted tells the store that its tree is now visible at dir, with or without
+// passthrough, and starts the work that needs it: following a primary.
+func (s *Store) Mounted(dir string, passthrough bool) {
+	s.mu.Lock()
+	s.mountDir, s.passthrough = dir, passthrough
+	s.mu.Unlock()
+	s.startRole()
+}
+
+// Unmounting stops what uses the mount: following the primary, and the locks
+// and files of a replica's peers. The mount can be taken away afterwards.
+func (s *Store) Unmounting() error {
+	if s.cancel != nil {
+		s.cancel()
+	}
+	s.wg.Wait()
+	var errs []error
+	for _, db := range s.DBs() {
+		errs = append(errs, db.leaveMount())
+	}
+	s.mu.Lock()
+	s.mountDir = ""
+	s.mu.Unlock()
+	return errors.Join(errs...)
+}
+
+// Close signals for the store to shut down, waits for its goroutines, and
+// marks every database that is whole as cleanly stopped. The tree must not be
+// in use any more: unmount first.
+func (s *Store) Close() error {
+	var errs []error
+	if s.cancel != nil {
+		s.cancel()
+	}
+	s.wg.Wait()
+	for _, db := range s.DBs() {
+		if err := db.close(); err != nil {
+			errs = append(errs, fmt.Errorf("close database %s: %w", db.Name(), err))
+		}
+	}
+	if s.watcher != nil {
+		errs = append(errs, s.watcher.Close())
+		s.watcher = nil
+	}
+	s.mu.Lock()
+	lease := s.lease
+	s.lease = nil
+	subs := make([]*Subscriber, 0, len(s.subscribers))
+	for sub := range s.subscribers {
+		subs = append(subs, sub)
+	}
+	s.mu.Unlock()
+	for _, sub := range subs {
+		errs = append(errs, sub.Close())
+	}
+	if lease != nil {
+		errs = append(errs, lease.Close())
+	}
+	if s.lockFile != nil {
+		errs = append(errs, s.lockFile.Close())
+		s.lockFile = nil
+	}
+	return errors.Join(errs...)
+}
+
+// DB returns a database by ID. Returns nil if the database does not exist.
+func (s *Store) DB(id uint32) *DB {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.byID[id]
+}
+
+// DBByName returns a database by name, its path relative to the mount.
+// Returns nil if the database does not exist.
+func (s *Store) DBByName(name string) *DB {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.byName[name]
+}
+
+// DBs returns a list of databases, sorted by name.
+func (s *Store) DBs() []*DB {
+	s.mu.Lock()
+	a := make([]*DB, 0, len(s.byID))
+	for _, db := range s.byID {
+		a = append(a, db)
+	}
+	s.mu.Unlock()
+	sort.Slice(a, func(i, j int) bool { return a[i].Name() < a[j].Name() })
+	return a
+}
+
+// DBDir returns the folder that stores the record of a single database.
+func (s *Store) DBDir(id uint32) string {
+	return filepath.Join(s.path, "dbs", FormatDBID(id))
+}
+
+// Failed returns the databases that were set aside, by name, and why.
+func (s *Store) Failed() map[string]error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := make(map[string]error, len(s.failed))
+	for k, v := range s.failed {
+		m[k] = v
+	}
+	return m
+}
+
+// PosMap returns a map of databases and their transactional position.
+func (s *Store) PosMap() map[uint32]Pos {
+	m := make(map[uint32]Pos)
+	for _, db := range s.DBs() {
+		m[db.ID()] = db.Pos()
+	}
+	return m
+}
+
+// Subscribe creates a new subscriber for store changes.
+func (s *Store) Subscribe() *Subscriber {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sub := newSubscriber(s)
+	s.subscribers[sub] = struct{}{}
+	return sub
+}
+
+// Unsubscribe removes a subscriber from the store.
+func (s *Store) Unsubscribe(sub *Subscriber) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.subscribers, sub)
+}
+
+// MarkDirty marks a database ID dirty on all subscribers.
+func (s *Store) MarkDirty(dbID uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for sub := range s.subscribers {
+		sub.MarkDirty(dbID)
+	}
+}
+
+// goRun runs fn in a goroutine that Close waits for.
+func (s *Store) goRun(fn func()) {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		fn()
+	}()
+}

@@ -1,0 +1,205 @@
+package litefs
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// formatMarker is the content of <data>/FORMAT. The log's files do not say
+// which version of LTX they are, so the directory does.
+const formatMarker = "litefs 2\nltx 3\n"
+
+// lockPatience is how long a start waits for the previous daemon to let go of
+// the data directory: a restart may overlap the end of the one before.
+const lockPatience = time.Second
+
+// openDir prepares the data directory and takes its lock.
+func (s *Store) openDir() error {
+	if err := os.MkdirAll(s.path, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if err := s.lockDir(); err != nil {
+		return err
+	}
+	if err := s.checkFormat(); err != nil {
+		return err
+	}
+	for _, name := range []string{"dbs", "aside"} {
+		if err := os.MkdirAll(filepath.Join(s.path, name), 0o700); err != nil {
+			return fmt.Errorf("data directory: %w", err)
+		}
+	}
+	if err := os.MkdirAll(s.FilesDir(), 0o755); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if err := s.openIdentity(); err != nil {
+		return err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("read the boot id: %w", err)
+	}
+	s.bootID = strings.TrimSpace(string(boot))
+	return nil
+}
+
+// lockDir keeps a second daemon out of the data directory.
+func (s *Store) lockDir() error {
+	f, err := os.OpenFile(filepath.Join(s.path, "LOCK"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("data directory %s: %w", s.path, err)
+	}
+	deadline := time.Now().Add(lockPatience)
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			s.lockFile = f
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			return errors.Join(fmt.Errorf("data directory %s is in use by another litefs: stop that one first", s.path), f.Close())
+		}
+		<-time.After(20 * time.Millisecond) // flock has no wake-up with a deadline
+	}
+}
+
+// checkFormat refuses a directory that another program, or another version of
+// this one, has written, before anything in it is touched.
+func (s *Store) checkFormat() error {
+	path := filepath.Join(s.path, "FORMAT")
+	b, err := os.ReadFile(path)
+	switch {
+	case err == nil && string(b) == formatMarker:
+		return nil
+	case err == nil:
+		return fmt.Errorf("data directory %s has format %q, this litefs writes %q: use the version that made it, or another directory", s.path, firstLine(string(b)), firstLine(formatMarker))
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("data directory: %w", err)
+	}
+	ents, err := os.ReadDir(s.path)
+	if err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	for _, ent := range ents {
+		if ent.Name() == "dbs" || ent.Name() == "clusterid" {
+			return fmt.Errorf("data directory %s was written by LiteFS 0.x, whose log cannot be read here: export its databases with that version, then copy them into the mount of a new directory", s.path)
+		}
+		if ent.Name() != "LOCK" {
+			return fmt.Errorf("data directory %s holds %s but no FORMAT: it is not a litefs data directory; choose an empty one", s.path, ent.Name())
+		}
+	}
+	return writeFileSync(path, []byte(formatMarker))
+}
+
+// openIdentity reads the node's and the cluster's id; the node's is drawn once.
+func (s *Store) openIdentity() error {
+	path := filepath.Join(s.path, "node-id")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if b, err = randomHex(8); err == nil {
+			err = writeFileSync(path, b)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("node id: %w", err)
+	}
+	s.nodeID = strings.TrimSpace(string(b))
+	b, err = os.ReadFile(filepath.Join(s.path, "cluster-id"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cluster id: %w", err)
+	}
+	s.clusterID = strings.TrimSpace(string(b))
+	return nil
+}
+
+// setClusterID records the cluster that this directory belongs to from now on.
+func (s *Store) setClusterID(id string) error {
+	if err := writeFileSync(filepath.Join(s.path, "cluster-id"), []byte(id+"\n")); err != nil {
+		return fmt.Errorf("cluster id: %w", err)
+	}
+	s.mu.Lock()
+	s.clusterID = id
+	s.mu.Unlock()
+	return nil
+}
+
+// readRole returns who wrote the tree last. Recovery needs to know: the frames
+// in a replica's write-ahead log are copies of log entries, those in a
+// primary's may be news.
+func (s *Store) readRole() (Role, error) {
+	b, err := os.ReadFile(filepath.Join(s.path, "role"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return RoleNone, nil
+	}
+	if err != nil {
+		return RoleNone, fmt.Errorf("role of the last run: %w", err)
+	}
+	switch v := strings.TrimSpace(string(b)); v {
+	case "primary":
+		return RolePrimary, nil
+	case "replica":
+		return RoleReplica, nil
+	default:
+		return RoleNone, fmt.Errorf("role of the last run: got %q, want primary or replica", v)
+	}
+}
+
+// writeRole makes the role durable before the first byte is written in it.
+func (s *Store) writeRole(r Role) error {
+	if err := writeFileSync(filepath.Join(s.path, "role"), []byte(r.String()+"\n")); err != nil {
+		return fmt.Errorf("record the role: %w", err)
+	}
+	return nil
+}
+
+// writeFileSync replaces the file at path by b, durably and as a whole.
+func writeFileSync(path string, b []byte) error {
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes the names in dir durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// randomHex returns n random bytes as hex digits.
+func randomHex(n int) ([]byte, error) {
+	b := make([]byte, n)
+	if _, err := rand.Read(b); err != nil {
+		return nil, err
+	}
+	return []byte(hex.EncodeToString(b)), nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}

@@ -1,0 +1,90 @@
+package litefs
+
+import (
+	"time"
+
+	"github.com/litefs/litefs/internal/ltxlog"
+)
+
+// syncInterval is how long a log entry may wait to be made durable when nothing
+// asks for it earlier. The write-ahead log has its pages until then.
+const syncInterval = time.Second
+
+// startMaintenance keeps the logs durable and within their bounds.
+func (s *Store) startMaintenance() {
+	s.goRun(func() {
+		sync := time.NewTicker(syncInterval)
+		defer sync.Stop()
+		retain := time.NewTicker(s.Retention.Interval)
+		defer retain.Stop()
+		for {
+			select {
+			case <-s.ctx.Done():
+				return
+			case <-sync.C:
+				for _, db := range s.DBs() {
+					db.syncLog()
+				}
+			case <-retain.C:
+				for _, db := range s.DBs() {
+					db.retain(s.Retention)
+				}
+			}
+		}
+	})
+}
+
+// syncLog makes the log durable. It does not take db.mu while the disk works,
+// so that no capture waits for it.
+func (db *DB) syncLog() {
+	db.mu.Lock()
+	txlog, closed := db.txlog, db.closed
+	db.mu.Unlock()
+	if closed || txlog == nil {
+		return
+	}
+	if err := txlog.Sync(); err != nil {
+		db.log.Error("cannot make the log durable; tried again in a moment", "error", err)
+	}
+}
+
+// retain merges small entries and removes old ones. The page checksums are
+// made durable first: after a power cut they are rebuilt from the entries that
+// are left, so no entry may go before what it changed is on disk.
+func (db *DB) retain(r Retention) {
+	db.mu.Lock()
+	txlog, sums, closed := db.txlog, db.sums, db.closed
+	db.mu.Unlock()
+	if closed || txlog == nil {
+		return
+	}
+	if err := sums.Sync(); err != nil {
+		db.log.Error("cannot make the page checksums durable: the log keeps its old entries", "error", err)
+		return
+	}
+	if _, err := txlog.Compact(ltxlog.Compaction{Before: db.compactBefore(r)}); err != nil {
+		db.log.Error("cannot compact the log; tried again later", "error", err)
+		return
+	}
+	n, bytes, err := txlog.Retain(db.now(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes})
+	if err != nil {
+		db.log.Error("cannot remove old log entries; tried again later", "error", err)
+		return
+	}
+	if n > 0 {
+		db.log.Debug("old log entries removed", "entries", n, "bytes", bytes)
+	}
+}
+
+// compactBefore protects entries younger than a compaction interval: a
+// follower that is connected has its position among them, and a position that
+// falls inside a merged entry needs a snapshot to go on.
+func (db *DB) compactBefore(r Retention) uint64 {
+	young := db.now().Add(-r.Interval)
+	for _, e := range db.txlog.Entries() {
+		if e.Timestamp.After(young) {
+			return e.Min
+		}
+	}
+	return 0
+}

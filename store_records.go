@@ -1,0 +1,267 @@
+package litefs
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/litefs/litefs/sqlitefile"
+)
+
+// openRecords recovers every database on record, two at a time. One that fails
+// is set aside: its error is kept under its name, and its files stay where
+// they are and refuse to open.
+func (s *Store) openRecords() error {
+	ents, err := os.ReadDir(filepath.Join(s.path, "dbs"))
+	if err != nil {
+		return fmt.Errorf("list the databases: %w", err)
+	}
+	var g errgroup.Group
+	g.SetLimit(2)
+	for _, ent := range ents {
+		id, err := ParseDBID(ent.Name())
+		if err != nil {
+			s.Logger.Warn("not a database's record: left alone", "path", filepath.Join(s.path, "dbs", ent.Name()))
+			continue
+		}
+		g.Go(func() error {
+			s.openRecordOf(id)
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (s *Store) openRecordOf(id uint32) {
+	db := NewDB(s, id, s.DBDir(id))
+	err := db.Open()
+	if err == nil {
+		if err = s.register(db); err == nil {
+			return
+		}
+		err = errors.Join(err, db.close())
+	}
+	if errors.Is(err, errFileGone) || errors.Is(err, ErrDatabaseExists) {
+		s.Logger.Warn("record without its file is set aside", "db", db.Name(), "id", FormatDBID(id), "reason", err)
+		if err := s.setAside(db.dir); err != nil {
+			s.Logger.Error("cannot set a record aside", "path", db.dir, "error", err)
+		}
+		return
+	}
+	name := db.Name()
+	if name == "" {
+		name = FormatDBID(id)
+	}
+	s.Logger.Error("database cannot be opened: it is set aside, the others go on; look at it with `litefs verify`, or move its record out of the data directory to begin a new one", "db", name, "record", db.dir, "error", err)
+	s.mu.Lock()
+	s.failed[name] = err
+	s.mu.Unlock()
+}
+
+// setAside moves a record, or a file, out of the way without losing it.
+func (s *Store) setAside(path string) error {
+	suffix, err := randomHex(4)
+	if err != nil {
+		return err
+	}
+	return os.Rename(path, filepath.Join(s.path, "aside", filepath.Base(path)+"-"+string(suffix)))
+}
+
+// register makes db known under its id and name.
+func (s *Store) register(db *DB) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byName[db.Name()] != nil || s.byID[db.id] != nil {
+		return ErrDatabaseExists
+	}
+	s.byID[db.id], s.byName[db.Name()] = db, db
+	delete(s.dropped, db.id)
+	return nil
+}
+
+// unregister forgets db.
+func (s *Store) unregister(db *DB) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byID, db.id)
+	if s.byName[db.Name()] == db {
+		delete(s.byName, db.Name())
+	}
+	s.dropped[db.id] = struct{}{}
+}
+
+// Dropped reports whether a database with this id was here and was removed.
+func (s *Store) Dropped(id uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.dropped[id]
+	return ok
+}
+
+// newID draws a database id. Ids are random, so that two nodes that were both
+// primary for a while do not give one id to two databases.
+func (s *Store) newID() (uint32, error) {
+	for {
+		var b [4]byte
+		if _, err := rand.Read(b[:]); err != nil {
+			return 0, err
+		}
+		id := binary.BigEndian.Uint32(b[:])
+		s.mu.Lock()
+		_, used := s.byID[id]
+		s.mu.Unlock()
+		if id != 0 && !used {
+			return id, nil
+		}
+	}
+}
+
+// createRecord makes an empty record, durably.
+func (s *Store) createRecord(id uint32, name string) (*DB, error) {
+	if err := ValidateName(name); err != nil {
+		return nil, err
+	}
+	dir := s.DBDir(id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("record of %s: %w", name, err)
+	}
+	db := NewDB(s, id, dir)
+	db.setName(name)
+	err := writeFileSync(filepath.Join(dir, "name"), []byte(name))
+	if err == nil {
+		err = syncDir(filepath.Dir(dir))
+	}
+	if err == nil {
+		err = os.Mkdir(db.LTXDir(), 0o700)
+	}
+	if err == nil {
+		db.mu.Lock()
+		err = db.openRecord()
+		db.mu.Unlock()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("record of %s: %w", name, err), os.RemoveAll(dir))
+	}
+	return db, nil
+}
+
+// adopt begins to record the database at name, which has a valid header. Its
+// first entry holds every page.
+func (s *Store) adopt(name string) (*DB, error) {
+	id, err := s.newID()
+	if err != nil {
+		return nil, err
+	}
+	db, err := s.createRecord(id, name)
+	if err != nil {
+		return nil, err
+	}
+	db.mu.Lock()
+	err = db.compareAll(1)
+	if err == nil {
+		err = s.register(db)
+	}
+	if err != nil {
+		err = errors.Join(err, db.closeRecord(false), os.RemoveAll(db.dir))
+		db.mu.Unlock()
+		return nil, fmt.Errorf("begin to record %s: %w", name, err)
+	}
+	db.start()
+	db.mu.Unlock()
+	s.MarkDirty(db.id)
+	db.log.Info("database recorded", "id", FormatDBID(id), "pos", db.Pos().String())
+	return db, nil
+}
+
+// drop forgets a database whose file is gone.
+func (s *Store) drop(db *DB) error {
+	s.unregister(db)
+	err := db.close()
+	err = errors.Join(err, os.RemoveAll(db.dir))
+	s.MarkDirty(db.id)
+	db.log.Info("database dropped", "id", FormatDBID(db.id))
+	return err
+}
+
+// rename gives a database another name, durably.
+func (s *Store) rename(db *DB, name string) error {
+	if err := ValidateName(name); err != nil {
+		return err
+	}
+	if err := writeFileSync(filepath.Join(db.dir, "name"), []byte(name)); err != nil {
+		return fmt.Errorf("record the new name of %s: %w", db.Name(), err)
+	}
+	db.mu.Lock()
+	db.closeWAL()
+	s.mu.Lock()
+	if s.byName[db.Name()] == db {
+		delete(s.byName, db.Name())
+	}
+	s.byName[name] = db
+	old := db.Name()
+	db.setName(name)
+	s.mu.Unlock()
+	db.openWAL()
+	db.mu.Unlock()
+	s.MarkDirty(db.id)
+	db.log.Info("database renamed", "from", old)
+	return nil
+}
+
+// hasHeader reports whether the file at name begins like a database.
+func (s *Store) hasHeader(name string) bool {
+	f, err := os.Open(filepath.Join(s.FilesDir(), name))
+	if err != nil {
+		return false
+	}
+	defer f.Close() //nolint:errcheck // read only
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
+		return false
+	}
+	_, _, err = readHeader(f)
+	return err == nil
+}
+
+// errFileGone is a record whose database file is not there any more.
+var errFileGone = fmt.Errorf("its file is gone: %w", fs.ErrNotExist)
+
+// fileOf returns which database a file of the tree belongs to, and as what.
+func fileOf(path string) (name string, typ FileType) {
+	for _, s := range []struct {
+		suffix string
+		typ    FileType
+	}{{"-journal", FileTypeJournal}, {"-wal", FileTypeWAL}, {"-shm", FileTypeSHM}} {
+		if name, ok := strings.CutSuffix(path, s.suffix); ok && name != "" && !strings.HasSuffix(name, "/") {
+			return name, s.typ
+		}
+	}
+	return path, FileTypeDatabase
+}
+
+// journalHot reports whether the rollback journal at path holds a transaction
+// that is not finished.
+func journalHot(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close() //nolint:errcheck // read only
+	b := make([]byte, len(sqlitefile.JournalMagic))
+	n, err := f.ReadAt(b, 0)
+	return err == nil && n == len(b) && string(b) == sqlitefile.JournalMagic
+}
+
+// superExists reports whether the super-journal that a journal of the database
+// at name points to is still there. The path in the journal is the one that
+// the application used; super-journals lie beside the first database.
+func (s *Store) superExists(name, super string) bool {
+	return s.exists(filepath.Join(filepath.Dir(name), filepath.Base(super)))
+}

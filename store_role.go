@@ -1,0 +1,274 @@
+package litefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Role returns what this node may do now.
+func (s *Store) Role() Role { return Role(s.role.Load()) }
+
+// IsPrimary returns true if store has a lease to be the primary.
+func (s *Store) IsPrimary() bool { return s.Role() == RolePrimary }
+
+// Candidate reports whether this node may become the primary.
+func (s *Store) Candidate() bool { return s.IsPrimary() }
+
+// PrimaryURL returns the advertising URL of the current primary.
+func (s *Store) PrimaryURL() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.primaryURL
+}
+
+// primaryHost is the primary's host name, while one is known.
+func (s *Store) primaryHost() string {
+	u, err := url.Parse(s.PrimaryURL())
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
+// settleRole asks for the lease once and takes the role that follows. It comes
+// before the first file can be opened.
+func (s *Store) settleRole(ctx context.Context) error {
+	if s.Leaser == nil {
+		return s.becomePrimary(nil)
+	}
+	lease, err := s.Leaser.Acquire(ctx)
+	if err == nil {
+		return s.becomePrimary(lease)
+	}
+	if !errors.Is(err, ErrPrimaryExists) {
+		return fmt.Errorf("acquire the lease: %w", err)
+	}
+	return s.becomeReplica()
+}
+
+func (s *Store) becomePrimary(lease Lease) error {
+	epoch, err := s.readEpoch()
+	if err != nil {
+		return err
+	}
+	if s.lastRole != RolePrimary {
+		epoch++
+	}
+	if err := s.writeEpoch(epoch); err != nil {
+		return err
+	}
+	if s.ClusterID() == "" {
+		id, err := randomHex(8)
+		if err != nil {
+			return err
+		}
+		if err := s.setClusterID("LFSC" + strings.ToUpper(string(id))); err != nil {
+			return err
+		}
+	}
+	if err := s.writeRole(RolePrimary); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.lease = lease
+	if s.Leaser != nil {
+		s.primaryURL = s.Leaser.AdvertiseURL()
+	}
+	s.mu.Unlock()
+	s.epoch.Store(epoch)
+	s.role.Store(int32(RolePrimary))
+	s.Logger.Info("this node is the primary", "epoch", epoch, "url", s.PrimaryURL())
+	return nil
+}
+
+func (s *Store) becomeReplica() error {
+	if err := s.writeRole(RoleReplica); err != nil {
+		return err
+	}
+	epoch, err := s.readEpoch()
+	if err != nil {
+		return err
+	}
+	s.epoch.Store(epoch)
+	s.role.Store(int32(RoleReplica))
+	s.Logger.Info("this node is a replica: databases are read-only here")
+	return nil
+}
+
+func (s *Store) readEpoch() (uint64, error) {
+	b, err := os.ReadFile(filepath.Join(s.path, "epoch"))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("epoch: %w", err)
+	}
+	epoch, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("epoch on record: %w", err)
+	}
+	return epoch, nil
+}
+
+func (s *Store) writeEpoch(epoch uint64) error {
+	if err := writeFileSync(filepath.Join(s.path, "epoch"), []byte(strconv.FormatUint(epoch, 10)+"\n")); err != nil {
+		return fmt.Errorf("epoch: %w", err)
+	}
+	return nil
+}
+
+// startRole begins to follow the primary, on a replica.
+func (s *Store) startRole() {
+	if s.Role() == RoleReplica {
+		s.goRun(s.followLoop)
+	}
+}
+
+// followLoop takes the replica's locks on every database, then keeps a
+// connection to the primary until the store closes.
+func (s *Store) followLoop() {
+	for _, db := range s.DBs() {
+		if err := db.takePeer(s.ctx); err != nil {
+			db.log.Error("cannot take the replica's locks; tried again with the next transaction", "error", err)
+		}
+	}
+	last := ""
+	for s.ctx.Err() == nil {
+		err := s.follow(s.ctx)
+		if s.ctx.Err() != nil {
+			return
+		}
+		if err != nil && err.Error() != last {
+			last = err.Error()
+			s.Logger.Warn("not connected to the primary; trying again", "error", err, "every", s.ReconnectDelay)
+		}
+		select {
+		case <-s.ctx.Done():
+		case <-time.After(s.ReconnectDelay):
+		}
+	}
+}
+
+// follow runs one connection to the primary to its end.
+func (s *Store) follow(ctx context.Context) error {
+	if s.Client == nil {
+		return errors.New("the store has no client to follow a primary with")
+	}
+	primary, err := s.Leaser.PrimaryURL(ctx)
+	if err != nil {
+		return err
+	}
+	stream, err := s.Client.Stream(ctx, primary, s.wantedPos())
+	if err != nil {
+		return err
+	}
+	err = s.consume(ctx, primary, stream)
+	return errors.Join(err, stream.Close())
+}
+
+// wantedPos is where this replica wants each database to be continued.
+func (s *Store) wantedPos() map[uint32]Pos {
+	m := s.PosMap()
+	for id := range m {
+		if db := s.DB(id); db != nil && db.isStale() {
+			m[id] = Pos{}
+		}
+	}
+	return m
+}
+
+// consume applies the frames of a stream until it ends.
+func (s *Store) consume(ctx context.Context, primary string, stream StreamReader) error {
+	if p, ok := stream.(StreamPeer); ok {
+		if err := s.joinCluster(p.ClusterID(), p.Epoch()); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	s.primaryURL = primary
+	s.mu.Unlock()
+	s.Logger.Info("connected to the primary", "url", primary)
+	var db *DB
+	for {
+		frame, err := stream.NextFrame()
+		if errors.Is(err, io.EOF) {
+			return errors.New("the primary ended the stream")
+		}
+		if err != nil {
+			return fmt.Errorf("stream from %s: %w", primary, err)
+		}
+		switch f := frame.(type) {
+		case *DBStreamFrame:
+			if db, err = s.introduce(ctx, f.DBID, f.Name); err != nil {
+				return err
+			}
+		case *LTXStreamFrame:
+			if db == nil {
+				return errors.New("stream: a transaction before any database was named")
+			}
+			if err := db.apply(ctx, stream, f.Size); err != nil {
+				return fmt.Errorf("apply to %s: %w", db.Name(), err)
+			}
+		case *DropDBStreamFrame:
+			if err := s.dropReplica(ctx, f.DBID); err != nil {
+				return err
+			}
+		case *HeartbeatStreamFrame:
+			if f.Epoch > s.Epoch() {
+				s.epoch.Store(f.Epoch)
+			}
+		}
+	}
+}
+
+// joinCluster checks that the primary is of this node's cluster. A node that
+// belongs to none yet joins.
+func (s *Store) joinCluster(id string, epoch uint64) error {
+	mine := s.ClusterID()
+	switch {
+	case id == "":
+		return errors.New("the primary does not say which cluster it belongs to")
+	case mine == "":
+		if err := s.setClusterID(id); err != nil {
+			return err
+		}
+	case mine != id:
+		return fmt.Errorf("the primary is of cluster %s, this node of %s: give this node an empty data directory to join the other cluster", id, mine)
+	}
+	if epoch > s.Epoch() {
+		if err := s.writeEpoch(epoch); err != nil {
+			return err
+		}
+		s.epoch.Store(epoch)
+	}
+	return nil
+}
+
+// introduce returns the database that the primary names, made or renamed here
+// as needed.
+func (s *Store) introduce(ctx context.Context, id uint32, name string) (*DB, error) {
+	if err := ValidateName(name); err != nil {
+		return nil, fmt.Errorf("name from the primary: %w", err)
+	}
+	if db := s.DB(id); db != nil {
+		if db.Name() != name {
+			return db, s.renameReplica(ctx, db, name)
+		}
+		return db, nil
+	}
+	if old := s.DBByName(name); old != nil {
+		// Dropped and created again while we were away.
+		if err := s.dropReplica(ctx, old.ID()); err != nil {
+			return nil, err
+		}
+	}
+	return s.ForceCreateDB(id, name)
+}

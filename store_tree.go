@@ -1,0 +1,392 @@
+package litefs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/litefs/litefs/sqlitefile"
+)
+
+// This file is what the mount calls: one method for each thing that an
+// application does to the tree. Paths are relative to the mount. own says that
+// the caller is a thread of this process: a replica's peer.
+
+// IOMode is how the kernel reaches the bytes of an open file.
+type IOMode int
+
+const (
+	// IOCached keeps pages in the kernel's cache; each write comes to us.
+	IOCached IOMode = iota
+	// IOPassthrough lets the kernel go to the backing file directly.
+	IOPassthrough
+)
+
+// openFile counts the handles that are open on a path of the mount.
+type openFile struct{ handles, writers int }
+
+// isOpen reports whether an application has the file at path open.
+func (s *Store) isOpen(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.opens[path] != nil
+}
+
+// MountDir is where the tree is visible to applications.
+func (s *Store) MountDir() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mountDir == "" {
+		return s.FilesDir()
+	}
+	return s.mountDir
+}
+
+// throughMount reports whether shared memory must be read through the mount.
+func (s *Store) throughMount() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mountDir != "" && !s.passthrough
+}
+
+// Opening is called before a file is opened, and says how. first is set when
+// no handle is open on it; otherwise the mode stays what it is.
+func (s *Store) Opening(own bool, path string, writable, first bool) (IOMode, error) {
+	name, typ := fileOf(path)
+	s.mu.Lock()
+	err := s.failed[name]
+	s.mu.Unlock()
+	if err != nil && !own {
+		return IOCached, fmt.Errorf("database %s was set aside: %w", name, syscall.EIO)
+	}
+	if !first {
+		return IOCached, nil
+	}
+	switch typ {
+	case FileTypeWAL, FileTypeSHM:
+		return IOPassthrough, nil
+	case FileTypeJournal:
+		return IOCached, nil
+	}
+	if s.Role() == RoleReplica && s.DBByName(name) != nil {
+		return IOPassthrough, nil
+	}
+	return s.databaseMode(name)
+}
+
+// databaseMode chooses the mode of a file that may be a database. Writes in a
+// rollback-journal mode must come to us, for they are the only trace of what a
+// transaction changed; those of a write-ahead log's checkpoint need not.
+// A new or empty file may become anything, so it is cached too.
+func (s *Store) databaseMode(name string) (IOMode, error) {
+	f, err := os.Open(filepath.Join(s.FilesDir(), name))
+	if err != nil {
+		return IOCached, nil // not there yet
+	}
+	defer f.Close() //nolint:errcheck // read only
+	hdr, size, err := readHeader(f)
+	if size == 0 || (err == nil && !hdr.IsWAL()) {
+		return IOCached, nil
+	}
+	return IOPassthrough, nil
+}
+
+// Opened is called after a file was opened.
+func (s *Store) Opened(path string, writable bool) {
+	s.mu.Lock()
+	f := s.opens[path]
+	if f == nil {
+		f = &openFile{}
+		s.opens[path] = f
+	}
+	f.handles++
+	if writable {
+		f.writers++
+	}
+	name, typ := fileOf(path)
+	db := s.byName[name]
+	s.mu.Unlock()
+	if db != nil && typ == FileTypeWAL || typ == FileTypeSHM && db != nil {
+		db.poke()
+	}
+}
+
+// Released is called after a handle was closed. last is set when no handle is
+// left on the file.
+func (s *Store) Released(path string, writable, last bool) {
+	s.mu.Lock()
+	wrote := writable
+	if f := s.opens[path]; f != nil {
+		wrote = f.writers > 0
+		if f.handles--; f.handles <= 0 || last {
+			delete(s.opens, path)
+		} else {
+			wrote = false
+		}
+	}
+	s.mu.Unlock()
+	name, typ := fileOf(path)
+	if path == "" || !last || typ != FileTypeDatabase || s.Role() == RoleReplica {
+		return
+	}
+	db := s.DBByName(name)
+	if db != nil {
+		if err := db.lastClose(); err != nil {
+			db.log.Error("cannot capture what was written before the last close; it is captured with the next transaction", "error", err)
+			db.noteUnseen()
+		}
+		return
+	}
+	if wrote && s.hasHeader(name) && !journalHot(filepath.Join(s.FilesDir(), name)+"-journal") {
+		if _, err := s.adopt(name); err != nil {
+			s.Logger.Error("cannot record a new database; it is local until it is written again", "db", name, "error", err)
+		}
+	}
+}
+
+// Creating is called before a file is made.
+func (s *Store) Creating(own bool, path string) error {
+	if name, typ := fileOf(path); typ == FileTypeDatabase {
+		return s.writableName(own, name)
+	}
+	return nil
+}
+
+// writableName refuses to change a database's file where this node may not.
+func (s *Store) writableName(own bool, name string) error {
+	if !own && s.Role() == RoleReplica && s.DBByName(name) != nil {
+		return syscall.EROFS
+	}
+	return nil
+}
+
+// Writing is called before bytes that come through the daemon are written.
+func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
+	name, typ := fileOf(path)
+	switch typ {
+	case FileTypeJournal:
+		if off == 0 && sqlitefile.IsZeroed(data) && journalHot(filepath.Join(s.FilesDir(), path)) {
+			return s.journalEnds(own, name) // PERSIST: the zeroed header is the commit
+		}
+	case FileTypeDatabase:
+		// A local checkpoint on a replica writes what is there already.
+		if db := s.DBByName(name); db != nil && !own && s.Role() == RoleReplica && !s.isOpen(name+"-shm") {
+			return syscall.EROFS
+		}
+	}
+	return nil
+}
+
+// Wrote is called after bytes that came through the daemon were written.
+func (s *Store) Wrote(path string, off int64, n int) {
+	if name, typ := fileOf(path); typ == FileTypeDatabase && s.Role() != RoleReplica {
+		if db := s.DBByName(name); db != nil {
+			db.noteWrite(off, n)
+		}
+	}
+}
+
+// Truncating is called before a file gets another size.
+func (s *Store) Truncating(own bool, path string, size int64) error {
+	name, typ := fileOf(path)
+	db := s.DBByName(name)
+	switch typ {
+	case FileTypeDatabase:
+		if db == nil || own || s.Role() == RoleReplica {
+			return nil
+		}
+		if err := db.barrier(size); err != nil {
+			s.stats.CaptureErrors.Add(1)
+			db.log.Error("a checkpoint is refused: its transactions are not in the log yet; the write-ahead log grows until they are", "error", err)
+			return syscall.EIO
+		}
+		return nil
+	case FileTypeWAL:
+		if db != nil && !own {
+			return s.refuse(name, db.walRemoving())
+		}
+	case FileTypeJournal:
+		if size == 0 && journalHot(filepath.Join(s.FilesDir(), path)) {
+			return s.journalEnds(own, name)
+		}
+	}
+	return nil
+}
+
+// Unlinking is called before a file is removed.
+func (s *Store) Unlinking(own bool, path string) error {
+	name, typ := fileOf(path)
+	db := s.DBByName(name)
+	switch typ {
+	case FileTypeJournal:
+		return s.journalEnds(own, name)
+	case FileTypeWAL:
+		if db != nil && !own {
+			if s.Role() == RoleReplica {
+				return syscall.EROFS
+			}
+			return s.refuse(name, db.walRemoving())
+		}
+	case FileTypeDatabase:
+		return s.writableName(own, name)
+	}
+	return nil
+}
+
+// Unlinked is called after a file was removed, or was not.
+func (s *Store) Unlinked(path string, err error) {
+	if err != nil {
+		return
+	}
+	name, typ := fileOf(path)
+	db := s.DBByName(name)
+	if db == nil {
+		return
+	}
+	switch typ {
+	case FileTypeWAL:
+		db.walRemoved()
+	case FileTypeSHM:
+		db.shmGone()
+	case FileTypeDatabase:
+		if err := s.drop(db); err != nil {
+			s.Logger.Error("the record of a dropped database is not wholly removed", "db", name, "error", err)
+		}
+	}
+}
+
+// journalEnds captures the transaction of a rollback journal that is about to
+// end, making the file a database on record if it was not one yet.
+func (s *Store) journalEnds(own bool, name string) error {
+	if own {
+		return nil
+	}
+	db := s.DBByName(name)
+	if db == nil {
+		if !s.hasHeader(name) {
+			return nil
+		}
+		if s.Role() == RoleReplica {
+			s.Logger.Warn("a new database on a replica is refused: create it on the primary", "db", name)
+			return syscall.EROFS
+		}
+		_, err := s.adopt(name)
+		return s.refuse(name, err)
+	}
+	if s.Role() == RoleReplica {
+		return nil
+	}
+	return s.refuse(name, db.journalEnds())
+}
+
+// refuse turns a failed capture into the error that the application gets.
+func (s *Store) refuse(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	s.stats.CaptureErrors.Add(1)
+	s.Logger.Error("a commit is refused: it cannot be written to the log", "db", name, "error", err)
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return syscall.EIO
+}
+
+// Renaming is called before a file or directory gets another name.
+func (s *Store) Renaming(own bool, old, new string) error {
+	if own || s.Role() != RoleReplica {
+		return nil
+	}
+	for _, db := range s.DBs() {
+		if name := db.Name(); name == old || name == new || strings.HasPrefix(name, old+"/") {
+			return syscall.EROFS
+		}
+	}
+	return nil
+}
+
+// Renamed is called after a file or directory got another name, or did not.
+func (s *Store) Renamed(old, new string, err error) {
+	if err != nil {
+		return
+	}
+	s.moveOpens(old, new)
+	if s.Role() == RoleReplica {
+		return
+	}
+	if db := s.DBByName(new); db != nil {
+		if err := s.drop(db); err != nil {
+			s.Logger.Error("the record of a replaced database is not wholly removed", "db", new, "error", err)
+		}
+	}
+	for _, db := range s.DBs() {
+		name := db.Name()
+		if rest, ok := strings.CutPrefix(name, old); ok && (rest == "" || rest[0] == '/') {
+			s.renameOrDrop(db, new+rest)
+		}
+	}
+	if name, typ := fileOf(new); typ == FileTypeDatabase && s.DBByName(name) == nil && !s.isOpen(name) && s.hasHeader(name) {
+		if _, err := s.adopt(name); err != nil {
+			s.Logger.Error("cannot record a new database; it is local until it is written again", "db", name, "error", err)
+		}
+	}
+}
+
+// renameOrDrop follows a rename that has happened. A database that gets a name
+// which cannot be one is not a database any more.
+func (s *Store) renameOrDrop(db *DB, name string) {
+	_, typ := fileOf(name)
+	err := ValidateName(name)
+	if err == nil && typ == FileTypeDatabase {
+		if err = s.rename(db, name); err == nil {
+			return
+		}
+	}
+	db.log.Warn("renamed to what cannot be a database's name: not recorded any more", "new", name, "error", err)
+	if err := s.drop(db); err != nil {
+		s.Logger.Error("the record of a database is not wholly removed", "db", db.Name(), "error", err)
+	}
+}
+
+// moveOpens keeps the counts of open files under their current paths.
+func (s *Store) moveOpens(old, new string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	moved := make(map[string]*openFile)
+	for path, f := range s.opens {
+		if rest, ok := strings.CutPrefix(path, old); ok && (rest == "" || rest[0] == '/') {
+			moved[new+rest] = f
+			delete(s.opens, path)
+		}
+	}
+	for path, f := range moved {
+		s.opens[path] = f
+	}
+}
+
+// Virtual returns the content of a file that is not in the tree: the position
+// of a database, or the name of the primary.
+func (s *Store) Virtual(path string) ([]byte, bool) {
+	if name, ok := strings.CutSuffix(path, "-pos"); ok {
+		if db := s.DBByName(name); db != nil {
+			return []byte(db.Pos().String() + "\n"), true
+		}
+	}
+	if path == ".primary" && s.Role() == RoleReplica {
+		if host := s.primaryHost(); host != "" {
+			return []byte(host + "\n"), true
+		}
+	}
+	return nil, false
+}
+
+// exists reports whether the tree has a file at path.
+func (s *Store) exists(path string) bool {
+	_, err := os.Lstat(filepath.Join(s.FilesDir(), path))
+	return err == nil || !errors.Is(err, fs.ErrNotExist)
+}
