@@ -1,0 +1,76 @@
+package childnode
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// Config is the part of a node's configuration that the users of this package vary.
+type Config struct {
+	Mount        string // fuse.dir
+	Data         string // data.dir
+	Addr         string // http.addr
+	PrimaryURL   string // set: a follower of the node at that URL; empty: the static primary
+	Passthrough  bool   // fuse.passthrough: auto, or off
+	Debug        bool   // log.debug
+	ExtraDataKey []string
+	Extra        []string // further lines of the file, whole sections
+}
+
+// YAML returns the configuration file.
+func (c Config) YAML() string {
+	var b strings.Builder
+	passthrough := "off"
+	if c.Passthrough {
+		passthrough = "auto"
+	}
+	fmt.Fprintf(&b, "fuse:\n  dir: %s\n  passthrough: %s\n", strconv.Quote(c.Mount), strconv.Quote(passthrough))
+	fmt.Fprintf(&b, "data:\n  dir: %s\n", strconv.Quote(c.Data))
+	for _, line := range c.ExtraDataKey {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
+	fmt.Fprintf(&b, "http:\n  addr: %s\n", strconv.Quote(c.Addr))
+	url := c.PrimaryURL
+	if url == "" {
+		url = "http://" + c.Addr
+	}
+	fmt.Fprintf(&b, "lease:\n  type: static\n  candidate: %t\n  advertise-url: %s\n", c.PrimaryURL == "", strconv.Quote(url))
+	fmt.Fprintf(&b, "log:\n  debug: %t\n", c.Debug)
+	for _, line := range c.Extra {
+		fmt.Fprintln(&b, line)
+	}
+	return b.String()
+}
+
+// WriteFile writes the configuration file at path.
+func (c Config) WriteFile(path string) error {
+	if err := os.WriteFile(path, []byte(c.YAML()), 0o600); err != nil {
+		return fmt.Errorf("write the configuration of a node: %w", err)
+	}
+	return nil
+}
+
+// FreeAddr returns a loopback address that nobody listens on. A node keeps its address over a restart,
+// so the port is taken from below the range that the kernel hands out for outgoing connections: there
+// it would be a matter of luck whether it is still free the second time.
+func FreeAddr() (string, error) {
+	const low, high, tries = 12000, 32000, 200
+	var last error
+	for range tries {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(low+rand.IntN(high-low)))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			last = err
+			continue
+		}
+		if err := l.Close(); err != nil {
+			return "", fmt.Errorf("probe %s: %w", addr, err)
+		}
+		return addr, nil
+	}
+	return "", fmt.Errorf("no free port between %d and %d: %w", low, high, last)
+}

@@ -1,0 +1,178 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/superfly/ltx"
+
+	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/vfs"
+	"github.com/litefs/litefs/sqlitefile"
+)
+
+// replay is a log applied to an empty file, entry by entry, with the checksum of each page. Beside a
+// running node it follows: advance reads on from where it was.
+type replay struct {
+	file *os.File
+	head ltxlog.Entry
+	// posts are the checksums after each entry seen, by which files of an earlier position are known.
+	posts map[uint64]uint64
+
+	complete bool     // the log began with a snapshot, so the fields below are known
+	pages    []pageAt // of page i+1
+	sum      uint64   // XOR of all sums
+}
+
+// pageAt is the state of one page.
+type pageAt struct {
+	sum  uint64
+	txid uint64 // the entry that wrote it last, by its first transaction
+}
+
+func newReplay(dir string) (*replay, error) {
+	f, err := os.CreateTemp(dir, "litefs-verify-*.db")
+	if err != nil {
+		return nil, fmt.Errorf("make a file to replay the log into: %w", err)
+	}
+	return &replay{file: f, posts: map[uint64]uint64{}}, nil
+}
+
+// close removes the file.
+func (r *replay) close() {
+	// Nothing of it is of use, and the next line says so to the disk.
+	_ = r.file.Close()
+	_ = os.Remove(r.file.Name())
+}
+
+// openLog opens a log without changing it.
+func openLog(dir string) (*ltxlog.Log, error) {
+	return ltxlog.Open(dir, ltxlog.Options{FS: dryFS{vfs.OS()}})
+}
+
+// advance reads the log from where the replay is, up to its end. ok is false when the log is empty or
+// bad, which is then noted in db.
+func (r *replay) advance(ctx context.Context, dir string, db *Database) (ok bool, err error) {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		db.note("there is no log yet")
+		return false, nil
+	}
+	log, err := openLog(dir)
+	var broken *ltxlog.BrokenError
+	if errors.As(err, &broken) {
+		db.fault(broken.TXID, "%w", err)
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open the log: %w", err)
+	}
+	defer log.Close() //nolint:errcheck // read only
+	for _, d := range log.Dropped() {
+		if d.Durable {
+			db.fault(d.Min, "the last entry of the log is damaged: %w", d.Err)
+			return false, nil
+		}
+		db.note("the last entry of the log, %016x-%016x, was not completely written: the next start of the node removes it", d.Min, d.Max)
+	}
+	entries := log.Entries()
+	if len(entries) == 0 {
+		db.note("the log is empty")
+		return false, nil
+	}
+	r.restartIfReplaced(entries)
+	for _, e := range entries {
+		if e.Max <= r.head.Max {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		if err := r.apply(log, e); err != nil {
+			if errors.Is(err, os.ErrNotExist) {
+				return false, err // retired or merged by the running node: read again
+			}
+			db.fault(e.Min, "%w", err)
+			return false, nil
+		}
+	}
+	db.First, db.Max, db.Checksum = entries[0].Min, r.head.Max, r.head.Post
+	db.Entries, db.PageSize, db.Pages, db.Replayed = len(entries), r.head.PageSize, r.head.Commit, r.complete
+	return true, nil
+}
+
+// restartIfReplaced begins anew when the log was replaced by a snapshot that is not the continuation of
+// what was read.
+func (r *replay) restartIfReplaced(entries []ltxlog.Entry) {
+	last := entries[len(entries)-1]
+	if r.head.Max == 0 || last.Max > r.head.Max || last.Post == r.head.Post {
+		return
+	}
+	r.head, r.complete, r.pages, r.sum = ltxlog.Entry{}, false, nil, 0
+	clear(r.posts)
+}
+
+// apply adds one entry and checks that it leads to the checksum it names.
+func (r *replay) apply(log *ltxlog.Log, e ltxlog.Entry) error {
+	if e.IsSnapshot() {
+		r.complete, r.pages, r.sum = true, nil, 0
+	}
+	err := log.Pages(e, func(pgno uint32, data []byte) error {
+		if !r.complete {
+			return nil // only that the entry is whole
+		}
+		if _, err := r.file.WriteAt(data, int64(pgno-1)*int64(e.PageSize)); err != nil {
+			return err
+		}
+		r.set(pgno, pageChecksum(pgno, data), e.Min)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("entry %016x-%016x: %w", e.Min, e.Max, err)
+	}
+	if r.complete {
+		if err := r.resize(e.Commit, e.PageSize); err != nil {
+			return err
+		}
+		if got := uint64(ltx.ChecksumFlag) | r.sum; got != e.Post && e.Commit > 0 {
+			return fmt.Errorf("entry %016x-%016x: the pages after it have checksum %016x, the entry says %016x", e.Min, e.Max, got, e.Post)
+		}
+	}
+	r.head = e
+	r.posts[e.Post] = e.Max
+	return nil
+}
+
+// set stores the sum of a page.
+func (r *replay) set(pgno uint32, sum, txid uint64) {
+	for uint32(len(r.pages)) < pgno {
+		r.pages = append(r.pages, pageAt{})
+	}
+	p := &r.pages[pgno-1]
+	r.sum ^= (p.sum ^ sum) &^ uint64(ltx.ChecksumFlag)
+	p.sum, p.txid = sum, txid
+}
+
+// resize drops the pages beyond count.
+func (r *replay) resize(count, pageSize uint32) error {
+	for uint32(len(r.pages)) > count {
+		r.sum ^= r.pages[len(r.pages)-1].sum &^ uint64(ltx.ChecksumFlag)
+		r.pages = r.pages[:len(r.pages)-1]
+	}
+	if err := r.file.Truncate(int64(count) * int64(pageSize)); err != nil {
+		return fmt.Errorf("replay the log: %w", err)
+	}
+	return nil
+}
+
+// page returns the state of a page; the lock page has none.
+func (r *replay) page(pgno uint32) pageAt {
+	if pgno == sqlitefile.LockPgno(r.head.PageSize) || pgno > uint32(len(r.pages)) {
+		return pageAt{}
+	}
+	return r.pages[pgno-1]
+}
+
+// pageChecksum is the checksum of one page as every position is made of.
+func pageChecksum(pgno uint32, data []byte) uint64 { return uint64(ltx.ChecksumPage(pgno, data)) }
