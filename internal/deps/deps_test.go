@@ -219,7 +219,7 @@ var banned = []struct {
 	why    string
 	exempt func(source) bool
 }{
-	{"os.Exit", "only the command ends the process", inCommand},
+	{"os.Exit", "only the command ends the process", inCommandOrTest},
 	{"log.Fatal", "only the command ends the process", inCommand},
 	{"log.Fatalf", "only the command ends the process", inCommand},
 	{"log.Fatalln", "only the command ends the process", inCommand},
@@ -229,8 +229,10 @@ var banned = []struct {
 	{"context.TODO", "take the caller's context", never},
 }
 
-func inCommand(s source) bool { return strings.HasPrefix(s.pkg, "cmd/") }
-func never(source) bool       { return false }
+func inCommand(s source) bool       { return strings.HasPrefix(s.pkg, "cmd/") }
+func inCommandOrTest(s source) bool { return inCommand(s) || s.isTestCode() }
+
+func never(source) bool { return false }
 
 func TestNoCallsThatHaveNoPlace(t *testing.T) {
 	for _, s := range sources(t) {

@@ -55,6 +55,7 @@ var doors = map[string][]string{
 	"github.com/mattn/go-sqlite3": {"internal/sqlapp"},
 	"go.yaml.in/yaml":             {"internal/config"},
 	"github.com/superfly/ltx":     {"", "http", "internal/ltxlog", "internal/pagesum", "internal/verify"},
+	"github.com/pierrec/lz4":      {"internal/ltxlog"},
 	"golang.org/x/sys":            anyPackage,
 	"golang.org/x/sync":           anyPackage,
 	"golang.org/x/net":            {"http"},
