@@ -1,0 +1,111 @@
+package http
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/litefs/litefs"
+)
+
+// handleStream checks the handshake, reads the positions and hands over to a session.
+func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor < 2 {
+		// The one protocol in which a stream can be ended, from either side, without its connection.
+		w.Header().Set("Upgrade", "h2c")
+		s.refuse(w, r, http.StatusUpgradeRequired, "streams need HTTP/2 with prior knowledge")
+		return
+	}
+	if code, line := s.checkHandshake(r); code != 0 {
+		s.refuse(w, r, code, line)
+		return
+	}
+	if !s.src.IsPrimary() {
+		w.Header().Set("Retry-After", "1")
+		line := "this node is not the primary and knows none"
+		if u := s.src.PrimaryURL(); u != "" {
+			w.Header().Set(headerPrimaryURL, u)
+			line = "this node is not the primary, " + u + " is"
+		}
+		s.refuse(w, r, http.StatusServiceUnavailable, line)
+		return
+	}
+
+	rc := http.NewResponseController(w)
+	posMap, err := s.readPositions(rc, w, r)
+	if err != nil {
+		code := http.StatusBadRequest
+		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+			code = http.StatusRequestEntityTooLarge
+		}
+		s.refuse(w, r, code, err.Error())
+		return
+	}
+
+	h := w.Header()
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set(headerProtocol, protocolVersion)
+	h.Set(headerLTX, ltxVersion)
+	h.Set(headerClusterID, s.src.ClusterID())
+	h.Set(headerID, s.src.NodeID())
+	h.Set(headerEpoch, strconv.FormatUint(s.src.Epoch(), 10))
+
+	logger := s.opt.Logger.With("replica", r.Header.Get(headerID), "remote", r.RemoteAddr)
+	logger.Info("replica connected", "databases", len(posMap))
+	out := &streamWriter{w: w, rc: rc, stall: s.limits.stall}
+	err = s.runSession(r.Context(), out, posMap, logger)
+	level := slog.LevelInfo
+	if err != nil && r.Context().Err() == nil && s.ctx.Err() == nil {
+		level = slog.LevelWarn // neither side asked for the end
+	}
+	logger.Log(r.Context(), level, "replica disconnected", "reason", err)
+}
+
+// checkHandshake returns the status and the line to refuse r with; 0 if it may stream.
+func (s *Server) checkHandshake(r *http.Request) (code int, line string) {
+	h := r.Header
+	if got := h.Get(headerProtocol); got != protocolVersion {
+		return http.StatusBadRequest, fmt.Sprintf("this node speaks version %s of the stream, the request says %.32q: run the same version of litefs on both nodes", protocolVersion, got)
+	}
+	if got := h.Get(headerLTX); got != ltxVersion {
+		return http.StatusBadRequest, fmt.Sprintf("this node sends LTX version %s, the request says %.32q: run the same version of litefs on both nodes", ltxVersion, got)
+	}
+	id, cluster := h.Get(headerID), h.Get(headerClusterID)
+	switch {
+	case id == "" || len(id) > maxIDLen:
+		return http.StatusBadRequest, fmt.Sprintf("%s is %d bytes, want 1 to %d", headerID, len(id), maxIDLen)
+	case len(cluster) > maxIDLen:
+		return http.StatusBadRequest, fmt.Sprintf("%s is %d bytes, want at most %d", headerClusterID, len(cluster), maxIDLen)
+	case id == s.src.NodeID():
+		return http.StatusBadRequest, fmt.Sprintf("node %s cannot follow itself: check the primary's advertise-url, or remove node-id from a copied data directory", id)
+	}
+	if own := s.src.ClusterID(); cluster != "" && cluster != own {
+		return http.StatusConflict, fmt.Sprintf("the replica belongs to cluster %q, this node to %q: correct the advertise-url, or give the replica an empty data directory", cluster, own)
+	}
+	epoch, err := strconv.ParseUint(h.Get(headerEpoch), 10, 64)
+	if err != nil {
+		return http.StatusBadRequest, fmt.Sprintf("%s is %.32q, want a number", headerEpoch, h.Get(headerEpoch))
+	}
+	if own := s.src.Epoch(); epoch > own {
+		return http.StatusConflict, fmt.Sprintf("the replica has followed a primary of epoch %d, this node is of epoch %d: it has been replaced, or its data directory is an old copy", epoch, own)
+	}
+	return 0, ""
+}
+
+// readPositions reads the body, bounded in size and time.
+func (s *Server) readPositions(rc *http.ResponseController, w http.ResponseWriter, r *http.Request) (map[uint32]litefs.Pos, error) {
+	if err := rc.SetReadDeadline(time.Now().Add(s.limits.body)); err != nil {
+		return nil, fmt.Errorf("read deadline: %w", err)
+	}
+	posMap, err := ReadPosMap(http.MaxBytesReader(w, r.Body, maxPosMapSize))
+	if err != nil {
+		return nil, err
+	}
+	if err := rc.SetReadDeadline(time.Time{}); err != nil {
+		return nil, fmt.Errorf("read deadline: %w", err)
+	}
+	return posMap, nil
+}

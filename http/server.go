@@ -1,0 +1,300 @@
+package http
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/litefs/litefs"
+)
+
+// Options configure a Server.
+type Options struct {
+	Addr      string       // host:port to listen on; port 0 picks one
+	Token     string       // bearer token that requests must carry; "" admits loopback addresses only
+	Candidate bool         // told by GET /info
+	Logger    *slog.Logger // required
+}
+
+// limits are the server's bounds in time.
+type limits struct {
+	header    time.Duration // from a connection's first byte to the end of a request's headers
+	body      time.Duration // for the body of a request, and for a short answer
+	heartbeat time.Duration // between heartbeats
+	stall     time.Duration // a stream's write that makes no progress for so long ends the stream
+	retry     time.Duration // after a database's first error; doubled up to maxRetry
+	maxRetry  time.Duration
+	stop      time.Duration // for the end of Serve
+}
+
+func defaultLimits() limits {
+	return limits{
+		header:    10 * time.Second,
+		body:      10 * time.Second,
+		heartbeat: time.Second,
+		stall:     30 * time.Second,
+		retry:     time.Second,
+		maxRetry:  30 * time.Second,
+		stop:      5 * time.Second,
+	}
+}
+
+// Server answers the requests of other nodes and of the commands. Listen, then Serve.
+type Server struct {
+	src    Source
+	opt    Options
+	limits limits
+	token  [sha256.Size]byte // of the bearer token; compared instead of it, for equal lengths
+
+	ln  net.Listener // set by Listen
+	srv *http.Server
+
+	ctx    context.Context // ends when the server closes; every stream ends with it
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	closing  bool           // no request is admitted any more
+	handlers sync.WaitGroup // requests in their handlers; Add only under mu and before closing
+}
+
+// NewServer returns a server of store.
+func NewServer(store *litefs.Store, opt Options) *Server {
+	return newServer(storeSource{store}, opt, defaultLimits())
+}
+
+func newServer(src Source, opt Options, l limits) *Server {
+	s := &Server{src: src, opt: opt, limits: l, token: sha256.Sum256([]byte(opt.Token))}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", s.handleHealth)
+	mux.Handle("GET /info", s.authorized(s.handleInfo))
+	mux.Handle("POST /stream", s.authorized(s.handleStream))
+
+	var protocols http.Protocols
+	protocols.SetHTTP1(true) // for curl and the like; not for streams
+	protocols.SetUnencryptedHTTP2(true)
+	s.srv = &http.Server{
+		Handler:           s.tracked(mux),
+		Protocols:         &protocols,
+		ReadHeaderTimeout: l.header,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(opt.Logger.Handler(), slog.LevelDebug),
+		HTTP2: &http.HTTP2Config{
+			// A heartbeat to a machine that lost its power fits into buffers for hours: only a
+			// ping without an answer tells.
+			SendPingTimeout:  l.stall / 3,
+			PingTimeout:      l.stall / 3,
+			WriteByteTimeout: l.stall,
+		},
+	}
+	return s
+}
+
+// Listen binds the address, so that URL is known and connections are queued. Without a token it
+// refuses an address that other machines can reach.
+func (s *Server) Listen() error {
+	if s.opt.Addr == "" {
+		return errors.New("http.addr is empty: set it to a host and port like 127.0.0.1:20202")
+	}
+	var lc net.ListenConfig
+	if s.opt.Token == "" {
+		lc.Control = checkListen
+	}
+	ln, err := lc.Listen(s.ctx, "tcp", s.opt.Addr)
+	if err != nil {
+		return fmt.Errorf("http.addr: %w", err)
+	}
+	s.ln = ln
+	return nil
+}
+
+// URL returns the base URL at which this machine reaches the server; "" before Listen.
+func (s *Server) URL() string {
+	if s.ln == nil {
+		return ""
+	}
+	addr, ok := s.ln.Addr().(*net.TCPAddr)
+	if ok && addr.IP.IsUnspecified() {
+		return "http://" + net.JoinHostPort("localhost", strconv.Itoa(addr.Port))
+	}
+	return "http://" + s.ln.Addr().String()
+}
+
+// Serve answers requests until ctx ends or Close is called, and returns nil then; else the error that
+// ended it. When ctx ends it closes the server.
+func (s *Server) Serve(ctx context.Context) error {
+	if s.ln == nil {
+		return errors.New("http server: Serve before Listen")
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.srv.Serve(s.ln) }()
+
+	var err error
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.limits.stop)
+		defer cancel()
+		if err := s.Close(stopCtx); err != nil {
+			return errors.Join(err, ignoreClosed(<-served))
+		}
+		err = <-served
+	}
+	return ignoreClosed(err)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("http server: %w", err)
+}
+
+// Close ends every stream between two frames, or within one that cannot be written, and waits for all
+// requests until ctx ends.
+func (s *Server) Close(ctx context.Context) error {
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	s.cancel()
+
+	err := s.srv.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(fmt.Errorf("http server: connections closed before they were done: %w", err), s.srv.Close())
+	}
+	if s.ln != nil {
+		// Shutdown closes it only if Serve has seen it.
+		if cerr := s.ln.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) {
+			err = errors.Join(err, cerr)
+		}
+	}
+
+	done := make(chan struct{})
+	go func() {
+		s.handlers.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return err
+	case <-ctx.Done():
+		return errors.Join(err, fmt.Errorf("http server: requests still in their handlers: %w", ctx.Err()))
+	}
+}
+
+// tracked lets Close wait for the handlers. net/http waits for connections, and a connection may end
+// before the handlers of its streams.
+func (s *Server) tracked(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		if s.closing {
+			s.mu.Unlock()
+			http.Error(w, "this node is stopping", http.StatusServiceUnavailable)
+			return
+		}
+		s.handlers.Add(1)
+		s.mu.Unlock()
+		defer s.handlers.Done()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// authorized admits requests with the token, when one is configured.
+func (s *Server) authorized(next http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.opt.Token != "" && !s.hasToken(r) {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			s.refuse(w, r, http.StatusUnauthorized, "wrong or missing token: set http.token to the token of this node")
+			return
+		}
+		next(w, r)
+	})
+}
+
+func (s *Server) hasToken(r *http.Request) bool {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	sum := sha256.Sum256([]byte(token))
+	return ok && subtle.ConstantTimeCompare(sum[:], s.token[:]) == 1
+}
+
+// refuse answers with one line and logs it.
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, code int, line string) {
+	s.opt.Logger.Warn("request refused", "path", r.URL.Path, "remote", r.RemoteAddr,
+		"node", r.Header.Get(headerID), "status", code, "reason", line)
+	http.Error(w, line, code)
+}
+
+func (s *Server) handleHealth(w http.ResponseWriter, r *http.Request) {
+	s.answer(w, r, "text/plain; charset=utf-8", []byte("ok\n"))
+}
+
+// Info is what a node tells of itself at GET /info. Numbers of 64 bits are strings of 16 hexadecimal
+// digits, for not every reader of JSON keeps them whole; the epoch is small.
+type Info struct {
+	ClusterID  string         `json:"clusterID"`
+	NodeID     string         `json:"nodeID"`
+	IsPrimary  bool           `json:"isPrimary"`
+	Candidate  bool           `json:"candidate"`
+	PrimaryURL string         `json:"primaryURL,omitempty"`
+	Epoch      uint64         `json:"epoch"`
+	Databases  []DatabaseInfo `json:"databases"`
+}
+
+// DatabaseInfo is one database in Info.
+type DatabaseInfo struct {
+	ID       string `json:"id"` // litefs.FormatDBID
+	Name     string `json:"name"`
+	TXID     string `json:"txid"`
+	Checksum string `json:"checksum"`
+}
+
+func (s *Server) handleInfo(w http.ResponseWriter, r *http.Request) {
+	info := Info{
+		ClusterID:  s.src.ClusterID(),
+		NodeID:     s.src.NodeID(),
+		IsPrimary:  s.src.IsPrimary(),
+		Candidate:  s.opt.Candidate,
+		PrimaryURL: s.src.PrimaryURL(),
+		Epoch:      s.src.Epoch(),
+		Databases:  []DatabaseInfo{},
+	}
+	for _, db := range s.src.Databases() {
+		pos := db.Pos()
+		info.Databases = append(info.Databases, DatabaseInfo{
+			ID:       litefs.FormatDBID(db.ID()),
+			Name:     db.Name(),
+			TXID:     fmt.Sprintf("%016x", pos.TXID),
+			Checksum: fmt.Sprintf("%016x", pos.Chksum),
+		})
+	}
+	b, err := json.MarshalIndent(info, "", "  ")
+	if err != nil {
+		s.refuse(w, r, http.StatusInternalServerError, fmt.Sprintf("encode: %v", err))
+		return
+	}
+	s.answer(w, r, "application/json", append(b, '\n'))
+}
+
+// answer writes a short body within the limit for it.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, contentType string, body []byte) {
+	w.Header().Set("Content-Type", contentType)
+	err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.limits.body))
+	if err == nil {
+		_, err = w.Write(body)
+	}
+	if err != nil {
+		s.opt.Logger.Debug("answer not written", "path", r.URL.Path, "remote", r.RemoteAddr, "error", err)
+	}
+}

@@ -1,0 +1,66 @@
+package http
+
+import (
+	"context"
+
+	"github.com/litefs/litefs"
+)
+
+// Source is what a Server serves: the store of its node, in the words that the network needs.
+type Source interface {
+	ClusterID() string
+	NodeID() string
+	Epoch() uint64
+	IsPrimary() bool
+	PrimaryURL() string // "" when no primary is known
+
+	Databases() []Database
+	Database(id uint32) (Database, bool)
+
+	// Dropped tells a database that was dropped from one that is merely not to be had at the moment.
+	// Only the former may be taken from the replicas.
+	Dropped(id uint32) bool
+
+	Subscribe() Subscription
+}
+
+// Database is one database of a Source.
+type Database interface {
+	ID() uint32
+	Name() string
+	Pos() litefs.Pos
+
+	// NextLTX returns the log entry that joins pos. Returns io.EOF if nothing comes after pos,
+	// litefs.ErrSnapshotNeeded if only a snapshot leads on. It does not wait for anything long.
+	NextLTX(pos litefs.Pos) (*litefs.LTXReader, error)
+
+	// SnapshotLTX returns the whole database as one LTX file. It may take its time.
+	SnapshotLTX(ctx context.Context) (*litefs.LTXReader, error)
+}
+
+// Subscription tells which databases have changed.
+type Subscription interface {
+	NotifyCh() <-chan struct{}
+	DirtySet() map[uint32]struct{}
+	Close() error
+}
+
+// storeSource is a Source that is a litefs.Store: only the types that Go does not convert by itself
+// differ.
+type storeSource struct{ *litefs.Store }
+
+func (s storeSource) Databases() []Database {
+	dbs := s.DBs()
+	a := make([]Database, len(dbs))
+	for i, db := range dbs {
+		a[i] = db
+	}
+	return a
+}
+
+func (s storeSource) Database(id uint32) (Database, bool) {
+	db := s.DB(id)
+	return db, db != nil // the flag, for a nil *litefs.DB in an interface is not nil
+}
+
+func (s storeSource) Subscribe() Subscription { return s.Store.Subscribe() }

@@ -1,0 +1,96 @@
+package http
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"github.com/litefs/litefs"
+)
+
+// Versions that the handshake compares. Both must be equal on both sides.
+const (
+	protocolVersion = "1"
+	ltxVersion      = "3"
+)
+
+// Headers of the handshake, on requests and answers.
+const (
+	headerProtocol  = "Litefs-Protocol"
+	headerLTX       = "Litefs-Ltx"
+	headerClusterID = "Litefs-Cluster-Id"
+	headerID        = "Litefs-Id"
+	headerEpoch     = "Litefs-Epoch"
+
+	headerPrimaryURL = "Litefs-Primary-Url" // with a 503: who to ask instead
+)
+
+// maxIDLen bounds the cluster and node ids in a handshake, in bytes.
+const maxIDLen = 128
+
+const (
+	posSize      = 4 + 8 + 8 // bytes of one database's position in a position map
+	maxPositions = 1 << 17   // databases in a position map
+
+	// maxPosMapSize bounds the body of a stream request. The byte beyond the largest map lets a
+	// reader tell "too long" from "cut".
+	maxPosMapSize = 4 + maxPositions*posSize + 1
+)
+
+// WritePosMap writes posMap to w in one write, in no particular order.
+func WritePosMap(w io.Writer, posMap map[uint32]litefs.Pos) error {
+	if len(posMap) > maxPositions {
+		return fmt.Errorf("position map of %d databases, at most %d are allowed", len(posMap), maxPositions)
+	}
+	b := make([]byte, 0, 4+len(posMap)*posSize)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(posMap)))
+	for id, pos := range posMap {
+		b = binary.BigEndian.AppendUint32(b, id)
+		b = binary.BigEndian.AppendUint64(b, pos.TXID)
+		b = binary.BigEndian.AppendUint64(b, pos.Chksum)
+	}
+	_, err := w.Write(b)
+	return err
+}
+
+// ReadPosMap reads all of r as what WritePosMap writes. It returns io.ErrUnexpectedEOF, wrapped, when
+// r ends too early, and an error for more databases than allowed, a database that comes twice, and for
+// bytes after the map. Memory grows with what was read, not with what the first bytes announce.
+func ReadPosMap(r io.Reader) (map[uint32]litefs.Pos, error) {
+	var b [posSize]byte
+	if err := readFull(r, b[:4]); err != nil {
+		return nil, fmt.Errorf("position map: number of databases: %w", err)
+	}
+	n := binary.BigEndian.Uint32(b[:])
+	if n > maxPositions {
+		return nil, fmt.Errorf("position map of %d databases, at most %d are allowed", n, maxPositions)
+	}
+	posMap := make(map[uint32]litefs.Pos)
+	for i := range n {
+		if err := readFull(r, b[:]); err != nil {
+			return nil, fmt.Errorf("position map: database %d of %d: %w", i+1, n, err)
+		}
+		id := binary.BigEndian.Uint32(b[:])
+		if _, ok := posMap[id]; ok {
+			return nil, fmt.Errorf("position map: database %s comes twice", litefs.FormatDBID(id))
+		}
+		posMap[id] = litefs.Pos{TXID: binary.BigEndian.Uint64(b[4:]), Chksum: binary.BigEndian.Uint64(b[12:])}
+	}
+	switch _, err := io.ReadFull(r, b[:1]); err {
+	case io.EOF:
+		return posMap, nil
+	case nil:
+		return nil, fmt.Errorf("position map: bytes after the last of %d databases", n)
+	default:
+		return nil, fmt.Errorf("position map: end: %w", err)
+	}
+}
+
+// readFull is io.ReadFull for bytes that must be there: a clean end is an unexpected one.
+func readFull(r io.Reader, b []byte) error {
+	_, err := io.ReadFull(r, b)
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
