@@ -157,16 +157,22 @@ func At(wal io.ReaderAt, frame uint32) (WALPos, error) {
 }
 
 // ReadPage reads the page that a frame holds into buf, which has the size of a
-// page.
+// page. ErrBroken means that the WAL ends before: Scan looks at no page of
+// published frames.
 func ReadPage(wal io.ReaderAt, frame, pageSize uint32, buf []byte) error {
 	if uint32(len(buf)) != pageSize {
 		return fmt.Errorf("read page of frame %d: buffer of %d bytes, want %d", frame, len(buf), pageSize)
 	}
 	off := sqlitefile.FrameOffset(frame, pageSize) + sqlitefile.FrameHeaderSize
-	if n, err := wal.ReadAt(buf, off); n < len(buf) {
-		return fmt.Errorf("read page of frame %d: %w", frame, noEOF(err))
+	n, err := wal.ReadAt(buf, off)
+	switch {
+	case n == len(buf):
+		return nil
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("%w: it ends in the page of frame %d", ErrBroken, frame)
+	default:
+		return fmt.Errorf("read page of frame %d: %w", frame, err)
 	}
-	return nil
 }
 
 func empty(from WALPos) Batch { return Batch{From: from, To: from} }

@@ -12,9 +12,11 @@ import (
 var errEnd = errors.New("end of the chain")
 
 const (
-	// blockBytes bounds what one read takes from the WAL, and the memory of a
-	// scan beside its page list.
-	blockBytes = 256 << 10
+	// blockBytes bounds what one read takes from the WAL, one frame at least,
+	// and with it the memory of a scan beside its page list. A larger buffer is
+	// no small object to Go's allocator: making it costs the usual batch of a few
+	// frames more than the reads that it saves a large one.
+	blockBytes = 32 << 10
 
 	// densePageSize is the largest page that is read along with the headers on
 	// both sides of it. Above, a read for each header is cheaper than copying
@@ -55,7 +57,7 @@ func framesPerBlock(pageSize uint32) uint32 {
 // calls fn with the bytes from each frame's start to the end of its block. A WAL
 // that ends before last is io.ErrUnexpectedEOF.
 func walk(wal io.ReaderAt, pageSize, first, last, perBlock uint32, size func(frames uint32) int64, fn func(frame uint32, b []byte) error) error {
-	if first > last || first == 0 { // 0: one after the last frame there can be
+	if first > last {
 		return nil
 	}
 	frameSize := sqlitefile.FrameSize(pageSize)
@@ -65,7 +67,10 @@ func walk(wal io.ReaderAt, pageSize, first, last, perBlock uint32, size func(fra
 		start := last - left + 1
 		b := buf[:size(n)]
 		if got, err := wal.ReadAt(b, sqlitefile.FrameOffset(start, pageSize)); got < len(b) {
-			return fmt.Errorf("read frames %d to %d: %w", start, start+n-1, noEOF(err))
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("read frames %d to %d: %w", start, start+n-1, err)
 		}
 		for i := range n {
 			if err := fn(start+i, b[int64(i)*frameSize:]); err != nil {
@@ -75,12 +80,4 @@ func walk(wal io.ReaderAt, pageSize, first, last, perBlock uint32, size func(fra
 		left -= n
 	}
 	return nil
-}
-
-// noEOF names the end of a file where more was due.
-func noEOF(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }
