@@ -112,9 +112,7 @@ func (l *Log) merge(run []Entry) error {
 	i := slices.Index(l.mu.entries, run[0])
 	l.mu.entries = slices.Replace(l.mu.entries, i, i+len(run), e)
 	l.mu.Unlock()
-	for _, old := range run {
-		l.removeOrRemember(entryName(old.Min, old.Max))
-	}
+	l.retireCovered(run)
 	return nil
 }
 

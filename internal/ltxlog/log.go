@@ -142,6 +142,11 @@ type Log struct {
 		// too. They are not listed but the next Open would find them, and one may cover entries
 		// appended later: so nothing is changed before they are gone.
 		debris []string
+		// spares are files of retired entries, waiting for new ones: see retire.
+		spares struct {
+			ready, fresh []string
+			next         uint64
+		}
 	}
 	sync struct {
 		sync.Mutex
@@ -155,6 +160,12 @@ type Log struct {
 		entries []Entry // chain, oldest first; every one has a file
 		durable uint64  // every listed entry with Max <= durable is on disk
 		closed  bool
+	}
+	// readers counts the open files of an entry by name. An entry is opened and counted while it
+	// is listed (mu is held), so the count of one that is not listed only falls.
+	readers struct {
+		sync.Mutex
+		open map[string]int
 	}
 }
 
@@ -220,6 +231,11 @@ func (l *Log) Close() error {
 		return nil
 	}
 	err := l.syncLocked()
+	spares := &l.change.spares
+	for _, name := range append(spares.ready, spares.fresh...) {
+		l.removeOrRemember(name) // the next Open removes what stays
+	}
+	spares.ready, spares.fresh = nil, nil
 	if l.sync.mark != nil {
 		err = errors.Join(err, l.sync.mark.Close())
 		l.sync.mark = nil

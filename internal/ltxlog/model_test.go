@@ -2,7 +2,6 @@ package ltxlog
 
 import (
 	"bytes"
-	"hash/crc64"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -25,8 +24,6 @@ type model struct {
 func newModel(seed uint64, pageSize uint32) *model {
 	return &model{pageSize: pageSize, epoch: 1, rnd: rand.New(rand.NewPCG(seed, 1)), history: map[uint64][]byte{}}
 }
-
-var testTable = crc64.MakeTable(crc64.ISO)
 
 // sum is the rolling checksum, computed the long way with the library's function.
 func (m *model) sum() uint64 {

@@ -82,11 +82,14 @@ func (w *writer) put(name string, sync, replace bool) error {
 
 // writeFile makes a file with content b, or none.
 func (l *Log) writeFile(name string, b []byte, sync bool) error {
-	f, err := l.fs.OpenFile(l.path(name), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	f, err := l.createFile(name)
 	if err != nil {
 		return err
 	}
 	err = writeAll(f, b)
+	if err == nil && f.used {
+		err = f.Truncate(int64(len(b)))
+	}
 	if err == nil && sync {
 		err = f.Sync()
 	}
@@ -95,6 +98,12 @@ func (l *Log) writeFile(name string, b []byte, sync bool) error {
 		l.removeOrRemember(name)
 	}
 	return err
+}
+
+// fileToFill is the file of a new entry.
+type fileToFill struct {
+	vfs.File
+	used bool // it may be longer than the entry
 }
 
 func writeAll(f vfs.File, b []byte) error {
@@ -155,10 +164,21 @@ func (l *Log) publishReplacing(e Entry, w *writer) error {
 	l.mu.durable = e.Max
 	l.mu.Unlock()
 	l.writeMark(e.Max)
-	for _, old := range covered {
-		l.removeOrRemember(entryName(old.Min, old.Max))
-	}
+	l.retireCovered(covered)
 	return nil
+}
+
+// retireCovered removes the files of entries that a new entry covers. A failure is not one of the
+// operation, which is complete without it.
+func (l *Log) retireCovered(entries []Entry) {
+	for _, e := range entries {
+		if err := l.retire(e); err != nil {
+			l.removeOrRemember(entryName(e.Min, e.Max))
+		}
+	}
+	if err := l.releaseSpares(); err != nil {
+		l.logger.Warn("sync directory of transaction log", "dir", l.dir, "err", err)
+	}
 }
 
 // putDurable is put followed by the sync of the directory; on an error the file is gone.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
 	"github.com/pierrec/lz4/v4"
 	"github.com/superfly/ltx"
@@ -26,7 +27,45 @@ func (l *Log) open(e Entry) (vfs.File, error) {
 	if have, ok := find(l.mu.entries, e.Min); !ok || have.Min != e.Min || have.Max != e.Max || have.Post != e.Post {
 		return nil, fmt.Errorf("%w: %s", ErrNotFound, entryName(e.Min, e.Max))
 	}
-	return l.fs.OpenFile(l.entryPath(e), os.O_RDONLY, 0)
+	f, err := l.fs.OpenFile(l.entryPath(e), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	name := entryName(e.Min, e.Max)
+	l.readers.Lock()
+	defer l.readers.Unlock()
+	if l.readers.open == nil {
+		l.readers.open = map[string]int{}
+	}
+	l.readers.open[name]++
+	return &entryFile{File: f, log: l, name: name}, nil
+}
+
+// entryFile is an open file of an entry, counted in readers until it is closed.
+type entryFile struct {
+	vfs.File
+	log  *Log
+	name string
+	once sync.Once
+}
+
+func (f *entryFile) Close() error {
+	err := f.File.Close()
+	f.once.Do(func() {
+		r := &f.log.readers
+		r.Lock()
+		defer r.Unlock()
+		if r.open[f.name]--; r.open[f.name] == 0 {
+			delete(r.open, f.name)
+		}
+	})
+	return err
+}
+
+func (l *Log) beingRead(name string) bool {
+	l.readers.Lock()
+	defer l.readers.Unlock()
+	return l.readers.open[name] > 0
 }
 
 // OpenEntry returns the bytes of an entry (e.Size of them), which stay readable when the entry is

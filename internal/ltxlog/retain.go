@@ -16,8 +16,8 @@ type Retention struct {
 // entries and bytes went. The newest entry always stays. Afterwards the log may start with an
 // entry that is not a snapshot.
 //
-// Nothing is synced: an entry that comes back after a power cut goes the next time. This leans on
-// the file system recording removals in their order, as ext4, XFS and btrfs do.
+// After a power cut an entry may be back, and goes the next time. That the log is then still a
+// chain leans on the file system recording removals in their order, as ext4, XFS and btrfs do.
 func (l *Log) Retain(now time.Time, limits Retention) (entries int, bytes int64, err error) {
 	l.change.Lock()
 	defer l.change.Unlock()
@@ -27,7 +27,11 @@ func (l *Log) Retain(now time.Time, limits Retention) (entries int, bytes int64,
 		return 0, 0, fmt.Errorf("retain transaction log: %w", err)
 	}
 	list := l.Entries()
-	for i := range expired(list, now, limits) {
+	n := expired(list, now, limits)
+	if n == 0 {
+		return 0, 0, nil
+	}
+	for i := range n {
 		l.mu.RLock()
 		rest := l.mu.entries[1:]
 		l.mu.RUnlock()
@@ -36,6 +40,9 @@ func (l *Log) Retain(now time.Time, limits Retention) (entries int, bytes int64,
 		}
 		entries++
 		bytes += list[i].Size
+	}
+	if err := l.releaseSpares(); err != nil {
+		return entries, bytes, fmt.Errorf("retain transaction log: %w", err)
 	}
 	return entries, bytes, nil
 }

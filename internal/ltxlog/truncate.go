@@ -41,7 +41,7 @@ func (l *Log) truncateLocked(drop func(Entry) bool) error {
 			return err
 		}
 	}
-	return l.fs.SyncDir(l.dir)
+	return l.releaseSpares()
 }
 
 // unlist makes rest the list and removes the file of gone, which is at one end of the list now.
@@ -51,13 +51,11 @@ func (l *Log) unlist(rest []Entry, gone Entry) error {
 	old := l.mu.entries
 	l.mu.entries = rest
 	l.mu.Unlock()
-	name := entryName(gone.Min, gone.Max)
-	if err := l.remove(name); err != nil {
+	if err := l.retire(gone); err != nil {
 		l.mu.Lock()
 		l.mu.entries = old
 		l.mu.Unlock()
 		return err
 	}
-	delete(l.sync.suspect, name)
 	return nil
 }
