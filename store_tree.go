@@ -232,6 +232,9 @@ func (s *Store) Unlinking(own bool, path string) error {
 			return s.refuse(name, db.walRemoving())
 		}
 	case FileTypeDatabase:
+		if isSuper(path) {
+			return s.superEnds(own, path)
+		}
 		return s.writableName(own, name)
 	}
 	return nil
