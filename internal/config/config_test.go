@@ -240,6 +240,18 @@ func TestSyntaxErrorIsOneLine(t *testing.T) {
 	}
 }
 
+func TestSyntaxErrorSaysTheLine(t *testing.T) {
+	for text, want := range map[string]string{
+		"fuse:\n\tdir: a\n":                       "not valid YAML at line 2: ",
+		"mount-dir: /a\nlease: {candidate: ${X}}": "put ${...} in quotes)",
+	} {
+		_, err := config.Parse([]byte(text), source("X", "true"))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", text, err, want)
+		}
+	}
+}
+
 func TestSet(t *testing.T) {
 	src := source()
 	src.Set = []string{"lease.candidate=false", "lease.advertise-url=http://127.0.0.1:1", "data.dir=/data/$HOME"}

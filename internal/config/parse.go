@@ -143,13 +143,20 @@ func document(data []byte) (*yaml.Node, error) {
 	return root, nil
 }
 
-// syntaxError puts the parser's words on one line.
+// syntaxError puts the parser's words on one line, with the number of the line
+// they are about.
 func syntaxError(data []byte, err error) error {
-	msg := strings.TrimPrefix(strings.Join(strings.Fields(err.Error()), " "), "yaml: ")
-	if bytes.Contains(data, []byte("${")) {
-		msg += " (inside [ ] and { } put ${...} in quotes)"
+	oneLine := func(s string) string { return strings.Join(strings.Fields(s), " ") }
+	var load *yaml.LoadError
+	if !errors.As(err, &load) || load.Mark.Line < 1 {
+		return fmt.Errorf("not valid YAML: %s", oneLine(err.Error()))
 	}
-	return fmt.Errorf("not valid YAML: %s", msg)
+	hint := ""
+	lines := bytes.SplitN(data, []byte("\n"), load.Mark.Line+1)
+	if n := load.Mark.Line - 1; n < len(lines) && bytes.Contains(lines[n], []byte("${")) {
+		hint = " (inside [ ] and { } put ${...} in quotes)"
+	}
+	return fmt.Errorf("not valid YAML at line %d: %s%s", load.Mark.Line, oneLine(load.Message), hint)
 }
 
 // parser holds one configuration while it is read.
@@ -264,15 +271,9 @@ func (p *parser) environment() error {
 	if p.cfg.HTTP.Token != "" {
 		return nil
 	}
-	s, ok := p.src.LookupEnv(TokenVariable)
-	if !ok {
-		return nil
-	}
-	if err := checkToken(s); err != nil {
-		return fmt.Errorf("the environment variable %s %w", TokenVariable, err)
-	}
-	p.cfg.HTTP.Token = Secret(s)
-	return nil
+	var err error
+	p.cfg.HTTP.Token, err = EnvToken(p.src)
+	return err
 }
 
 // scalar is the expanded text at n; "" for null.

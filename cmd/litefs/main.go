@@ -1,0 +1,149 @@
+// Command litefs mounts a directory in which SQLite databases are captured
+// transaction by transaction and replicated to other nodes.
+//
+//	litefs mount DIR                  a single node, its data beside DIR
+//	litefs mount -config litefs.yml   a node of a cluster
+//	litefs help                       everything else
+//
+// One file a subcommand. Exit codes: 0, 2 for a fault of usage or
+// configuration, 1 for any other; of "mount -- COMMAND", the command's own.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/litefs/litefs/internal/config"
+	"github.com/litefs/litefs/internal/supervise"
+)
+
+func main() {
+	std := stdio{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	ctx, signals := watchSignals(context.Background(), os.Exit)
+	err := run(ctx, os.Args[1:], std, signals)
+	signals.stop()
+	os.Exit(report(err, std.err))
+}
+
+// stdio is the standard streams of a subcommand. They are files, for a program
+// that is started gets them as they are.
+type stdio struct {
+	in, out, err *os.File
+}
+
+// command is one subcommand. Its run returns a *usageError for what the caller
+// must write differently; only main ends the process.
+type command struct {
+	name    string
+	summary string
+	run     func(ctx context.Context, args []string, std stdio) error
+}
+
+// commands lists the subcommands as help shows them.
+func commands(signals *signals) []command {
+	return []command{
+		{"mount", "mount a directory and replicate the databases in it",
+			func(ctx context.Context, args []string, std stdio) error {
+				return runMount(ctx, args, std, signals)
+			}},
+		{"config", "check a configuration and print what is in force", runConfig},
+		{"demo", "two nodes on this machine, for a first look", runDemo},
+		{"bench", "measure the mount against a plain directory", runBench},
+		{"verify", "check logs, checksums and databases of a node", runVerify},
+		{"ltx", "list and dump the transactions of a database", runLTX},
+		{"version", "print the version", runVersion},
+	}
+}
+
+// absent are LiteFS's commands that this program does not have.
+var absent = []string{"run", "export", "import"}
+
+// run dispatches to a subcommand.
+func run(ctx context.Context, args []string, std stdio, signals *signals) error {
+	if len(args) == 0 {
+		printUsage(std.err, signals)
+		return usagef("no command given")
+	}
+	name, rest := args[0], args[1:]
+	switch name {
+	case "help", "-h", "-help", "--help":
+		return runHelp(ctx, rest, std, signals)
+	case "-version", "--version":
+		name = "version"
+	}
+	// The first LiteFS had no commands: "litefs -config FILE".
+	if strings.HasPrefix(name, "-") {
+		name, rest = "mount", args
+	}
+	for _, cmd := range commands(signals) {
+		if cmd.name == name {
+			return cmd.run(ctx, rest, std)
+		}
+	}
+	for _, a := range absent {
+		if a == name {
+			return usagef("%q is not built yet: litefs help lists what is", name)
+		}
+	}
+	return usagef("unknown command %q: litefs help lists the commands", name)
+}
+
+func runHelp(ctx context.Context, args []string, std stdio, signals *signals) error {
+	if len(args) == 0 {
+		printUsage(std.out, signals)
+		return nil
+	}
+	if args[0] == "help" || strings.HasPrefix(args[0], "-") {
+		return usagef("want: litefs help COMMAND")
+	}
+	return run(ctx, []string{args[0], "-h"}, std, signals)
+}
+
+func printUsage(w io.Writer, signals *signals) {
+	fmt.Fprint(w, "usage: litefs COMMAND [flags]\n\nReplicated SQLite through a mounted directory.\n\nCommands:\n")
+	for _, cmd := range commands(signals) {
+		fmt.Fprintf(w, "  %-10s%s\n", cmd.name, cmd.summary)
+	}
+	fmt.Fprint(w, "\nExample:\n  litefs mount /srv/app/data -- /usr/bin/app\n\nlitefs help COMMAND tells more.\n")
+}
+
+// report prints err as one line and returns the exit code it stands for.
+func report(err error, w io.Writer) int {
+	var exit *exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.code
+	}
+	fmt.Fprintf(w, "litefs: %s\n", strings.Join(strings.Split(strings.TrimSpace(err.Error()), "\n"), "; "))
+
+	var usage *usageError
+	var start *supervise.StartError
+	switch {
+	case errors.As(err, &usage), errors.Is(err, config.ErrInvalid):
+		return 2
+	case errors.As(err, &start):
+		return start.Code
+	}
+	return 1
+}
+
+// usageError is a fault of the command line: exit code 2.
+type usageError struct{ msg string }
+
+func (e *usageError) Error() string { return e.msg }
+
+func usagef(format string, args ...any) error {
+	return &usageError{fmt.Sprintf(format, args...)}
+}
+
+// exitError ends the process with a code and no word: whoever made the code
+// has said why.
+type exitError struct{ code int }
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }

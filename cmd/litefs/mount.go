@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/litefs/litefs/internal/config"
+	"github.com/litefs/litefs/internal/supervise"
+)
+
+func runMount(ctx context.Context, args []string, std stdio, signals *signals) error {
+	args, program := cutCommand(args)
+	f := newFlags("mount", "litefs mount [flags] [DIR] [-- COMMAND ARGS]",
+		"Mounts a directory. SQLite databases in it are captured transaction by\n"+
+			"transaction and sent to the nodes that follow. With DIR there is no file: the\n"+
+			"node is a primary, its data lies in .NAME.litefs beside DIR. Without DIR and\n"+
+			"-config, ./litefs.yml, ~/litefs.yml and /etc/litefs.yml are looked for.\n\n"+
+			"After --, a command is started once the mount is ready. It gets the signals,\n"+
+			"its end ends the mount, and its exit code is ours.",
+		"litefs mount -config litefs.yml -- myapp -addr :8080")
+	var c configFlags
+	c.register(f)
+	debug := f.Bool("debug", false, "the same as -set log.debug=true")
+	fuseDebug := f.Bool("fuse.debug", false, "the same as -set fuse.debug=true")
+	grace := f.Duration("grace", supervise.DefaultGrace, "`TIME` a command has to end before it is killed")
+	skipUnmount := f.Bool("skip-unmount", false, "not built: a stale mount is cleaned up only when nothing uses it")
+	tracing := f.Bool("tracing", false, "not built: use -debug")
+	positional, err := f.parse(args, std)
+	if err != nil {
+		return err
+	}
+	switch {
+	case *skipUnmount:
+		return usagef("-skip-unmount is not built: a stale mount is cleaned up only when nothing uses it; remove the flag")
+	case *tracing:
+		return usagef("-tracing is not built yet: use -debug")
+	case *grace <= 0:
+		return usagef("-grace %s must be more than 0", *grace)
+	case program != nil && (len(program) == 0 || program[0] == ""):
+		return usagef("no command after --")
+	}
+	if *debug {
+		c.set = append(c.set, "log.debug=true")
+	}
+	if *fuseDebug {
+		c.set = append(c.set, "fuse.debug=true")
+	}
+
+	cfg, err := c.load(positional)
+	if err != nil {
+		return err
+	}
+	if program != nil {
+		cfg.Exec = []config.Command{{Argv: program}}
+	}
+	if err := checkDirs(cfg); err != nil {
+		return err
+	}
+	m := &mount{
+		cfg:     cfg,
+		logger:  newLogger(cfg.Log, std.err),
+		daemon:  runDaemon,
+		signals: signals,
+		std:     std,
+		grace:   *grace,
+	}
+	return m.run(ctx)
+}
+
+// mount is a node and the programs that run on it.
+type mount struct {
+	cfg     *config.Config
+	logger  *slog.Logger
+	daemon  func(context.Context, daemonOptions) error
+	signals *signals
+	std     stdio
+	grace   time.Duration
+}
+
+// run returns when the node has ended and all is cleaned up. The error is an
+// *exitError when a program decides the exit code.
+func (m *mount) run(ctx context.Context) error {
+	err := m.serve(ctx)
+	var exit *exitError
+	if err == nil || m.cfg.ExitOnError || errors.As(err, &exit) || ctx.Err() != nil {
+		return err
+	}
+	m.logger.Error("the node has failed; exit-on-error is false, so the process stays until a signal comes", "error", err)
+	<-ctx.Done()
+	return err
+}
+
+// serve runs the node and, once it is ready, the programs on it. Whichever ends
+// first ends the other.
+func (m *mount) serve(ctx context.Context) error {
+	nodeCtx, stopNode := context.WithCancel(ctx)
+	defer stopNode()
+	programCtx, stopPrograms := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopPrograms()
+
+	ready := make(chan struct{})
+	ended := make(chan struct{})
+	var nodeErr error // written before ended is closed
+	go func() {
+		defer close(ended)
+		defer stopPrograms()
+		nodeErr = m.daemon(nodeCtx, daemonOptions{
+			Config: m.cfg,
+			Logger: m.logger,
+			Ready:  sync.OnceFunc(func() { close(ready) }),
+		})
+		if errors.Is(nodeErr, context.Canceled) && nodeCtx.Err() != nil {
+			nodeErr = nil // it was asked to end, and says so
+		}
+	}()
+
+	if len(m.cfg.Exec) == 0 {
+		<-ended
+		return nodeErr
+	}
+	select {
+	case <-ready:
+	case <-ended:
+		return nodeErr
+	}
+	programErr := m.runPrograms(programCtx)
+	if programErr != nil && !m.cfg.ExitOnError && programCtx.Err() == nil && ctx.Err() == nil {
+		m.logger.Error("the command has failed; exit-on-error is false, so the mount stays until a signal comes", "error", programErr)
+		select {
+		case <-ctx.Done():
+		case <-ended:
+		}
+	}
+	stopNode()
+	<-ended
+	if nodeErr != nil {
+		return nodeErr
+	}
+	return programErr
+}
+
+// runPrograms runs all programs but the last to their end, one after the other,
+// and then the last. The first that fails is the last one to run.
+func (m *mount) runPrograms(ctx context.Context) error {
+	in, release, ok := m.signals.handOver()
+	if !ok {
+		return nil
+	}
+	defer release()
+	for _, cmd := range m.cfg.Exec {
+		if ctx.Err() != nil {
+			return nil
+		}
+		m.logger.Info("starting the command", "program", cmd.Argv[0])
+		code, err := supervise.Run(ctx, supervise.Options{
+			Argv:    cmd.Argv,
+			Stdin:   m.std.in,
+			Stdout:  m.std.out,
+			Stderr:  m.std.err,
+			Signals: in,
+			Grace:   m.grace,
+			Logger:  m.logger,
+		})
+		if err != nil {
+			return err
+		}
+		m.logger.Info("the command has ended", "program", cmd.Argv[0], "code", code)
+		if code != 0 {
+			return &exitError{code}
+		}
+	}
+	return nil
+}
+
+// newLogger writes to w as the configuration asks.
+func newLogger(c config.Log, w io.Writer) *slog.Logger {
+	o := &slog.HandlerOptions{}
+	if c.Debug {
+		o.Level = slog.LevelDebug
+	}
+	if c.Format == config.LogJSON {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	if !c.Timestamp {
+		// Without a time of its own the line gets the journal's or the container's.
+		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// notBuilt is the honest answer of a command that has no inside yet.
+func notBuilt(what string) error { return fmt.Errorf("%s is not built yet", what) }

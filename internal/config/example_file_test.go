@@ -1,0 +1,54 @@
+package config
+
+import (
+	"os"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+const exampleFile = "../../cmd/litefs/etc/litefs.yml"
+
+// The example says every key, and what it says of the defaults is true.
+func TestExampleFile(t *testing.T) {
+	data, err := os.ReadFile(exampleFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := Source{
+		LookupEnv: func(name string) (string, bool) { return "secret", name == "CLUSTER_SECRET" },
+		ReadFile:  func(string) ([]byte, error) { return []byte("secret\n"), nil },
+		Hostname:  func() (string, error) { return "bert", nil },
+	}
+	got, err := Parse(data, src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := Default("/srv/app/data", src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the example differs from the defaults\ngot  %+v\nwant %+v", got, want)
+	}
+
+	// Keys in comments are keys too.
+	var names []string
+	for _, k := range keyTable() {
+		names = append(names, k.path[strings.LastIndexByte(k.path, '.')+1:])
+	}
+	commented := regexp.MustCompile(`(?m)^( *)# ((?:` + strings.Join(names, "|") + `): )`)
+	for _, m := range commented.FindAllSubmatchIndex(data, -1) {
+		text := string(data[:m[3]]) + string(data[m[4]:])
+		if _, err := Parse([]byte(text), src); err != nil {
+			t.Errorf("with %q in force: %v", data[m[4]:m[5]], err)
+		}
+	}
+	for _, k := range keyTable() {
+		name := k.path[strings.LastIndexByte(k.path, '.')+1:]
+		if k.set != nil && k.path != "mount-dir" && !regexp.MustCompile(`(?m)^ *(# )?`+name+`: `).Match(data) {
+			t.Errorf("the example does not say %s", k.path)
+		}
+	}
+}
