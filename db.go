@@ -41,6 +41,9 @@ type DB struct {
 	stop chan struct{}
 	done chan struct{}
 
+	// unjournaled is set once SQLite was seen writing without a journal.
+	unjournaled atomic.Bool
+
 	// locks are the rollback-journal locks that a Go program takes through
 	// this package. Applications on the mount lock in the kernel.
 	locks struct{ pending, reserved, shared RWMutex }

@@ -26,6 +26,7 @@ func (db *DB) noteWrite(off int64, n int) {
 	for pgno := off/ps + 1; pgno <= (off+int64(n)-1)/ps+1; pgno++ {
 		db.dirty[uint32(pgno)] = struct{}{}
 	}
+	db.noteUnjournaled()
 }
 
 // noteUnseen remembers that pages may have changed and nobody knows which.

@@ -163,7 +163,12 @@ func (db *DB) captureOnce() look {
 	if db.unpublished() {
 		return lookUnpublished
 	}
-	return lookNone
+	found, err := db.captureUnjournaled()
+	if err != nil {
+		db.store.stats.CaptureErrors.Add(1)
+		db.log.Error("capture failed; tried again with the next write", "error", err)
+	}
+	return found
 }
 
 // unpublished reports whether the write-ahead log has frames of its current

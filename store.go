@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/litefs/litefs/internal/watch"
 )
 
@@ -55,6 +57,7 @@ type Store struct {
 	role      atomic.Int32
 	epoch     atomic.Uint64
 	watcher   *watch.Watcher
+	mountDev  atomic.Uint64 // st_dev of the mount; 0 without one
 	stats     Stats
 
 	// ctx ends when the store closes; wg counts every goroutine started under
@@ -214,11 +217,17 @@ func (s *Store) Open() (err error) {
 
 // Mounted tells the store that its tree is now visible at dir, with or without
 // passthrough, and starts the work that needs it: following a primary.
-func (s *Store) Mounted(dir string, passthrough bool) {
+func (s *Store) Mounted(dir string, passthrough bool) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return fmt.Errorf("stat the mount: %w", err)
+	}
+	s.mountDev.Store(st.Dev)
 	s.mu.Lock()
 	s.mountDir, s.passthrough = dir, passthrough
 	s.mu.Unlock()
 	s.startRole()
+	return nil
 }
 
 // Unmounting stops what uses the mount: following the primary, and the locks

@@ -173,8 +173,15 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 			return s.journalEnds(own, name) // PERSIST: the zeroed header is the commit
 		}
 	case FileTypeDatabase:
-		// A local checkpoint on a replica writes what is there already.
-		if db := s.DBByName(name); db != nil && !own && s.Role() == RoleReplica && !s.isOpen(name+"-shm") {
+		db := s.DBByName(name)
+		if db == nil || own {
+			return nil
+		}
+		if s.Role() != RoleReplica {
+			db.awaitCapture()
+		} else if !s.isOpen(name + "-shm") {
+			// With it open the write is a reader's checkpoint, which writes
+			// what is there already.
 			return syscall.EROFS
 		}
 	}

@@ -95,7 +95,9 @@ func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *Nod
 		return nil, err
 	}
 	passthrough, _ := n.session.Passthrough()
-	n.store.Mounted(cfg.Fuse.Dir, passthrough)
+	if err := n.store.Mounted(cfg.Fuse.Dir, passthrough); err != nil {
+		return nil, err
+	}
 	n.serve()
 	logger.Info("ready", "mount", cfg.Fuse.Dir, "data", cfg.Data.Dir, "role", n.store.Role().String(), "url", n.server.URL(), "passthrough", passthrough)
 	return n, nil
