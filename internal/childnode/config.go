@@ -11,14 +11,13 @@ import (
 
 // Config is the part of a node's configuration that the users of this package vary.
 type Config struct {
-	Mount        string // fuse.dir
-	Data         string // data.dir
-	Addr         string // http.addr
-	PrimaryURL   string // set: a follower of the node at that URL; empty: the static primary
-	Passthrough  bool   // fuse.passthrough: auto, or off
-	Debug        bool   // log.debug
-	ExtraDataKey []string
-	Extra        []string // further lines of the file, whole sections
+	Mount       string   // fuse.dir
+	Data        string   // data.dir
+	Addr        string   // http.addr
+	PrimaryURL  string   // set: a follower of the node at that URL; empty: the static primary
+	Passthrough bool     // fuse.passthrough: auto, or off
+	Debug       bool     // log.debug
+	DataKeys    []string // further lines of the section data, as "key: value"
 }
 
 // YAML returns the configuration file.
@@ -30,7 +29,7 @@ func (c Config) YAML() string {
 	}
 	fmt.Fprintf(&b, "fuse:\n  dir: %s\n  passthrough: %s\n", strconv.Quote(c.Mount), strconv.Quote(passthrough))
 	fmt.Fprintf(&b, "data:\n  dir: %s\n", strconv.Quote(c.Data))
-	for _, line := range c.ExtraDataKey {
+	for _, line := range c.DataKeys {
 		fmt.Fprintf(&b, "  %s\n", line)
 	}
 	fmt.Fprintf(&b, "http:\n  addr: %s\n", strconv.Quote(c.Addr))
@@ -40,9 +39,6 @@ func (c Config) YAML() string {
 	}
 	fmt.Fprintf(&b, "lease:\n  type: static\n  candidate: %t\n  advertise-url: %s\n", c.PrimaryURL == "", strconv.Quote(url))
 	fmt.Fprintf(&b, "log:\n  debug: %t\n", c.Debug)
-	for _, line := range c.Extra {
-		fmt.Fprintln(&b, line)
-	}
 	return b.String()
 }
 

@@ -1,0 +1,37 @@
+package e2e
+
+import (
+	"os"
+	"testing"
+	"time"
+)
+
+// soakFor is how long the long tests run: a moment, so that they are known to work, unless
+// LITEFS_SOAK says more.
+func soakFor(t *testing.T) time.Duration {
+	t.Helper()
+	v := os.Getenv("LITEFS_SOAK")
+	if v == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		t.Fatalf("LITEFS_SOAK: %v", err)
+	}
+	return d
+}
+
+func TestSoakCrashes(t *testing.T) {
+	t.Run("passthrough", func(t *testing.T) { crashRounds(t, 1, soakFor(t)/6) })
+	t.Run("cached", func(t *testing.T) { crashRounds(t, 1, soakFor(t)/6, cached) })
+}
+
+func TestSoakStops(t *testing.T) {
+	t.Run("passthrough", func(t *testing.T) { stopped(t, 50*time.Millisecond+soakFor(t)/6) })
+	t.Run("cached", func(t *testing.T) { stopped(t, 50*time.Millisecond+soakFor(t)/6, cached) })
+}
+
+func TestSoakContention(t *testing.T) {
+	t.Run("passthrough", func(t *testing.T) { contention(t, 50*time.Millisecond+soakFor(t)/6) })
+	t.Run("cached", func(t *testing.T) { contention(t, 50*time.Millisecond+soakFor(t)/6, cached) })
+}
