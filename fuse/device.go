@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,9 +18,9 @@ import (
 )
 
 const (
-	fsName    = "litefs"
-	devFuse   = "/dev/fuse"
-	abortFile = "/sys/fs/fuse/connections/%d/abort"
+	fsName     = "litefs"
+	devFuse    = "/dev/fuse"
+	controlDir = "/sys/fs/fuse/connections" // where fusectl is usually mounted
 
 	// maxWrite is the largest payload of one READ or WRITE, in bytes: what kernels before 6.13 allow without a setting.
 	maxWrite = 128 << 10
@@ -176,20 +177,40 @@ func (d *device) unmountIdle(ctx context.Context) error {
 func (d *device) abort() error {
 	var minor uint32
 	if _, err := fmt.Sscanf(d.mount.dev, "0:%d", &minor); err != nil {
-		return fmt.Errorf("device number %q: %w", d.mount.dev, err)
+		return fmt.Errorf("abort %s: device number %q: %w", d.dir, d.mount.dev, err)
 	}
-	err := os.WriteFile(fmt.Sprintf(abortFile, minor), []byte("1"), 0)
-	if err == nil || d.helper {
-		return err
+	err := os.WriteFile(filepath.Join(controlDir, strconv.Itoa(int(minor)), "abort"), []byte("1"), 0)
+	if err == nil {
+		return nil
 	}
 	// The control file system is not mounted. A forced unmount aborts too, even when it then says "busy".
-	if ok, merr := d.mounted(); merr != nil || !ok {
-		return errors.Join(err, merr)
+	if ok, merr := d.mounted(); merr != nil || ok && !d.helper {
+		if merr == nil {
+			merr = d.unmount(unix.MNT_FORCE)
+		}
+		if merr == nil || errors.Is(merr, syscall.EBUSY) {
+			return nil
+		}
+		return fmt.Errorf("abort %s: %w", d.dir, errors.Join(err, merr))
 	}
-	if err := d.unmount(unix.MNT_FORCE); err != nil && !errors.Is(err, syscall.EBUSY) {
-		return fmt.Errorf("abort %s: %w", d.dir, err)
+	if cerr := abortByControl(minor); cerr != nil {
+		return fmt.Errorf("abort %s: %w", d.dir, errors.Join(err, cerr))
 	}
 	return nil
+}
+
+// abortByControl aborts a connection that has no mount any more through a control file system of our own.
+func abortByControl(minor uint32) (err error) {
+	dir, err := os.MkdirTemp("", fsName+"-control-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	if err := unix.Mount("none", dir, "fusectl", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount fusectl: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.Unmount(dir, 0)) }()
+	return os.WriteFile(filepath.Join(dir, strconv.Itoa(int(minor)), "abort"), []byte("1"), 0)
 }
 
 // backingMap is struct fuse_backing_map.

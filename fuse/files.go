@@ -257,16 +257,15 @@ func (fs *loopback) release(fh uint64) {
 		h.close()
 		return
 	}
-	n := h.node
-	n.order.Lock()
-	last := fs.closeBacked(n, h)
-	path, named := fs.nodes.pathOf(n)
+	defer fs.nodes.unref(h.node.id, 1)
+	h.node.order.Lock()
+	defer h.node.order.Unlock()
+	last := fs.closeBacked(h.node, h)
+	path, named := fs.nodes.pathOf(h.node)
 	if !named {
 		path = ""
 	}
 	fs.backend.Released(path, h.writable, last)
-	n.order.Unlock()
-	fs.nodes.unref(n.id, 1)
 }
 
 func (fs *loopback) closeBacked(n *node, h *handle) (last bool) {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ type recorder struct {
 	mu      sync.Mutex
 	mode    Mode
 	calls   []string
+	changed chan struct{}                  // closed at the next call
 	refuse  map[string]error               // by method
 	block   map[string]chan struct{}       // by method: waits until it is closed
 	entered chan string                    // when not nil: each call that is about to wait
@@ -33,6 +35,10 @@ func (r *recorder) call(method, path string, args ...any) error {
 		call += fmt.Sprintf(" %v", a)
 	}
 	r.calls = append(r.calls, call)
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
+	}
 	err, wait, entered := r.refuse[method], r.block[method], r.entered
 	r.mu.Unlock()
 	if wait != nil {
@@ -42,6 +48,36 @@ func (r *recorder) call(method, path string, args ...any) error {
 		<-wait
 	}
 	return err
+}
+
+// await waits until a call was made (close(2) does not wait for Released).
+func (r *recorder) await(t *testing.T, want string) {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		r.mu.Lock()
+		if slices.Contains(r.calls, want) {
+			r.mu.Unlock()
+			return
+		}
+		if r.changed == nil {
+			r.changed = make(chan struct{})
+		}
+		changed, calls := r.changed, slices.Clone(r.calls)
+		r.mu.Unlock()
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatalf("no call %q; calls: %q", want, calls)
+		}
+	}
+}
+
+// set changes the answers.
+func (r *recorder) set(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f()
 }
 
 // take returns the calls since the last take.
@@ -175,4 +211,36 @@ func inModes(t *testing.T, f func(t *testing.T, mode Mode)) {
 	}
 }
 
-func runDaemon() {}
+// patience bounds waits that should be quick.
+const patience = 30 * time.Second
+
+// backing reads the file itself.
+func (m *mount) backing(path string) string {
+	m.t.Helper()
+	b, err := os.ReadFile(filepath.Join(m.root, path))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// put writes the file itself, behind the mount.
+func (m *mount) put(path, content string) {
+	m.t.Helper()
+	if err := os.WriteFile(filepath.Join(m.root, path), []byte(content), 0o644); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// requests returns how many requests f has caused, by kind. FORGET comes when the kernel likes.
+func (m *mount) requests(f func()) map[string]uint64 {
+	before := m.Counts()
+	f()
+	diff := make(map[string]uint64)
+	for op, n := range m.Counts() {
+		if n -= before[op]; n > 0 && op != "FORGET" && op != "BATCH_FORGET" {
+			diff[op] = n
+		}
+	}
+	return diff
+}

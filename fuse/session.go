@@ -95,6 +95,10 @@ func (s *Session) protocolOptions() *gofuse.MountOptions {
 	if s.opt.NoPassthrough {
 		off |= gofuse.CAP_PASSTHROUGH
 	}
+	level := slog.LevelWarn // requests the ProtocolServer does not understand
+	if s.opt.Debug {
+		level = slog.LevelDebug // it has one logger for everything
+	}
 	return &gofuse.MountOptions{
 		Name:          fsName,
 		MaxWrite:      maxWrite,
@@ -108,7 +112,7 @@ func (s *Session) protocolOptions() *gofuse.MountOptions {
 		DisabledCapabilities: off,
 		ExtraCapabilities:    gofuse.CAP_DIRECT_IO_ALLOW_MMAP,
 		Debug:                s.opt.Debug,
-		Logger:               slog.NewLogLogger(s.logger.Handler(), slog.LevelWarn),
+		Logger:               slog.NewLogLogger(s.logger.Handler(), level),
 		PanicHandler:         s.panicked,
 	}
 }
@@ -141,7 +145,7 @@ func (s *Session) probePassthrough(flags uint64) (bool, string) {
 	if flags&gofuse.CAP_PASSTHROUGH == 0 {
 		return false, "this kernel does not offer passthrough (6.9 or newer is needed)"
 	}
-	fd, err := unix.Openat(s.fs.nodes.root.fd, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	fd, err := s.probeFile()
 	if err != nil {
 		return false, fmt.Sprintf("no temporary file in %s to try passthrough with: %v", s.opt.Root, err)
 	}
@@ -159,6 +163,25 @@ func (s *Session) probePassthrough(flags uint64) (bool, string) {
 		return false, fmt.Sprintf("the kernel did not release a file from passthrough: %v", err)
 	}
 	return true, ""
+}
+
+// probeFile makes a file without a name on the file system that is shown.
+func (s *Session) probeFile() (int, error) {
+	const flags = unix.O_RDWR | unix.O_CLOEXEC
+	root := s.fs.nodes.root.fd
+	fd, err := unix.Openat(root, ".", unix.O_TMPFILE|flags, 0o600)
+	if !errors.Is(err, syscall.EOPNOTSUPP) && !errors.Is(err, syscall.EISDIR) {
+		return fd, err
+	}
+	name := fmt.Sprintf(".%s-probe-%d", fsName, os.Getpid()) // this file system wants a name
+	fd, err = unix.Openat(root, name, unix.O_CREAT|unix.O_EXCL|flags, 0o600)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Unlinkat(root, name, 0); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
 }
 
 // finish owns the end: when the loop is over, everything is closed.
