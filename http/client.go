@@ -263,7 +263,8 @@ func (c *Client) newConnection() *connection {
 	conn := &connection{}
 	conn.transport = &http.Transport{
 		Protocols:              &protocols,
-		DisableCompression:     true, // LTX files are compressed
+		DisableCompression:     true,                                          // LTX files are compressed
+		HTTP2:                  &http.HTTP2Config{MaxReadFrameSize: maxWrite}, // one write of the server, one frame
 		MaxResponseHeaderBytes: 16 << 10,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			nc, err := dialer.DialContext(ctx, network, address)

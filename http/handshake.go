@@ -1,8 +1,9 @@
 package http
 
 import (
-	"errors"
+	"bufio"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -35,13 +36,9 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	}
 
 	rc := http.NewResponseController(w)
-	posMap, err := s.readPositions(rc, w, r)
+	posMap, err := s.readPositions(rc, r.Body)
 	if err != nil {
-		code := http.StatusBadRequest
-		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-			code = http.StatusRequestEntityTooLarge
-		}
-		s.refuse(w, r, code, err.Error())
+		s.refuse(w, r, http.StatusBadRequest, err.Error())
 		return
 	}
 
@@ -55,7 +52,7 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 
 	logger := s.opt.Logger.With("replica", r.Header.Get(headerID), "remote", r.RemoteAddr)
 	logger.Info("replica connected", "databases", len(posMap))
-	out := &streamWriter{w: w, rc: rc, stall: s.limits.stall}
+	out := newStreamWriter(w, rc, s.limits.stall)
 	err = s.runSession(r.Context(), out, posMap, logger)
 	level := slog.LevelInfo
 	if err != nil && r.Context().Err() == nil && s.ctx.Err() == nil {
@@ -96,11 +93,11 @@ func (s *Server) checkHandshake(r *http.Request) (code int, line string) {
 }
 
 // readPositions reads the body, bounded in size and time.
-func (s *Server) readPositions(rc *http.ResponseController, w http.ResponseWriter, r *http.Request) (map[uint32]litefs.Pos, error) {
+func (s *Server) readPositions(rc *http.ResponseController, body io.Reader) (map[uint32]litefs.Pos, error) {
 	if err := rc.SetReadDeadline(time.Now().Add(s.limits.body)); err != nil {
 		return nil, fmt.Errorf("read deadline: %w", err)
 	}
-	posMap, err := ReadPosMap(http.MaxBytesReader(w, r.Body, maxPosMapSize))
+	posMap, err := ReadPosMap(bufio.NewReader(body))
 	if err != nil {
 		return nil, err
 	}

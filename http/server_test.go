@@ -131,8 +131,12 @@ func TestHandshake_StalledBody(t *testing.T) {
 	l.body = 50 * time.Millisecond
 	srv := testServer(t, newFakeSource("a.db"), "", l)
 	r, w := io.Pipe()
-	t.Cleanup(func() { w.Close() })
-	code, line, _ := post(t, srv.URL(), goodHeaders(), io.MultiReader(bytes.NewReader([]byte{0, 0}), r))
+	defer w.Close()
+	body := struct { // the client closes it when it has the answer
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader([]byte{0, 0}), r), r}
+	code, line, _ := post(t, srv.URL(), goodHeaders(), body)
 	if code != 400 || !strings.Contains(line, "timeout") {
 		t.Fatalf("%d %q, want 400 with a timeout", code, line)
 	}

@@ -25,7 +25,6 @@ type session struct {
 	out    *streamWriter
 	limits limits
 	log    *slog.Logger
-	buf    []byte // for copying files
 
 	// pos is where the replica is once it has taken all that was sent. A database that is absent is
 	// at the zero position.
@@ -74,7 +73,6 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 		out:      out,
 		limits:   s.limits,
 		log:      logger,
-		buf:      make([]byte, maxWrite),
 		pos:      posMap,
 		named:    make(map[uint32]string),
 		failures: make(map[uint32]failure),
@@ -84,6 +82,12 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 	defer func() {
 		cancel(err)
 		err = errors.Join(err, ss.endSnapshots(), ss.sub.Close())
+	}()
+	defer func() {
+		// What came before the end is good, unless it is the writing that failed.
+		if ferr := out.Flush(); ferr != nil && !errors.Is(err, ferr) {
+			err = errors.Join(err, fmt.Errorf("last flush: %w", ferr))
+		}
 	}()
 
 	// The subscription is older than this list: what changes from here on is marked in it.
@@ -238,7 +242,7 @@ func (s *session) send(db Database, ltx *litefs.LTXReader) (err error) {
 		return fmt.Errorf("database %s: %w", db.Name(), err)
 	}
 	// Once the frame is out, so many bytes must follow: a file that is shorter ends the stream.
-	n, err := io.CopyBuffer(s.out, &io.LimitedReader{R: ltx, N: ltx.Size}, s.buf)
+	n, err := io.Copy(s.out, io.LimitReader(ltx, ltx.Size))
 	if err == nil && n < ltx.Size {
 		err = io.ErrUnexpectedEOF
 	}

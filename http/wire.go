@@ -31,10 +31,6 @@ const maxIDLen = 128
 const (
 	posSize      = 4 + 8 + 8 // bytes of one database's position in a position map
 	maxPositions = 1 << 17   // databases in a position map
-
-	// maxPosMapSize bounds the body of a stream request. The byte beyond the largest map lets a
-	// reader tell "too long" from "cut".
-	maxPosMapSize = 4 + maxPositions*posSize + 1
 )
 
 // WritePosMap writes posMap to w in one write, in no particular order.
@@ -55,7 +51,8 @@ func WritePosMap(w io.Writer, posMap map[uint32]litefs.Pos) error {
 
 // ReadPosMap reads all of r as what WritePosMap writes. It returns io.ErrUnexpectedEOF, wrapped, when
 // r ends too early, and an error for more databases than allowed, a database that comes twice, and for
-// bytes after the map. Memory grows with what was read, not with what the first bytes announce.
+// bytes after the map: it reads no more than one byte beyond the largest map. Memory grows with what
+// was read, not with what the first bytes announce.
 func ReadPosMap(r io.Reader) (map[uint32]litefs.Pos, error) {
 	var b [posSize]byte
 	if err := readFull(r, b[:4]); err != nil {

@@ -1,17 +1,38 @@
 package http
 
 import (
+	"bufio"
 	"net/http"
 	"time"
 )
 
-// maxWrite bounds what one deadline covers, in bytes: at the slowest pace that is still progress, a
-// stream gets this much through in the time of one stall.
+// maxWrite is how much a stream hands to the connection at once, in bytes. Each hand-over costs a
+// change of goroutines. One deadline covers it: at the slowest pace that is still progress, a stream
+// gets this much through in the time of one stall.
 const maxWrite = 64 << 10
 
-// streamWriter writes the body of a stream. A write or flush that makes no progress for the time of a
-// stall fails and ends the stream.
+// streamWriter writes the body of a stream, buffered until Flush. Bytes that find no taker for the time
+// of a stall fail a write or flush, and end the stream.
 type streamWriter struct {
+	*bufio.Writer
+	w *deadlineWriter
+}
+
+func newStreamWriter(w http.ResponseWriter, rc *http.ResponseController, stall time.Duration) *streamWriter {
+	dw := &deadlineWriter{w: w, rc: rc, stall: stall}
+	return &streamWriter{bufio.NewWriterSize(dw, maxWrite), dw}
+}
+
+// Flush sends what was written.
+func (w *streamWriter) Flush() error {
+	if err := w.Writer.Flush(); err != nil {
+		return err
+	}
+	return w.w.flush()
+}
+
+// deadlineWriter moves the deadline of the answer on with each write.
+type deadlineWriter struct {
 	w     http.ResponseWriter
 	rc    *http.ResponseController
 	stall time.Duration
@@ -21,7 +42,7 @@ type streamWriter struct {
 
 // arm moves the deadline on. Setting it costs a message to the connection's goroutine, so a deadline
 // that has lost little of its time is left as it is.
-func (w *streamWriter) arm() error {
+func (w *deadlineWriter) arm() error {
 	now := time.Now()
 	if now.Sub(w.armed) < w.stall/32 {
 		return nil
@@ -33,7 +54,7 @@ func (w *streamWriter) arm() error {
 	return nil
 }
 
-func (w *streamWriter) Write(p []byte) (n int, err error) {
+func (w *deadlineWriter) Write(p []byte) (n int, err error) {
 	for len(p) > 0 {
 		if err := w.arm(); err != nil {
 			return n, err
@@ -48,8 +69,7 @@ func (w *streamWriter) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// Flush sends what was written.
-func (w *streamWriter) Flush() error {
+func (w *deadlineWriter) flush() error {
 	if err := w.arm(); err != nil {
 		return err
 	}
