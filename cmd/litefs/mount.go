@@ -90,7 +90,7 @@ func (m *mount) run(ctx context.Context) error {
 	if err == nil || m.cfg.ExitOnError || errors.As(err, &exit) || ctx.Err() != nil {
 		return err
 	}
-	m.logger.Error("the node has failed; exit-on-error is false, so the process stays until a signal comes", "error", err)
+	m.logger.Error("the node has failed; exit-on-error is false, the process stays until a signal comes", "error", err)
 	<-ctx.Done()
 	return err
 }
@@ -130,7 +130,7 @@ func (m *mount) serve(ctx context.Context) error {
 	}
 	programErr := m.runPrograms(programCtx)
 	if programErr != nil && !m.cfg.ExitOnError && programCtx.Err() == nil && ctx.Err() == nil {
-		m.logger.Error("the command has failed; exit-on-error is false, so the mount stays until a signal comes", "error", programErr)
+		m.logger.Error("the command has failed; exit-on-error is false, the mount stays until a signal comes", "error", programErr)
 		select {
 		case <-ctx.Done():
 		case <-ended:

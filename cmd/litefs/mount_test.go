@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -22,8 +23,20 @@ type mountRun struct {
 	signals *signals
 	node    *fakeNode
 	out     *bufio.Reader // what programs say
-	exits   chan int      // codes with which the process would have ended at once
+	log     logLines
+	exits   chan int // codes with which the process would have ended at once
 	result  chan error
+}
+
+// logLines receives what is logged.
+type logLines chan string
+
+func (l logLines) Write(p []byte) (int, error) {
+	select {
+	case l <- string(p):
+	default: // a test that waits for a line reads them all
+	}
+	return len(p), nil
 }
 
 // fakeNode is ready when told, and ends when told or when its context ends.
@@ -64,10 +77,16 @@ func startRun(t *testing.T, change func(*config.Config), programs ...string) *mo
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A shell tells there what its own programs died of.
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	r := &mountRun{
 		t:      t,
 		node:   &fakeNode{ready: make(chan struct{}), fail: make(chan error, 1), ended: make(chan struct{})},
 		out:    bufio.NewReader(pr),
+		log:    make(logLines, 64),
 		exits:  make(chan int, 4),
 		result: make(chan error, 1),
 	}
@@ -75,10 +94,10 @@ func startRun(t *testing.T, change func(*config.Config), programs ...string) *mo
 	ctx, r.signals = watchSignals(context.Background(), func(code int) { r.exits <- code })
 	r.mount = &mount{
 		cfg:     cfg,
-		logger:  slog.New(slog.DiscardHandler),
+		logger:  slog.New(slog.NewTextHandler(r.log, nil)),
 		daemon:  r.node.run,
 		signals: r.signals,
-		std:     stdio{out: pw, err: os.Stderr},
+		std:     stdio{out: pw, err: null},
 		grace:   time.Minute,
 	}
 	done := make(chan struct{})
@@ -94,6 +113,7 @@ func startRun(t *testing.T, change func(*config.Config), programs ...string) *mo
 		<-done
 		r.signals.stop()
 		pr.Close()
+		null.Close()
 	})
 	return r
 }
@@ -112,6 +132,12 @@ func (r *mountRun) wantSilence() {
 	r.t.Helper()
 	if rest, err := io.ReadAll(r.out); err != nil || len(rest) > 0 {
 		r.t.Fatalf("the programs said %q (%v), want nothing", rest, err)
+	}
+}
+
+func (r *mountRun) wantLog(part string) {
+	r.t.Helper()
+	for !strings.Contains(receive(r.t, r.log), part) {
 	}
 }
 
@@ -263,13 +289,14 @@ func TestStaysAfterAFault(t *testing.T) {
 
 	r := startRun(t, stay)
 	r.node.fail <- errBroken
-	<-r.node.ended
+	r.wantLog("stays until a signal")
 	r.signal(syscall.SIGTERM)
 	r.wantResult(is(errBroken))
 
 	r = startRun(t, stay, "echo up; exit 3")
 	close(r.node.ready)
 	r.wantLine("up")
+	r.wantLog("stays until a signal")
 	select {
 	case <-r.node.ended:
 		t.Fatal("the node ended with the program")
