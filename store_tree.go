@@ -249,7 +249,8 @@ func (s *Store) Unlinking(own bool, path string) error {
 
 // Unlinked is called after a file was removed, or was not.
 func (s *Store) Unlinked(path string, err error) {
-	if err != nil {
+	if err != nil || s.Role() == RoleReplica {
+		// A replica's peer removes files under DB.mu: see the lock order.
 		return
 	}
 	name, typ := fileOf(path)
