@@ -33,7 +33,7 @@ func (l *Log) Append(h Header, pages Pages, post uint64, sync bool) (Entry, erro
 
 // encode makes the bytes of one entry in w.
 func encode(w *writer, h Header, pages Pages, post uint64) error {
-	if err := w.enc.begin(h, w.spill); err != nil {
+	if err := w.enc.begin(h, w.log.spill, w.spill); err != nil {
 		return err
 	}
 	if err := pages(w.enc.page); err != nil {

@@ -2,7 +2,6 @@ package ltxlog
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc64"
 	"sync"
@@ -94,7 +93,7 @@ func (b *Buffers) put(e *encoder) {
 	b.pool.Put(e)
 }
 
-// spillSize is how many encoded bytes an encoder holds before it asks for them to be written.
+// spillSize is how many encoded bytes are held in memory before they go to a temporary file.
 const spillSize = 1 << 20
 
 // encoder makes the bytes of one entry after the other, equal to those of ltx.Encoder.
@@ -105,9 +104,10 @@ type encoder struct {
 	crcTable *crc64.Table
 	lz4      lz4.Compressor
 
-	flush func(b []byte) error // takes the bytes of buf when it is above spillSize
-	buf   []byte               // encoded and not yet flushed
-	index []byte               // page index, encoded
+	flush func(b []byte) error // takes the bytes of buf when there are spill of them
+	spill int
+	buf   []byte // encoded and not yet flushed
+	index []byte // page index, encoded
 
 	header   ltx.Header
 	lockPgno uint32
@@ -118,12 +118,12 @@ type encoder struct {
 }
 
 // begin starts an entry; whatever the encoder did before is forgotten.
-func (e *encoder) begin(h Header, flush func(b []byte) error) error {
+func (e *encoder) begin(h Header, spill int, flush func(b []byte) error) error {
 	hdr := h.ltx()
 	if err := validateHeader(hdr); err != nil {
 		return fmt.Errorf("encode %s: %w", entryName(h.Min, h.Max), err)
 	}
-	e.flush, e.buf, e.index = flush, e.buf[:0], e.index[:0]
+	e.flush, e.spill, e.buf, e.index = flush, spill, e.buf[:0], e.index[:0]
 	e.header, e.lockPgno = hdr, ltx.LockPgno(hdr.PageSize)
 	e.n, e.crc, e.sum, e.prev = 0, 0, 0, 0
 
@@ -148,10 +148,11 @@ func (e *encoder) page(pgno uint32, data []byte) error {
 	if err := e.checkPage(pgno, data); err != nil {
 		return fmt.Errorf("encode %s: %w", entryName(uint64(e.header.MinTXID), uint64(e.header.MaxTXID)), err)
 	}
-	if len(e.buf) >= spillSize {
-		if err := e.spill(); err != nil {
+	if len(e.buf) >= e.spill {
+		if err := e.flush(e.buf); err != nil {
 			return err
 		}
+		e.buf = e.buf[:0]
 	}
 
 	const prefix = ltx.PageHeaderSize + 4
@@ -251,17 +252,6 @@ func (e *encoder) end(post uint64) error {
 	e.append(binary.BigEndian.AppendUint64(nil, post))
 	e.buf = binary.BigEndian.AppendUint64(e.buf, flag|e.crc)
 	e.n += ltx.ChecksumSize
-	return nil
-}
-
-func (e *encoder) spill() error {
-	if e.flush == nil {
-		return errors.New("encoder has nowhere to write")
-	}
-	if err := e.flush(e.buf); err != nil {
-		return err
-	}
-	e.buf = e.buf[:0]
 	return nil
 }
 

@@ -43,7 +43,7 @@ func (l *Log) receive(w *writer, r io.Reader, size int64) (Entry, error) {
 	if size < minEntrySize {
 		return Entry{}, corrupt("entry has %d bytes, want at least %d", size, minEntrySize)
 	}
-	if size <= spillSize {
+	if size <= int64(l.spill) {
 		w.enc.buf = grow(w.enc.buf, int(size))
 		if _, err := io.ReadFull(r, w.enc.buf); err != nil {
 			return Entry{}, announced(err, size)
@@ -51,7 +51,7 @@ func (l *Log) receive(w *writer, r io.Reader, size int64) (Entry, error) {
 		return decode(bytes.NewReader(w.enc.buf), size, joins, nil)
 	}
 
-	out := bufio.NewWriterSize(spiller{w}, spillSize)
+	out := bufio.NewWriterSize(spiller{w}, l.spill)
 	e, err := decode(io.TeeReader(io.LimitReader(r, size), out), size, joins, nil)
 	if err != nil {
 		return Entry{}, err

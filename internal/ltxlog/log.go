@@ -111,6 +111,8 @@ type Options struct {
 	// Repair makes Open drop everything from the first broken entry on, where it would return
 	// ErrBroken. The drops are reported as always.
 	Repair bool
+
+	spillSize int // bytes of an entry that are held in memory; default: spillSize
 }
 
 func (o *Options) ensureDefaults() {
@@ -122,6 +124,9 @@ func (o *Options) ensureDefaults() {
 	}
 	if o.Buffers == nil {
 		o.Buffers = &Buffers{}
+	}
+	if o.spillSize == 0 {
+		o.spillSize = spillSize
 	}
 }
 
@@ -135,6 +140,7 @@ type Log struct {
 	logger  *slog.Logger
 	buffers *Buffers
 	dropped []Dropped // set by Open, then constant
+	spill   int       // Options.spillSize
 
 	change struct {
 		sync.Mutex

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/superfly/ltx"
+
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 var pageSizes = []uint32{512, 1024, 2048, 4096, 8192, 16384, 32768, 65536}
@@ -16,8 +18,8 @@ func TestAppendReplay(t *testing.T) {
 	for i, pageSize := range pageSizes {
 		t.Run(fmt.Sprint(pageSize), func(t *testing.T) {
 			m := newModel(uint64(i), pageSize)
-			dir := t.TempDir()
-			l := open(t, dir, Options{})
+			disk := vfs.NewMem()
+			l := open(t, memDir, Options{FS: disk})
 			var ends []uint64
 			for n := range 60 {
 				ends = append(ends, m.append(t, l, n%7 == 0).Max)
@@ -30,7 +32,7 @@ func TestAppendReplay(t *testing.T) {
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
-			l = open(t, dir, Options{})
+			l = open(t, memDir, Options{FS: disk})
 			if got := l.Entries(); !reflect.DeepEqual(got, want) {
 				t.Fatalf("entries after reopening: %v, want %v", got, want)
 			}
@@ -45,7 +47,7 @@ func TestAppendReplay(t *testing.T) {
 func TestBytesOfLTX(t *testing.T) {
 	for i, pageSize := range pageSizes {
 		m := newModel(uint64(i), pageSize)
-		l := open(t, t.TempDir(), Options{})
+		l := open(t, memDir, Options{FS: vfs.NewMem()})
 		for range 20 {
 			c := m.next()
 			e, err := l.Append(c.h, c.emit, c.post, false)
@@ -90,7 +92,7 @@ func encodeWithLTX(t testing.TB, c change) []byte {
 
 func TestImport(t *testing.T) {
 	m := newModel(1, 4096)
-	src, dst := open(t, t.TempDir(), Options{}), open(t, t.TempDir(), Options{})
+	src, dst := open(t, memDir, Options{FS: vfs.NewMem()}), open(t, memDir, Options{FS: vfs.NewMem()})
 	for range 30 {
 		e := m.append(t, src, false)
 		b := read(t, src, e)
@@ -124,7 +126,7 @@ func TestImport(t *testing.T) {
 
 func TestMismatch(t *testing.T) {
 	m := newModel(1, 512)
-	l := open(t, t.TempDir(), Options{})
+	l := open(t, memDir, Options{FS: vfs.NewMem()})
 	c := m.next()
 	c.h.Min, c.h.Max, c.h.Pre = 5, 5, flag|1
 	var mismatch *MismatchError
@@ -146,7 +148,7 @@ func TestMismatch(t *testing.T) {
 
 func TestPage(t *testing.T) {
 	m := newModel(3, 1024)
-	l := open(t, t.TempDir(), Options{})
+	l := open(t, memDir, Options{FS: vfs.NewMem()})
 	for range 30 {
 		c := m.next()
 		e, err := l.Append(c.h, c.emit, c.post, false)

@@ -21,7 +21,7 @@ import (
 // for it unless Options.Repair asks. An error of the disk is returned and removes nothing.
 func Open(dir string, opt Options) (*Log, error) {
 	opt.ensureDefaults()
-	l := &Log{dir: dir, fs: opt.FS, logger: opt.Logger, buffers: opt.Buffers}
+	l := &Log{dir: dir, fs: opt.FS, logger: opt.Logger, buffers: opt.Buffers, spill: opt.spillSize}
 	if err := l.recover(opt.Repair); err != nil {
 		err = fmt.Errorf("open transaction log %s: %w", dir, err)
 		if l.sync.mark != nil {

@@ -84,7 +84,7 @@ func (l *Log) Pages(e Entry, fn func(pgno uint32, data []byte) error) (err error
 	defer func() { err = errors.Join(err, f.Close()) }()
 
 	var src io.ReaderAt = f
-	if e.Size <= spillSize {
+	if e.Size <= int64(l.spill) {
 		b := make([]byte, e.Size)
 		if err := readFull(f, b, 0); err != nil {
 			return fmt.Errorf("read %s: %w", entryName(e.Min, e.Max), err)

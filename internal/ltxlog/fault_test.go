@@ -1,0 +1,383 @@
+package ltxlog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/crc64"
+	"math/rand/v2"
+	"reflect"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/litefs/litefs/internal/vfs"
+)
+
+const memDir = "/data/ltx"
+
+// testSpill makes entries of a few pages take the way of large ones.
+const testSpill = 3000
+
+// operation is one thing done to a log that has entries, some of them not durable.
+type operation struct {
+	name string
+	make func(m *model, l *Log) func(l *Log) error
+}
+
+func appendOp(name string, sync bool, pages int) operation {
+	return operation{name, func(m *model, l *Log) func(l *Log) error {
+		var c change
+		if pages > 0 {
+			c = m.noise(pages)
+		} else {
+			c = m.next()
+		}
+		return func(l *Log) error {
+			_, err := l.Append(c.h, c.emit, c.post, sync)
+			return err
+		}
+	}}
+}
+
+func importOp(name string, sync bool, pages int, snapshot bool) operation {
+	return operation{name, func(m *model, l *Log) func(l *Log) error {
+		var c change
+		switch {
+		case snapshot:
+			m.noise(3)
+			c = m.snapshot()
+		case pages > 0:
+			c = m.noise(pages)
+		default:
+			c = m.next()
+		}
+		b := c.bytes()
+		return func(l *Log) error {
+			_, err := l.Import(bytes.NewReader(b), int64(len(b)), sync)
+			return err
+		}
+	}}
+}
+
+var operations = []operation{
+	appendOp("append", false, 0),
+	appendOp("append sync", true, 0),
+	appendOp("append large", false, 20),
+	appendOp("append large sync", true, 20),
+	importOp("import", false, 0, false),
+	importOp("import sync", true, 0, false),
+	importOp("import large", false, 20, false),
+	importOp("import large sync", true, 20, false),
+	importOp("import snapshot", false, 0, true),
+	{"sync", func(m *model, l *Log) func(l *Log) error {
+		return func(l *Log) error { return l.Sync() }
+	}},
+	{"compact", func(m *model, l *Log) func(l *Log) error {
+		return func(l *Log) error { _, err := l.Compact(Compaction{MinEntries: 2}); return err }
+	}},
+	{"compact small", func(m *model, l *Log) func(l *Log) error {
+		return func(l *Log) error { _, err := l.Compact(Compaction{MinEntries: 2, MaxBytes: 8000}); return err }
+	}},
+	{"retain", func(m *model, l *Log) func(l *Log) error {
+		return func(l *Log) error {
+			_, _, err := l.Retain(time.Time{}, Retention{MaxBytes: 10000})
+			return err
+		}
+	}},
+	{"truncate", func(m *model, l *Log) func(l *Log) error {
+		entries := l.Entries()
+		return func(l *Log) error { return l.TruncateAfter(entries[len(entries)-4].Max) }
+	}},
+	{"append after retain", func(m *model, l *Log) func(l *Log) error {
+		a, b := m.next(), m.next()
+		return func(l *Log) error {
+			if _, _, err := l.Retain(time.Time{}, Retention{MaxBytes: 10000}); err != nil {
+				return err
+			}
+			for _, c := range []change{a, b} {
+				if _, ok := l.Find(c.h.Max); ok {
+					continue
+				}
+				if _, err := l.Append(c.h, c.emit, c.post, false); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}},
+}
+
+// noise is an entry of so many pages that do not compress.
+func (m *model) noise(pages int) change {
+	c := change{h: m.header(1), pages: map[uint32][]byte{}}
+	m.resize(max(len(m.pages), pages+5))
+	for i := range len(m.pages) {
+		p := make([]byte, m.pageSize)
+		for j := range p {
+			p[j] = byte(m.rnd.Uint32())
+		}
+		if i < pages {
+			m.pages[i] = p
+		}
+		c.pages[uint32(i+1)] = m.pages[i]
+	}
+	return m.finish(c)
+}
+
+func (c change) bytes() []byte {
+	enc := (&Buffers{}).get()
+	w := &writer{log: &Log{spill: 1 << 30}, enc: enc}
+	if err := encode(w, c.h, c.emit, c.post); err != nil {
+		return nil
+	}
+	return bytes.Clone(enc.buf)
+}
+
+// prepared returns a log in memory with entries, the last few of which are not durable.
+func prepared(t testing.TB, seed uint64) (*vfs.Mem, *model, *Log) {
+	t.Helper()
+	disk := vfs.NewMem()
+	m := newModel(seed, 512)
+	l, err := Open(memDir, Options{FS: disk, spillSize: testSpill})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.SyncDir("/data"); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 12 {
+		m.append(t, l, n == 7)
+	}
+	return disk, m, l
+}
+
+// swapFS lets a test put another file system under an open log.
+func (l *Log) swapFS(fsys vfs.FS) {
+	l.fs = fsys
+	l.sync.mark = nil // opened through the other one
+}
+
+var faults = map[string]func(op vfs.Op) error{
+	"EIO":    func(vfs.Op) error { return syscall.EIO },
+	"ENOSPC": func(vfs.Op) error { return syscall.ENOSPC },
+	"short write": func(op vfs.Op) error {
+		return &vfs.ShortWrite{N: op.Size / 2, Err: syscall.ENOSPC}
+	},
+}
+
+// TestEveryOperationFails lets each disk operation of each operation of the log fail in turn: once,
+// or from then on until the disk is mended. The log must live, hold nothing half, do the same when
+// asked again, and be found whole.
+func TestEveryOperationFails(t *testing.T) {
+	for _, op := range operations {
+		for kind, fail := range faults {
+			for _, lasting := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/%s/lasting=%v", op.name, kind, lasting), func(t *testing.T) {
+					for n := 0; failAt(t, op, n, lasting, fail); n++ {
+					}
+				})
+			}
+		}
+	}
+}
+
+// failAt returns false when op does fewer than n+1 disk operations.
+func failAt(t *testing.T, op operation, n int, lasting bool, fail func(vfs.Op) error) bool {
+	disk, m, l := prepared(t, uint64(n))
+	do := op.make(m, l)
+	before := l.Entries()
+	hit := false
+	l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
+		if o.N == n || (lasting && o.N > n) {
+			hit = true
+			return fail(o)
+		}
+		return nil
+	}))
+	err := do(l)
+	l.swapFS(disk)
+	checkChain(t, l)
+	if err != nil && op.name != "retain" && op.name != "truncate" && op.name != "import snapshot" && op.name != "append after retain" && op.name != "compact small" {
+		if got := l.Entries(); !reflect.DeepEqual(got, before) {
+			t.Fatalf("operation %d failed (%v) and changed the list", n, err)
+		}
+	}
+	if err != nil {
+		if err := do(l); err != nil {
+			t.Fatalf("again after operation %d failed: %v", n, err)
+		}
+	}
+	goOn(t, l)
+	want := l.Entries()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, memDir, Options{FS: disk, spillSize: testSpill})
+	if got := l.Entries(); !reflect.DeepEqual(got, want) || len(l.Dropped()) > 0 {
+		t.Fatalf("operation %d failed: reopened with %v, want %v; dropped %v", n, got, want, l.Dropped())
+	}
+	return hit
+}
+
+// TestOpenFails: an error of the disk while opening removes no entry.
+func TestOpenFails(t *testing.T) {
+	for _, op := range []string{"clean", "torn", "compact"} {
+		t.Run(op, func(t *testing.T) {
+			hit := true
+			for n := 0; hit; n++ {
+				disk, m, l := prepared(t, 1)
+				want := l.Entries()
+				switch op {
+				case "clean":
+					if err := l.Close(); err != nil {
+						t.Fatal(err)
+					}
+				case "torn":
+					tear(t, disk, l, m)
+				case "compact":
+					leaveCovered(t, disk, l)
+					want = l.Entries()
+				}
+				hit = false
+				broken := vfs.NewFaulty(disk, func(o vfs.Op) error {
+					if o.N == n {
+						hit = true
+						return syscall.EIO
+					}
+					return nil
+				})
+				if l, err := Open(memDir, Options{FS: broken}); err == nil {
+					l.swapFS(disk)
+					checkChain(t, l)
+				} else if !errors.Is(err, syscall.EIO) {
+					t.Fatalf("operation %d: %v", n, err)
+				}
+				l = open(t, memDir, Options{FS: disk})
+				if got := l.Entries(); !reflect.DeepEqual(got, want) {
+					t.Fatalf("operation %d failed: opened with %v, want %v", n, got, want)
+				}
+			}
+		})
+	}
+}
+
+// tear leaves half of one more entry, as a process that dies in a write.
+func tear(t testing.TB, disk vfs.FS, l *Log, m *model) {
+	t.Helper()
+	c := m.next()
+	l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
+		switch o.Kind {
+		case vfs.OpWrite:
+			return &vfs.ShortWrite{N: o.Size - 1, Err: syscall.ENOSPC}
+		case vfs.OpRemove:
+			return syscall.EIO
+		}
+		return nil
+	}))
+	if _, err := l.Append(c.h, c.emit, c.post, false); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	l.swapFS(disk)
+}
+
+// leaveCovered compacts and leaves what was merged behind.
+func leaveCovered(t testing.TB, disk vfs.FS, l *Log) {
+	t.Helper()
+	l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
+		isSpare := o.Kind == vfs.OpRename && isTempName(o.To)
+		if o.Kind == vfs.OpRemove || isSpare {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	if n, err := l.Compact(Compaction{MinEntries: 2}); err != nil || n == 0 {
+		t.Fatalf("compact merged %d: %v", n, err)
+	}
+	l.swapFS(disk)
+}
+
+// TestPowerCut stops the machine after each disk operation of each operation of the log. What was
+// durable must be found; what is found must be a chain and replay to a state that was.
+func TestPowerCut(t *testing.T) {
+	for _, op := range operations {
+		t.Run(op.name, func(t *testing.T) {
+			hit := true
+			for n := 0; hit; n++ {
+				disk, m, l := prepared(t, uint64(n))
+				do := op.make(m, l)
+				durable := l.Durable()
+				hit = false
+				l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
+					if o.N >= n {
+						hit = true
+						if o.Kind == vfs.OpWrite && o.N == n {
+							return &vfs.ShortWrite{N: o.Size / 2, Err: syscall.EIO}
+						}
+						return syscall.EIO
+					}
+					return nil
+				}))
+				head, _ := l.Head()
+				err := do(l)
+				if err == nil {
+					durable = l.Durable()
+				}
+				if op.name == "truncate" || op.name == "import snapshot" {
+					durable = min(durable, l.Durable())
+				}
+				// The process dies, the machine lives: nothing that was acknowledged is lost.
+				now, _ := l.Head()
+				if op.name == "truncate" || op.name == "import snapshot" {
+					head = now
+				}
+				whole := disk.Clone()
+				checkFound(t, m, whole, max(min(head.Max, now.Max), durable))
+				for seed := range uint64(12) {
+					checkFound(t, m, disk.Cut(rand.New(rand.NewPCG(uint64(n), seed))), durable)
+				}
+			}
+		})
+	}
+}
+
+// checkFound opens what is left and uses it.
+func checkFound(t *testing.T, m *model, disk *vfs.Mem, atLeast uint64) {
+	t.Helper()
+	l, err := Open(memDir, Options{FS: disk, spillSize: testSpill})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkChain(t, l)
+	head, ok := l.Head()
+	if head.Max < atLeast {
+		t.Fatalf("found up to %d, want %d at least; dropped %v", head.Max, atLeast, l.Dropped())
+	}
+	if tail, _ := l.Tail(); ok && tail.IsSnapshot() {
+		m.checkReplay(t, l, head.Max)
+	}
+	goOn(t, l)
+	want := l.Entries()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if l = open(t, memDir, Options{FS: disk}); !reflect.DeepEqual(l.Entries(), want) || len(l.Dropped()) > 0 {
+		t.Fatalf("second opening: %v, want %v, dropped %v", l.Entries(), want, l.Dropped())
+	}
+}
+
+// goOn appends one more entry, whatever the log ends with.
+func goOn(t *testing.T, l *Log) {
+	t.Helper()
+	head, ok := l.Head()
+	h := Header{Min: head.Max + 1, Max: head.Max + 1, Pre: head.Post, Commit: 1, PageSize: 512}
+	post, page := head.Post, make([]byte, 512)
+	if !ok {
+		post = flag | pageSum(crc64.MakeTable(crc64.ISO), 1, page)
+	}
+	one := func(emit func(uint32, []byte) error) error { return emit(1, page) }
+	if _, err := l.Append(h, one, post, true); err != nil {
+		t.Fatal(err)
+	}
+	checkChain(t, l)
+}
