@@ -6,8 +6,12 @@ func runBench(_ context.Context, args []string, std stdio) error {
 	f := newFlags("bench", "litefs bench [flags]",
 		"Measures the same SQLite in a plain directory and in a mount, alternating.",
 		"litefs bench")
-	if _, err := f.parse(args, std); err != nil {
+	positional, err := f.parse(args, std)
+	if err != nil {
 		return err
+	}
+	if len(positional) > 0 {
+		return usagef("bench takes no arguments")
 	}
 	return notBuilt("the benchmark")
 }

@@ -115,7 +115,13 @@ func TestBadInput(t *testing.T) {
 		{"open port", "mount-dir: mnt\nhttp: {addr: ':20202'}", "mount", 0, "litefs: litefs.yml: http.addr :20202 is reachable from other machines and there is no http.token: "},
 		{"no primary", "", "mount -set lease.candidate=false mnt", 0, "litefs: lease.advertise-url is missing: with lease.candidate: false it must be the URL of the primary, like http://10.0.0.1:20202"},
 		{"config checks too", "fuse:\n  dri: mnt", "config", 0, `litefs: litefs.yml: unknown key "fuse.dri" at line 2: did you mean "fuse.dir"?`},
-		{"node's URL", "", "ltx -url 127.0.0.1:20202 list", 0, "litefs: -url: is not a URL like http://10.0.0.1:20202"},
+		{"node's URL", "", "ltx list -url 127.0.0.1:20202", 0, "litefs: -url is not a URL like http://10.0.0.1:20202"},
+		{"two nodes", "", "verify -url http://127.0.0.1:1 -data mnt", 0, "litefs: give one of -config, -url and -data"},
+		{"no data directory", "", "verify -data mnt", 0, "litefs: DIR/mnt: not a litefs data directory: "},
+		{"no action", "", "ltx -data mnt", 0, "litefs: want: litefs ltx list, or litefs ltx dump DATABASE TXID"},
+		{"no TXID", "", "ltx dump -data mnt a.db xyz", 0, `litefs: "xyz" is not a TXID like 000000000000002a`},
+		{"demo with arguments", "", "demo x", 0, "litefs: demo takes no arguments"},
+		{"bench with arguments", "", "bench x", 0, "litefs: bench takes no arguments"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir, err := os.MkdirTemp(filepath.Dir(binary), "run")

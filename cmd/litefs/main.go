@@ -74,6 +74,8 @@ func run(ctx context.Context, args []string, std stdio, signals *signals) error 
 		return runHelp(ctx, rest, std, signals)
 	case "-version", "--version":
 		name = "version"
+	case sqlAppCommand:
+		return runSQLApp(ctx, rest, std)
 	}
 	// The first LiteFS had no commands: "litefs -config FILE".
 	if strings.HasPrefix(name, "-") {

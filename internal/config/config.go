@@ -18,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"path/filepath"
 	"strings"
 	"time"
@@ -168,18 +167,6 @@ func defaults() *Config {
 // the data is found again without a file.
 func DataDirFor(mountDir string) string {
 	return filepath.Join(filepath.Dir(mountDir), "."+filepath.Base(mountDir)+".litefs")
-}
-
-// LocalURL is where commands on the same machine reach the node.
-func (c *Config) LocalURL() string {
-	host, port, err := net.SplitHostPort(c.HTTP.Addr)
-	if err != nil {
-		return "" // never: Addr is checked when the configuration is read
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	return "http://" + net.JoinHostPort(host, port)
 }
 
 // NodeURL checks a node's URL and gives it without a slash at its end.
