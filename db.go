@@ -30,7 +30,6 @@ type DB struct {
 	id    uint32
 	dir   string
 	name  atomic.Pointer[string]
-	log   *slog.Logger
 
 	pos   atomic.Pointer[Pos]
 	epoch atomic.Uint64 // of the newest entry
@@ -80,7 +79,6 @@ func NewDB(store *Store, id uint32, path string) *DB {
 		store: store,
 		id:    id,
 		dir:   path,
-		log:   store.Logger,
 		wake:  make(chan struct{}, 1),
 		stop:  make(chan struct{}),
 		done:  make(chan struct{}),
@@ -151,7 +149,7 @@ func (db *DB) Open() error {
 
 // openRecord opens the log and the checksums. db.mu is held.
 func (db *DB) openRecord() (err error) {
-	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{Logger: db.log}); err != nil {
+	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{Logger: db.log()}); err != nil {
 		return fmt.Errorf("transaction log: %w", err)
 	}
 	if db.sums, err = pagesum.Open(filepath.Join(db.dir, "checksums"), db.store.bootID); err != nil {
@@ -209,8 +207,10 @@ func (db *DB) closeRecord(clean bool) error {
 // setName changes what the database is called in this process.
 func (db *DB) setName(name string) {
 	db.name.Store(&name)
-	db.log = db.store.Logger.With("db", name)
 }
+
+// log is the store's logger with the database's name.
+func (db *DB) log() *slog.Logger { return db.store.Logger.With("db", db.Name()) }
 
 // publish makes the log's head the position that others see. db.mu is held.
 func (db *DB) publish() {

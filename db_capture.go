@@ -190,7 +190,7 @@ func (db *DB) sumsFailed(err error) error {
 // and one entry covers the difference. db.mu is held.
 func (db *DB) captureGap(cause error) error {
 	db.store.stats.NetGaps.Add(1)
-	db.log.Error("the write-ahead log is not the one that was captured; comparing every page", "error", cause)
+	db.log().Error("the write-ahead log is not the one that was captured; comparing every page", "error", cause)
 	size, err := db.wal.size()
 	if err != nil {
 		return err

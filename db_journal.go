@@ -130,7 +130,7 @@ func (db *DB) headerGone(size int64, err error) error {
 	if !errors.Is(err, sqlitefile.ErrNotDatabase) {
 		return err
 	}
-	db.log.Warn("the file has no database header any more: its changes are not captured", "size", size)
+	db.log().Warn("the file has no database header any more: its changes are not captured", "size", size)
 	return nil
 }
 

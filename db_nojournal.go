@@ -30,7 +30,7 @@ func (db *DB) noteUnjournaled() {
 	if !db.unjournaled.Load() {
 		held, err := db.reserved()
 		if err != nil {
-			db.log.Debug("cannot read the lock table: a database without a journal is captured at its last close", "error", err)
+			db.log().Debug("cannot read the lock table: a database without a journal is captured at its last close", "error", err)
 		}
 		if !held {
 			return

@@ -56,7 +56,7 @@ func (db *DB) recover() error {
 		return err
 	}
 	for _, d := range db.txlog.Dropped() {
-		db.log.Warn("a log entry at the end was torn and is dropped", "txid", d.Min, "durable", d.Durable, "error", d.Err)
+		db.log().Warn("a log entry at the end was torn and is dropped", "txid", d.Min, "durable", d.Durable, "error", d.Err)
 	}
 	stamp := db.sums.Stamp()
 	_, logged := db.txlog.Head()
@@ -143,7 +143,7 @@ func (db *DB) replaySums(txid uint64) error {
 // because the checksums of the pages cannot be known.
 func (db *DB) restartLog(logged bool) error {
 	if logged {
-		db.log.Error("page checksums do not match the log and cannot be rebuilt from it: the log begins anew with a snapshot of the files")
+		db.log().Error("page checksums do not match the log and cannot be rebuilt from it: the log begins anew with a snapshot of the files")
 	}
 	db.openWAL()
 	if err := db.settleJournal(); err != nil {
@@ -199,7 +199,7 @@ func (db *DB) verifyFiles(hot bool, state walState) error {
 		// The commit of a journal is its removal, and the log has it before.
 		// If the files are what the log says, only the removal is missing.
 		if len(pgnos) == 0 && !whole {
-			db.log.Info("a commit is finished: its journal is removed")
+			db.log().Info("a commit is finished: its journal is removed")
 			return db.removeJournal()
 		}
 		if err := db.settleJournal(); err != nil {
@@ -218,7 +218,7 @@ func (db *DB) verifyFiles(hot bool, state walState) error {
 			return err
 		}
 	}
-	db.log.Warn("files changed while nobody looked: the difference is logged", "pages", len(pgnos))
+	db.log().Warn("files changed while nobody looked: the difference is logged", "pages", len(pgnos))
 	return db.compareAll(1)
 }
 
@@ -331,7 +331,7 @@ func (db *DB) rollForward(pgnos []uint32) (bool, error) {
 	if err := db.materialise(where); err != nil {
 		return false, fmt.Errorf("roll the files forward to the log: %w", err)
 	}
-	db.log.Info("the files were behind the log and are rolled forward", "pages", len(where), "pos", db.headTXID())
+	db.log().Info("the files were behind the log and are rolled forward", "pages", len(where), "pos", db.headTXID())
 	return true, nil
 }
 
@@ -438,7 +438,7 @@ func (db *DB) recoverReplica(sumsOK, trusted bool) error {
 	}
 	if !done {
 		db.stale = true
-		db.log.Warn("files and log do not agree and the log does not have every page: a snapshot is fetched from the primary")
+		db.log().Warn("files and log do not agree and the log does not have every page: a snapshot is fetched from the primary")
 	}
 	return nil
 }
@@ -476,7 +476,7 @@ func (db *DB) settleJournal() error {
 	if err := db.playBack(r); err != nil {
 		return fmt.Errorf("roll back a transaction that was cut off: %w", err)
 	}
-	db.log.Info("a transaction that was cut off is rolled back")
+	db.log().Info("a transaction that was cut off is rolled back")
 	return db.removeJournal()
 }
 

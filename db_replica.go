@@ -44,7 +44,7 @@ func (db *DB) takePeerLocked(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("directory of %s: %w", db.Name(), err)
 	}
-	p, err := peer.Open(ctx, peer.Options{Path: path, Logger: db.log, SoftWAL: replicaSoftWAL, HardWAL: replicaHardWAL})
+	p, err := peer.Open(ctx, peer.Options{Path: path, Logger: db.log(), SoftWAL: replicaSoftWAL, HardWAL: replicaHardWAL})
 	if err != nil {
 		return err
 	}
@@ -238,7 +238,7 @@ func (s *Store) dropReplica(ctx context.Context, id uint32) error {
 	}
 	err = errors.Join(err, os.RemoveAll(db.dir))
 	s.MarkDirty(id)
-	db.log.Info("database dropped with the primary's", "id", FormatDBID(id))
+	db.log().Info("database dropped with the primary's", "id", FormatDBID(id))
 	return err
 }
 

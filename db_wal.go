@@ -53,12 +53,12 @@ func (db *DB) openWAL() {
 		return
 	}
 	if err != nil {
-		db.log.Error("cannot open the write-ahead log", "error", err)
+		db.log().Error("cannot open the write-ahead log", "error", err)
 		return
 	}
 	w, err := db.store.watcher.Add(db.WALPath(), db.poke)
 	if err != nil {
-		db.log.Error("cannot watch the write-ahead log: captures wait for checkpoints", "error", err)
+		db.log().Error("cannot watch the write-ahead log: captures wait for checkpoints", "error", err)
 	}
 	db.wal = &walFile{file: f, watch: w}
 }
@@ -79,7 +79,7 @@ func (db *DB) closeWAL() {
 		errs = append(errs, w.shm.Close())
 	}
 	if err := errors.Join(append(errs, w.file.Close())...); err != nil {
-		db.log.Warn("close the write-ahead log", "error", err)
+		db.log().Warn("close the write-ahead log", "error", err)
 	}
 }
 
@@ -154,7 +154,7 @@ func (db *DB) captureOnce() look {
 	before := db.at
 	if err := db.captureWAL(false); err != nil {
 		db.store.stats.CaptureErrors.Add(1)
-		db.log.Error("capture failed; the transactions stay in the write-ahead log and are tried again", "error", err)
+		db.log().Error("capture failed; the transactions stay in the write-ahead log and are tried again", "error", err)
 		return lookUnpublished
 	}
 	if db.at != before {
@@ -166,7 +166,7 @@ func (db *DB) captureOnce() look {
 	found, err := db.captureUnjournaled()
 	if err != nil {
 		db.store.stats.CaptureErrors.Add(1)
-		db.log.Error("capture failed; tried again with the next write", "error", err)
+		db.log().Error("capture failed; tried again with the next write", "error", err)
 	}
 	return found
 }
@@ -342,7 +342,7 @@ func (db *DB) prepareIndex() {
 	db.mu.Unlock()
 	if f != nil {
 		if err := f.Close(); err != nil {
-			db.log.Warn("close the wal-index", "error", err)
+			db.log().Warn("close the wal-index", "error", err)
 		}
 	}
 }
@@ -353,7 +353,7 @@ func (db *DB) shmGone() {
 	defer db.mu.Unlock()
 	if db.wal != nil && db.wal.shm != nil {
 		if err := db.wal.shm.Close(); err != nil {
-			db.log.Warn("close the wal-index", "error", err)
+			db.log().Warn("close the wal-index", "error", err)
 		}
 		db.wal.shm = nil
 	}

@@ -44,7 +44,7 @@ func (db *DB) syncLog() {
 		return
 	}
 	if err := txlog.Sync(); err != nil {
-		db.log.Error("cannot make the log durable; tried again in a moment", "error", err)
+		db.log().Error("cannot make the log durable; tried again in a moment", "error", err)
 	}
 }
 
@@ -59,20 +59,20 @@ func (db *DB) retain(r Retention) {
 		return
 	}
 	if err := sums.Sync(); err != nil {
-		db.log.Error("cannot make the page checksums durable: the log keeps its old entries", "error", err)
+		db.log().Error("cannot make the page checksums durable: the log keeps its old entries", "error", err)
 		return
 	}
 	if _, err := txlog.Compact(ltxlog.Compaction{Before: db.compactBefore(r)}); err != nil {
-		db.log.Error("cannot compact the log; tried again later", "error", err)
+		db.log().Error("cannot compact the log; tried again later", "error", err)
 		return
 	}
 	n, bytes, err := txlog.Retain(db.now(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes})
 	if err != nil {
-		db.log.Error("cannot remove old log entries; tried again later", "error", err)
+		db.log().Error("cannot remove old log entries; tried again later", "error", err)
 		return
 	}
 	if n > 0 {
-		db.log.Debug("old log entries removed", "entries", n, "bytes", bytes)
+		db.log().Debug("old log entries removed", "entries", n, "bytes", bytes)
 	}
 }
 

@@ -176,18 +176,24 @@ func (s *Store) adopt(name string) (*DB, error) {
 	db.start()
 	db.mu.Unlock()
 	s.MarkDirty(db.id)
-	db.log.Info("database recorded", "id", FormatDBID(id), "pos", db.Pos().String())
+	db.log().Info("database recorded", "id", FormatDBID(id), "pos", db.Pos().String())
 	return db, nil
 }
 
-// drop forgets a database whose file is gone.
-func (s *Store) drop(db *DB) error {
+// drop forgets a database whose file is gone. The record is removed in the
+// background: this runs inside the request that removed the file, and the
+// capture loop, whose end is waited for, may itself be waiting for the
+// directory that the kernel has locked for that request.
+func (s *Store) drop(db *DB) {
 	s.unregister(db)
-	err := db.close()
-	err = errors.Join(err, os.RemoveAll(db.dir))
 	s.MarkDirty(db.id)
-	db.log.Info("database dropped", "id", FormatDBID(db.id))
-	return err
+	s.goRun(func() {
+		if err := errors.Join(db.close(), os.RemoveAll(db.dir)); err != nil {
+			db.log().Error("the record of a dropped database is not wholly removed", "record", db.dir, "error", err)
+			return
+		}
+		db.log().Info("database dropped", "id", FormatDBID(db.id))
+	})
 }
 
 // rename gives a database another name, durably.
@@ -211,7 +217,7 @@ func (s *Store) rename(db *DB, name string) error {
 	db.openWAL()
 	db.mu.Unlock()
 	s.MarkDirty(db.id)
-	db.log.Info("database renamed", "from", old)
+	db.log().Info("database renamed", "from", old)
 	return nil
 }
 

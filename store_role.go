@@ -137,7 +137,7 @@ func (s *Store) startRole() {
 func (s *Store) followLoop() {
 	for _, db := range s.DBs() {
 		if err := db.takePeer(s.ctx); err != nil {
-			db.log.Error("cannot take the replica's locks; tried again with the next transaction", "error", err)
+			db.log().Error("cannot take the replica's locks; tried again with the next transaction", "error", err)
 		}
 	}
 	last := ""

@@ -136,7 +136,7 @@ func (s *Store) Released(path string, writable, last bool) {
 	db := s.DBByName(name)
 	if db != nil {
 		if err := db.lastClose(); err != nil {
-			db.log.Error("cannot capture what was written before the last close; it is captured with the next transaction", "error", err)
+			db.log().Error("cannot capture what was written before the last close; it is captured with the next transaction", "error", err)
 			db.noteUnseen()
 		}
 		return
@@ -208,7 +208,7 @@ func (s *Store) Truncating(own bool, path string, size int64) error {
 		}
 		if err := db.barrier(size); err != nil {
 			s.stats.CaptureErrors.Add(1)
-			db.log.Error("a checkpoint is refused: its transactions are not in the log yet; the write-ahead log grows until they are", "error", err)
+			db.log().Error("a checkpoint is refused: its transactions are not in the log yet; the write-ahead log grows until they are", "error", err)
 			return syscall.EIO
 		}
 		return nil
@@ -264,9 +264,7 @@ func (s *Store) Unlinked(path string, err error) {
 	case FileTypeSHM:
 		db.shmGone()
 	case FileTypeDatabase:
-		if err := s.drop(db); err != nil {
-			s.Logger.Error("the record of a dropped database is not wholly removed", "db", name, "error", err)
-		}
+		s.drop(db)
 	}
 }
 
@@ -331,9 +329,7 @@ func (s *Store) Renamed(old, new string, err error) {
 		return
 	}
 	if db := s.DBByName(new); db != nil {
-		if err := s.drop(db); err != nil {
-			s.Logger.Error("the record of a replaced database is not wholly removed", "db", new, "error", err)
-		}
+		s.drop(db)
 	}
 	for _, db := range s.DBs() {
 		name := db.Name()
@@ -358,10 +354,8 @@ func (s *Store) renameOrDrop(db *DB, name string) {
 			return
 		}
 	}
-	db.log.Warn("renamed to what cannot be a database's name: not recorded any more", "new", name, "error", err)
-	if err := s.drop(db); err != nil {
-		s.Logger.Error("the record of a database is not wholly removed", "db", db.Name(), "error", err)
-	}
+	db.log().Warn("renamed to what cannot be a database's name: not recorded any more", "new", name, "error", err)
+	s.drop(db)
 }
 
 // moveOpens keeps the counts of open files under their current paths.
