@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 
 	"github.com/litefs/litefs/internal/config"
 	"github.com/litefs/litefs/internal/sqlapp"
@@ -63,9 +62,7 @@ func integrityCheck(ctx context.Context, path string) (rows []string, err error)
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, app.Close(ctx)) }()
-	// immutable: the copy says WAL in its header, and has and needs no -wal.
-	uri := url.URL{Scheme: "file", Path: path, RawQuery: "immutable=1"}
-	conn, err := app.Open(ctx, uri.String(), sqlapp.Options{})
+	conn, err := app.Open(ctx, path, sqlapp.Options{})
 	if err != nil {
 		return nil, err
 	}
