@@ -105,8 +105,8 @@ type HTTP struct {
 // Lease says who may write.
 type Lease struct {
 	Type         string // LeaseStatic
-	Hostname     string // what the other nodes show as this node's name
-	AdvertiseURL string // the primary's URL: on a replica, whom it follows
+	Hostname     string // the primary's name, as .primary shows it; not empty
+	AdvertiseURL string // the primary's URL; "" only on a primary without followers
 
 	// Candidate is the role under a static lease: true is the primary.
 	Candidate bool

@@ -256,6 +256,9 @@ func TestSet(t *testing.T) {
 	src := source()
 	src.Set = []string{"lease.candidate=false", "lease.advertise-url=http://127.0.0.1:1", "data.dir=/data/$HOME"}
 	cfg := mustParse(t, "fuse: {dir: /mnt/a}\nlease: {candidate: true}", src)
+	if cfg.Lease.Hostname != "127.0.0.1" {
+		t.Errorf("a replica calls the primary %q, want the host of its URL", cfg.Lease.Hostname)
+	}
 	if cfg.Lease.Candidate || cfg.Lease.AdvertiseURL != "http://127.0.0.1:1" || cfg.Data.Dir != "/data/$HOME" {
 		t.Errorf("got %+v %+v", cfg.Lease, cfg.Data)
 	}

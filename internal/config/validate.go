@@ -25,17 +25,35 @@ func (p *parser) conclude() error {
 		return err
 	}
 	c.concludeAddr()
-	if c.Lease.Hostname == "" {
+	if !c.Lease.Candidate && c.Lease.AdvertiseURL == "" {
+		return errors.New("lease.advertise-url is missing: with lease.candidate: false it must be the URL of the primary, like http://10.0.0.1:" + DefaultPort)
+	}
+	if err := p.concludeHostname(); err != nil {
+		return err
+	}
+	return c.checkExposure()
+}
+
+// concludeHostname names the primary: this machine, or the one of the URL.
+func (p *parser) concludeHostname() error {
+	l := &p.cfg.Lease
+	if l.Hostname != "" {
+		return nil
+	}
+	if l.Candidate {
 		host, err := p.src.Hostname()
 		if err != nil {
 			return fmt.Errorf("lease.hostname is not set and the machine's name cannot be read: %w", err)
 		}
-		c.Lease.Hostname = host
+		l.Hostname = host
+		return nil
 	}
-	if !c.Lease.Candidate && c.Lease.AdvertiseURL == "" {
-		return errors.New("lease.advertise-url is missing: with lease.candidate: false it must be the URL of the primary, like http://10.0.0.1:" + DefaultPort)
+	u, err := url.Parse(l.AdvertiseURL)
+	if err != nil {
+		return fmt.Errorf("lease.advertise-url: %w", err)
 	}
-	return c.checkExposure()
+	l.Hostname = u.Hostname()
+	return nil
 }
 
 // concludeDirs makes both directories absolute and keeps them apart: data
