@@ -29,7 +29,7 @@ func runLTX(ctx context.Context, args []string, std stdio) error {
 		if err != nil {
 			return err
 		}
-		return dataDirError(verify.List(ctx, std.out, dir, args))
+		return n.blame(verify.List(ctx, std.out, dir, args))
 
 	case "dump":
 		if len(args) != 2 {
@@ -43,7 +43,7 @@ func runLTX(ctx context.Context, args []string, std stdio) error {
 		if err != nil {
 			return err
 		}
-		return dataDirError(verify.Dump(std.out, dir, args[0], txid))
+		return n.blame(verify.Dump(std.out, dir, args[0], txid))
 	}
 	return usagef("unknown action %q: litefs ltx has list and dump", action)
 }

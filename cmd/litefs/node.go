@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/litefs/litefs/internal/config"
+	"github.com/litefs/litefs/internal/verify"
 )
 
 // nodeFlags are the flags of a command that looks at a node: by its
@@ -53,6 +54,19 @@ func (n *nodeFlags) dataDir(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return cfg.Data.Dir, nil
+}
+
+// blame marks what the command line named wrongly as its fault. A data directory
+// that is missing where the configuration says is not: the node may never have
+// run.
+func (n *nodeFlags) blame(err error) error {
+	switch {
+	case errors.Is(err, verify.ErrNoDatabase), errors.Is(err, verify.ErrNoEntry):
+		return config.Invalid(err)
+	case errors.Is(err, verify.ErrNotDataDir) && n.data != "":
+		return config.Invalid(err)
+	}
+	return err
 }
 
 // infoTimeout bounds a question to a node of this machine.

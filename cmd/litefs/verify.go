@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/litefs/litefs/internal/config"
 	"github.com/litefs/litefs/internal/sqlapp"
 	"github.com/litefs/litefs/internal/verify"
 )
@@ -33,7 +32,7 @@ func runVerify(ctx context.Context, args []string, std stdio) error {
 	}
 	report, err := verify.Run(ctx, o)
 	if err != nil {
-		return dataDirError(err)
+		return n.blame(err)
 	}
 	if err := report.Print(std.out); err != nil {
 		return fmt.Errorf("print the report: %w", err)
@@ -44,14 +43,6 @@ func runVerify(ctx context.Context, args []string, std stdio) error {
 		}
 	}
 	return nil
-}
-
-// dataDirError tells what the caller named wrongly from what is broken.
-func dataDirError(err error) error {
-	if errors.Is(err, verify.ErrNotDataDir) || errors.Is(err, verify.ErrNoDatabase) || errors.Is(err, verify.ErrNoEntry) {
-		return config.Invalid(err)
-	}
-	return err
 }
 
 // integrityCheck runs PRAGMA integrity_check in the SQLite of this binary, in a
