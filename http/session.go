@@ -163,15 +163,15 @@ func (s *session) turn(id uint32) error {
 	if _, ok := s.snapshots.held[id]; ok {
 		return nil // queued again when its snapshot was sent
 	}
-	if f, ok := s.failures[id]; ok && time.Now().Before(f.at) {
-		return nil // queued again by retry
-	}
 	if !s.src.IsPrimary() {
 		return errNotPrimary
 	}
 	db, ok := s.src.Database(id)
 	if !ok {
 		return s.drop(id)
+	}
+	if f, ok := s.failures[id]; ok && time.Now().Before(f.at) {
+		return nil // queued again by retry
 	}
 	if s.named[id] != db.Name() { // new on this stream, or renamed
 		if err := s.name(db); err != nil {
@@ -210,9 +210,6 @@ func (s *session) drop(id uint32) error {
 	delete(s.pos, id)
 	delete(s.named, id)
 	delete(s.failures, id)
-	if s.last != nil && *s.last == id {
-		s.last = nil
-	}
 	if err := litefs.WriteStreamFrame(s.out, &litefs.DropDBStreamFrame{DBID: id}); err != nil {
 		return fmt.Errorf("drop database %s: %w", litefs.FormatDBID(id), err)
 	}
