@@ -4,13 +4,15 @@ import (
 	"bytes"
 	"fmt"
 	"testing"
+
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // benchLog returns a log with a snapshot of 1000 pages, and a function that makes entries of n
 // pages that look like b-tree leaves: half filled with text, half free.
-func benchLog(b *testing.B, dir string) (*Log, func(n int) (Header, Pages, uint64)) {
+func benchLog(b *testing.B, fsys vfs.FS) (*Log, func(n int) (Header, Pages, uint64)) {
 	b.Helper()
-	l := open(b, dir, Options{})
+	l := open(b, b.TempDir(), Options{FS: fsys})
 	m := newModel(1, 4096)
 	m.resize(1000)
 	c := change{h: m.header(1), pages: map[uint32][]byte{}}
@@ -41,7 +43,7 @@ func BenchmarkAppend(b *testing.B) {
 	for _, n := range []int{1, 5, 20} {
 		for _, sync := range []bool{false, true} {
 			b.Run(fmt.Sprintf("pages=%d/sync=%v", n, sync), func(b *testing.B) {
-				l, next := benchLog(b, b.TempDir())
+				l, next := benchLog(b, vfs.OS())
 				b.ReportAllocs()
 				for b.Loop() {
 					h, pages, post := next(n)
@@ -51,5 +53,51 @@ func BenchmarkAppend(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkEncode is the part of Append that is not the disk.
+func BenchmarkEncode(b *testing.B) {
+	for _, n := range []int{1, 5, 20} {
+		b.Run(fmt.Sprintf("pages=%d", n), func(b *testing.B) {
+			_, next := benchLog(b, vfs.NewMem())
+			enc := (&Buffers{}).encoder()
+			w := &writer{log: &Log{spill: spillSize}, enc: enc}
+			b.ReportAllocs()
+			for b.Loop() {
+				h, pages, post := next(n)
+				if err := encode(w, h, pages, post); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkImport is what a replica does with an entry before it applies it: verify and write.
+func BenchmarkImport(b *testing.B) {
+	for _, n := range []int{1, 5, 20} {
+		b.Run(fmt.Sprintf("pages=%d", n), func(b *testing.B) {
+			src, next := benchLog(b, vfs.NewMem())
+			dst, _ := benchLog(b, vfs.NewMem())
+			b.ReportAllocs()
+			for b.Loop() {
+				h, pages, post := next(n)
+				e, err := src.Append(h, pages, post, false)
+				if err != nil {
+					b.Fatal(err)
+				}
+				r, err := src.OpenEntry(e)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := dst.Import(r, e.Size, false); err != nil {
+					b.Fatal(err)
+				}
+				if err := r.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -153,7 +153,7 @@ func (l *Log) load(run []Entry) (*merger, error) {
 				delete(m.newest, pgno) // cut off: older content is gone for good
 			}
 		}
-		_, err = decode(bytes.NewReader(b), e.Size, nil, func(f frame) error {
+		_, err = l.buffers.decode(bytes.NewReader(b), e.Size, nil, func(f frame) error {
 			m.newest[f.pgno] = frameRef{file: i, offset: f.offset, size: f.size}
 			return nil
 		})

@@ -33,10 +33,19 @@ type frame struct {
 // allocates what a 4-byte size field says, up to 4 GiB, accepts blocks that do not fill their
 // page, and never compares the index with the places of the pages.
 type decoder struct {
+	entryState
 	r        *bufio.Reader
-	size     int64 // announced bytes
 	crcTable *crc64.Table
 
+	scratch     [64]byte
+	block, data []byte // one page, compressed and not
+
+	raw, arena []byte // for Log.Pages: a small entry, its pages
+}
+
+// entryState is what a decoder knows of the entry at hand.
+type entryState struct {
+	size     int64 // announced bytes
 	header   ltx.Header
 	trailer  ltx.Trailer
 	lockPgno uint32
@@ -46,15 +55,18 @@ type decoder struct {
 	prev     uint32
 	indexCRC uint64 // of the index that the pages ask for
 	indexLen int64
-
-	block, data []byte
 }
 
 // decode verifies an entry of size bytes. onHeader (may be nil) sees the valid header before
 // anything else is read, onFrame (may be nil) each page in order: before the end of decode
 // what they see is not verified. Wrong content is ErrCorrupt; an error of r is returned as it is.
-func decode(r io.Reader, size int64, onHeader func(ltx.Header) error, onFrame func(frame) error) (Entry, error) {
-	d := decoder{r: bufio.NewReaderSize(r, 64<<10), size: size, crcTable: crc64.MakeTable(crc64.ISO)}
+func (b *Buffers) decode(r io.Reader, size int64, onHeader func(ltx.Header) error, onFrame func(frame) error) (Entry, error) {
+	d := b.decoder(r, size)
+	defer b.putDecoder(d)
+	return d.decode(onHeader, onFrame)
+}
+
+func (d *decoder) decode(onHeader func(ltx.Header) error, onFrame func(frame) error) (Entry, error) {
 	if err := d.readHeader(); err != nil {
 		return Entry{}, err
 	}
@@ -118,11 +130,11 @@ func (d *decoder) readHeader() error {
 	if d.size < minEntrySize {
 		return corrupt("entry has %d bytes, want at least %d", d.size, minEntrySize)
 	}
-	var b [ltx.HeaderSize]byte
-	if err := d.readHashed(b[:], "header"); err != nil {
+	b := make([]byte, ltx.HeaderSize)
+	if err := d.readHashed(b, "header"); err != nil {
 		return err
 	}
-	h, err := parseHeader(b[:])
+	h, err := parseHeader(b)
 	if err != nil {
 		return err
 	}
@@ -130,8 +142,8 @@ func (d *decoder) readHeader() error {
 	if limit := maxEntrySize(h); d.size > limit {
 		return corrupt("entry has %d bytes, at most %d fit a database of %d pages of %d bytes", d.size, limit, h.Commit, h.PageSize)
 	}
-	d.data = make([]byte, h.PageSize)
-	d.block = make([]byte, lz4.CompressBlockBound(int(h.PageSize)))
+	d.data = resize(d.data, int(h.PageSize))
+	d.block = resize(d.block, lz4.CompressBlockBound(int(h.PageSize)))
 	return nil
 }
 
@@ -155,12 +167,12 @@ func maxEntrySize(h ltx.Header) int64 {
 // readFrame reads the next page; false at the end of the pages.
 func (d *decoder) readFrame() (frame, bool, error) {
 	offset := d.n
-	var b [framePrefix]byte
+	b := d.scratch[:framePrefix]
 	if err := d.readHashed(b[:ltx.PageHeaderSize], "page header"); err != nil {
 		return frame{}, false, err
 	}
 	var ph ltx.PageHeader
-	if err := ph.UnmarshalBinary(b[:]); err != nil {
+	if err := ph.UnmarshalBinary(b); err != nil {
 		return frame{}, false, err
 	}
 	if ph.IsZero() {
@@ -183,7 +195,7 @@ func (d *decoder) readFrame() (frame, bool, error) {
 	}
 	d.prev = ph.Pgno
 	f := frame{pgno: ph.Pgno, offset: offset, size: d.n - offset, data: d.data}
-	d.expectIndex(appendIndexRecord(nil, f.pgno, f.offset, f.size))
+	d.expectIndex(appendIndexRecord(d.scratch[:0], f.pgno, f.offset, f.size))
 	if d.header.IsSnapshot() {
 		d.sum ^= pageSum(d.crcTable, f.pgno, f.data)
 	}
@@ -227,9 +239,8 @@ func (d *decoder) expectIndex(b []byte) {
 func (d *decoder) readIndex() error {
 	d.expectIndex([]byte{0})
 	var crc uint64
-	var b [4096]byte
 	for left := d.indexLen; left > 0; {
-		part := b[:min(left, int64(len(b)))]
+		part := d.block[:min(left, int64(len(d.block)))]
 		if err := d.readHashed(part, "page index"); err != nil {
 			return err
 		}
@@ -239,24 +250,25 @@ func (d *decoder) readIndex() error {
 	if crc != d.indexCRC {
 		return corrupt("page index does not name the pages of the entry")
 	}
-	if err := d.readHashed(b[:8], "length of the page index"); err != nil {
+	b := d.scratch[:8]
+	if err := d.readHashed(b, "length of the page index"); err != nil {
 		return err
 	}
-	if got := binary.BigEndian.Uint64(b[:8]); got != uint64(d.indexLen) {
+	if got := binary.BigEndian.Uint64(b); got != uint64(d.indexLen) {
 		return corrupt("length of the page index is %d, want %d", got, d.indexLen)
 	}
 	return nil
 }
 
 func (d *decoder) readTrailer() error {
-	var b [ltx.TrailerSize]byte
+	b := d.scratch[:ltx.TrailerSize]
 	if err := d.readHashed(b[:8], "trailer"); err != nil {
 		return err
 	}
 	if err := d.read(b[8:], "trailer"); err != nil {
 		return err
 	}
-	if err := d.trailer.UnmarshalBinary(b[:]); err != nil {
+	if err := d.trailer.UnmarshalBinary(b); err != nil {
 		return err
 	}
 	if want := flag | d.crc; uint64(d.trailer.FileChecksum) != want {
@@ -269,4 +281,12 @@ func (d *decoder) readTrailer() error {
 		return corrupt("entry ends at byte %d of %d", d.n, d.size)
 	}
 	return nil
+}
+
+// resize returns a slice of n bytes with any content.
+func resize(b []byte, n int) []byte {
+	if cap(b) < n {
+		return make([]byte, n)
+	}
+	return b[:n]
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc64"
-	"sync"
 	"time"
 
 	"github.com/pierrec/lz4/v4"
@@ -76,22 +75,6 @@ func validateHeader(h ltx.Header) error {
 }
 
 const flag = uint64(ltx.ChecksumFlag)
-
-// Buffers is a pool of encoders, which are large (the LZ4 table alone is 136 KB): shared by many
-// logs it costs as many encoders as logs append at once.
-type Buffers struct{ pool sync.Pool }
-
-func (b *Buffers) get() *encoder {
-	if e, ok := b.pool.Get().(*encoder); ok {
-		return e
-	}
-	return &encoder{crcTable: crc64.MakeTable(crc64.ISO)}
-}
-
-func (b *Buffers) put(e *encoder) {
-	e.flush = nil
-	b.pool.Put(e)
-}
 
 // spillSize is how many encoded bytes are held in memory before they go to a temporary file.
 const spillSize = 1 << 20

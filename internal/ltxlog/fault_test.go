@@ -126,7 +126,7 @@ func (m *model) noise(pages int) change {
 }
 
 func (c change) bytes() []byte {
-	enc := (&Buffers{}).get()
+	enc := (&Buffers{}).encoder()
 	w := &writer{log: &Log{spill: 1 << 30}, enc: enc}
 	if err := encode(w, c.h, c.emit, c.post); err != nil {
 		return nil

@@ -48,11 +48,11 @@ func (l *Log) receive(w *writer, r io.Reader, size int64) (Entry, error) {
 		if _, err := io.ReadFull(r, w.enc.buf); err != nil {
 			return Entry{}, announced(err, size)
 		}
-		return decode(bytes.NewReader(w.enc.buf), size, joins, nil)
+		return l.buffers.decode(bytes.NewReader(w.enc.buf), size, joins, nil)
 	}
 
 	out := bufio.NewWriterSize(spiller{w}, l.spill)
-	e, err := decode(io.TeeReader(io.LimitReader(r, size), out), size, joins, nil)
+	e, err := l.buffers.decode(io.TeeReader(io.LimitReader(r, size), out), size, joins, nil)
 	if err != nil {
 		return Entry{}, err
 	}

@@ -18,7 +18,7 @@ type writer struct {
 }
 
 func (l *Log) newWriter() *writer {
-	return &writer{log: l, enc: l.buffers.get()}
+	return &writer{log: l, enc: l.buffers.encoder()}
 }
 
 // tempName is constant: one goroutine changes the log at a time.
@@ -46,7 +46,7 @@ func (w *writer) discard() {
 		w.temp = nil
 		w.log.removeOrRemember(tempName)
 	}
-	w.log.buffers.put(w.enc)
+	w.log.buffers.putEncoder(w.enc)
 	w.enc = nil
 }
 

@@ -82,25 +82,61 @@ func (l *Log) Pages(e Entry, fn func(pgno uint32, data []byte) error) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-
-	var src io.ReaderAt = f
 	if e.Size <= int64(l.spill) {
-		b := make([]byte, e.Size)
-		if err := readFull(f, b, 0); err != nil {
-			return fmt.Errorf("read %s: %w", entryName(e.Min, e.Max), err)
-		}
-		src = bytes.NewReader(b)
+		return l.pagesOfSmall(f, e, fn)
 	}
-	if err := checkEntry(src, e); err != nil {
+	if err := l.checkEntry(f, e); err != nil {
 		return err
 	}
-	_, err = decode(io.NewSectionReader(src, 0, e.Size), e.Size, nil, func(f frame) error { return fn(f.pgno, f.data) })
+	_, err = l.buffers.decode(io.NewSectionReader(f, 0, e.Size), e.Size, nil, func(f frame) error { return fn(f.pgno, f.data) })
 	return err
 }
 
+// maxArena is how many bytes of pages are kept while an entry is being verified; the pages of an
+// entry that has more are decompressed a second time.
+const maxArena = 2 << 20
+
+// pagesOfSmall is Pages for an entry that fits in memory: one read, and most often one decoding.
+func (l *Log) pagesOfSmall(f io.ReaderAt, e Entry, fn func(pgno uint32, data []byte) error) error {
+	d := l.buffers.decoder(nil, e.Size)
+	defer l.buffers.putDecoder(d)
+	d.raw = resize(d.raw, int(e.Size))
+	if err := readFull(f, d.raw, 0); err != nil {
+		return fmt.Errorf("read %s: %w", entryName(e.Min, e.Max), err)
+	}
+	var pgnos []uint32
+	d.arena = d.arena[:0]
+	whole := true
+	d.r.Reset(bytes.NewReader(d.raw))
+	got, err := d.decode(nil, func(f frame) error {
+		if whole = whole && len(d.arena)+len(f.data) <= maxArena; whole {
+			pgnos = append(pgnos, f.pgno)
+			d.arena = append(d.arena, f.data...)
+		}
+		return nil
+	})
+	if err := isEntry(e, got, err); err != nil {
+		return err
+	}
+	if !whole {
+		_, err := l.buffers.decode(bytes.NewReader(d.raw), e.Size, nil, func(f frame) error { return fn(f.pgno, f.data) })
+		return err
+	}
+	for i, pgno := range pgnos {
+		if err := fn(pgno, d.arena[i*int(e.PageSize):][:e.PageSize]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // checkEntry verifies the content and that it is the entry listed.
-func checkEntry(src io.ReaderAt, e Entry) error {
-	got, err := decode(io.NewSectionReader(src, 0, e.Size), e.Size, nil, nil)
+func (l *Log) checkEntry(src io.ReaderAt, e Entry) error {
+	got, err := l.buffers.decode(io.NewSectionReader(src, 0, e.Size), e.Size, nil, nil)
+	return isEntry(e, got, err)
+}
+
+func isEntry(e, got Entry, err error) error {
 	if err == nil && got != e {
 		err = corrupt("content is of %s with checksums %016x, %016x, want %016x, %016x",
 			entryName(got.Min, got.Max), got.Pre, got.Post, e.Pre, e.Post)
@@ -118,7 +154,7 @@ func (l *Log) Verify(e Entry) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	return checkEntry(f, e)
+	return l.checkEntry(f, e)
 }
 
 // verify is Verify for an entry that need not be listed.
@@ -128,7 +164,7 @@ func (l *Log) verify(e Entry) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	return checkEntry(f, e)
+	return l.checkEntry(f, e)
 }
 
 // Page returns one page of an entry, found by the entry's index; false when the entry does not
