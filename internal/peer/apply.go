@@ -153,7 +153,8 @@ func (p *Peer) growFile(pageCount uint32, written int) error {
 // applyFirst writes the first transaction to the empty database file, under
 // EXCLUSIVE: there is no snapshot of a reader to keep, and content that fills a
 // database goes to the disk once. What makes the file a database are its first
-// 100 bytes; they are written last, after the rest is on the disk. Only then
+// 100 bytes; they are written last, after the rest is on the disk, and lie in
+// one sector, so that they are there or not. Only then
 // come -wal and -shm, still under EXCLUSIVE, so that no reader sees the
 // database without them.
 func (p *Peer) applyFirst(ctx context.Context, pageCount, pageSize uint32, pages Pages) error {
@@ -169,7 +170,9 @@ func (p *Peer) applyFirst(ctx context.Context, pageCount, pageSize uint32, pages
 	if err == nil {
 		err = p.openFirst(ctx)
 	}
-	if err != nil {
+	if err == nil {
+		p.pageCount.Store(pageCount)
+	} else {
 		p.pageSize = 0
 		p.pageCount.Store(0)
 		err = errors.Join(err, p.closeWAL(true), p.db.Truncate(0))

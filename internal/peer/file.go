@@ -10,7 +10,15 @@ import (
 // through here, so that a test can fail or cut off the i-th change.
 type file struct {
 	*os.File
-	before func(op, name string) error // nil outside tests
+	before func(c change) error // nil outside tests
+}
+
+// change is something that is about to be done to a file.
+type change struct {
+	op string // "write", "truncate", "sync" or "remove"
+	f  *os.File
+	b  []byte // of a write
+	at int64  // of a write
 }
 
 func (p *Peer) openFile(name string, flag int, perm os.FileMode) (*file, error) {
@@ -21,16 +29,17 @@ func (p *Peer) openFile(name string, flag int, perm os.FileMode) (*file, error) 
 	return &file{File: f, before: p.opt.before}, nil
 }
 
-func (f *file) change(op string) error {
+func (f *file) announce(c change) error {
 	if f.before == nil {
 		return nil
 	}
-	return f.before(op, f.Name())
+	c.f = f.File
+	return f.before(c)
 }
 
 // WriteAt is os.File's.
 func (f *file) WriteAt(b []byte, at int64) (int, error) {
-	if err := f.change("write"); err != nil {
+	if err := f.announce(change{op: "write", b: b, at: at}); err != nil {
 		return 0, err
 	}
 	return f.File.WriteAt(b, at)
@@ -38,7 +47,7 @@ func (f *file) WriteAt(b []byte, at int64) (int, error) {
 
 // Truncate is os.File's.
 func (f *file) Truncate(size int64) error {
-	if err := f.change("truncate"); err != nil {
+	if err := f.announce(change{op: "truncate"}); err != nil {
 		return err
 	}
 	return f.File.Truncate(size)
@@ -46,15 +55,15 @@ func (f *file) Truncate(size int64) error {
 
 // Sync is os.File's.
 func (f *file) Sync() error {
-	if err := f.change("sync"); err != nil {
+	if err := f.announce(change{op: "sync"}); err != nil {
 		return err
 	}
 	return f.File.Sync()
 }
 
-// remove unlinks the file, which the caller holds open.
+// remove unlinks the file.
 func (f *file) remove() error {
-	if err := f.change("remove"); err != nil {
+	if err := f.announce(change{op: "remove"}); err != nil {
 		return err
 	}
 	return os.Remove(f.Name())

@@ -36,6 +36,11 @@ func patient(t testing.TB) context.Context {
 	return ctx
 }
 
+// contextOf is a context with a deadline, for code without a test.
+func contextOf(d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), d)
+}
+
 // impatient is a context for waits that are to fail.
 func impatient(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
@@ -171,19 +176,26 @@ func (r *replica) apply(x txn) {
 // check compares each page that the Peer reads.
 func (r *replica) check(want image) {
 	r.t.Helper()
+	must(r.t, r.compare(want))
+}
+
+func (r *replica) compare(want image) error {
 	if r.PageCount() != want.count() || r.PageSize() != want.pageSize {
-		r.t.Fatalf("%d pages of %d bytes, want %d of %d", r.PageCount(), r.PageSize(), want.count(), want.pageSize)
+		return fmt.Errorf("%d pages of %d bytes, want %d of %d", r.PageCount(), r.PageSize(), want.count(), want.pageSize)
 	}
 	buf := make([]byte, want.pageSize)
 	for pgno := uint32(1); pgno <= want.count(); pgno++ {
 		if pgno == sqlitefile.LockPgno(want.pageSize) {
 			continue
 		}
-		must(r.t, r.ReadPage(pgno, buf))
+		if err := r.ReadPage(pgno, buf); err != nil {
+			return err
+		}
 		if !bytes.Equal(buf, want.page(pgno)) {
-			r.t.Fatalf("page %d differs", pgno)
+			return fmt.Errorf("page %d differs", pgno)
 		}
 	}
+	return nil
 }
 
 // checkFile copies everything to the database file and compares it.
@@ -199,9 +211,4 @@ func (r *replica) checkFile(want image) {
 	if !bytes.Equal(b, want.b) {
 		r.t.Fatalf("database file differs: %d bytes, want %d", len(b), len(want.b))
 	}
-	sqlitetest.CheckIntegrity(r.t, r.path)
 }
-
-const victimEnv = "X"
-
-func victim() {}

@@ -153,7 +153,13 @@ func (x *walIndex) putHeader() error {
 	if err := x.put(b[:], sqlitefile.IndexHeaderSize); err != nil {
 		return err
 	}
-	return x.put(b[:], 0)
+	err := x.put(b[:], 0)
+	if err != nil {
+		// While the copies differ no reader can begin, so a second attempt is
+		// made at once and not with the next transaction.
+		err = x.put(b[:], 0)
+	}
+	return err
 }
 
 // flush writes everything that memory says. It is safe beside readers: entries

@@ -88,7 +88,7 @@ type Options struct {
 	SoftWAL int64 // bytes; a larger WAL is checkpointed, 0 = DefaultSoftWAL
 	HardWAL int64 // bytes; at a larger WAL Apply waits for readers, 0 = DefaultHardWAL
 
-	before func(op, name string) error // test hook, see file
+	before func(c change) error // see file
 }
 
 func (o *Options) ensureDefaults() {

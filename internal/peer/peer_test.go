@@ -39,6 +39,7 @@ func TestEveryPageSize(t *testing.T) {
 				step("INSERT INTO t(b) VALUES (1)")
 				reader.Close()
 				r.checkFile(p.img)
+				sqlitetest.CheckIntegrity(t, r.path)
 			})
 		}
 	}
