@@ -52,3 +52,16 @@ func TestExampleFile(t *testing.T) {
 		}
 	}
 }
+
+// The README's table has every key that there is.
+func TestReadme(t *testing.T) {
+	data, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range keyTable() {
+		if k.set != nil && !strings.Contains(string(data), "`"+k.path+"`") {
+			t.Errorf("the README does not name %s", k.path)
+		}
+	}
+}
