@@ -145,34 +145,44 @@ func (m *mount) serve(ctx context.Context) error {
 }
 
 // runPrograms runs all programs but the last to their end, one after the other,
-// and then the last. The first that fails is the last one to run.
+// and then the last. The first that fails, or that is told to end, is the last
+// one to run.
 func (m *mount) runPrograms(ctx context.Context) error {
+	for _, cmd := range m.cfg.Exec {
+		if err := m.runProgram(ctx, cmd.Argv); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runProgram runs one program to its end. It starts nothing when the word to end
+// has come already.
+func (m *mount) runProgram(ctx context.Context, argv []string) error {
 	in, release, ok := m.signals.handOver()
 	if !ok {
 		return nil
 	}
 	defer release()
-	for _, cmd := range m.cfg.Exec {
-		if ctx.Err() != nil {
-			return nil
-		}
-		m.logger.Info("starting the command", "program", cmd.Argv[0])
-		code, err := supervise.Run(ctx, supervise.Options{
-			Argv:    cmd.Argv,
-			Stdin:   m.std.in,
-			Stdout:  m.std.out,
-			Stderr:  m.std.err,
-			Signals: in,
-			Grace:   m.grace,
-			Logger:  m.logger,
-		})
-		if err != nil {
-			return err
-		}
-		m.logger.Info("the command has ended", "program", cmd.Argv[0], "code", code)
-		if code != 0 {
-			return &exitError{code}
-		}
+	if ctx.Err() != nil {
+		return nil
+	}
+	m.logger.Info("starting the command", "program", argv[0])
+	code, err := supervise.Run(ctx, supervise.Options{
+		Argv:    argv,
+		Stdin:   m.std.in,
+		Stdout:  m.std.out,
+		Stderr:  m.std.err,
+		Signals: in,
+		Grace:   m.grace,
+		Logger:  m.logger,
+	})
+	if err != nil {
+		return err
+	}
+	m.logger.Info("the command has ended", "program", argv[0], "code", code)
+	if code != 0 {
+		return &exitError{code}
 	}
 	return nil
 }

@@ -219,6 +219,15 @@ func TestFirstFailureIsTheLastProgram(t *testing.T) {
 	r.wantSilence()
 }
 
+func TestNoProgramStartsAfterTheSignal(t *testing.T) {
+	r := startRun(t, nil, "trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", "echo two")
+	close(r.node.ready)
+	r.wantLine("up")
+	r.signal(syscall.SIGTERM)
+	r.wantResult(isNil)
+	r.wantSilence()
+}
+
 func TestProgramNotFound(t *testing.T) {
 	r := startRun(t, func(c *config.Config) {
 		c.Exec = []config.Command{{Argv: []string{"no-such-program-here"}}}
