@@ -103,31 +103,35 @@ func (db *DB) captureLoop() {
 			return
 		case <-db.wake:
 		}
-		for delay, waited := lookAgainMin, time.Duration(0); ; {
-			more := db.captureOnce()
-			switch more {
-			case lookNone:
-				delay = 0
-			case lookCaptured:
-				delay, waited = pause, 0
-			case lookUnpublished:
-				if delay = min(max(delay*2, lookAgainMin), lookAgainMax); waited > lookAgainStop {
-					delay = 0
-				}
-				waited += delay
+		if !db.captureUntilQuiet(timer) {
+			return
+		}
+	}
+}
+
+// captureUntilQuiet captures until nothing is left to be seen. After a capture
+// it always looks once more: the wake-up that it took may have been for two
+// commits of which only the first was published yet. It reports false when the
+// database is being closed.
+func (db *DB) captureUntilQuiet(timer *time.Timer) bool {
+	for delay, waited := lookAgainMin, time.Duration(0); ; {
+		switch db.captureOnce() {
+		case lookNone:
+			return true
+		case lookCaptured:
+			delay, waited = pause, 0
+		case lookUnpublished:
+			delay = min(max(delay*2, lookAgainMin), lookAgainMax)
+			if waited > lookAgainStop {
+				return true
 			}
-			if delay == 0 {
-				break
-			}
-			timer.Reset(delay)
-			select {
-			case <-db.stop:
-				return
-			case <-timer.C:
-			}
-			if more == lookCaptured {
-				break // whatever came meanwhile has left a wake-up
-			}
+			waited += delay
+		}
+		timer.Reset(delay)
+		select {
+		case <-db.stop:
+			return false
+		case <-timer.C:
 		}
 	}
 }

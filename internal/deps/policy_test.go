@@ -14,13 +14,14 @@ var edges = map[string][]string{
 	// Algorithms, one idea each.
 	"internal/vfs":     {},
 	"internal/watch":   {},
+	"internal/locktab": {},
 	"internal/pagesum": {"sqlitefile"},
 	"internal/capture": {"sqlitefile"},
 	"internal/peer":    {"sqlitefile"},
 	"internal/ltxlog":  {"internal/vfs", "sqlitefile"},
 
 	// The façade: orchestrates the algorithms.
-	"": {"internal/vfs", "internal/watch", "internal/pagesum", "internal/capture", "internal/peer", "internal/ltxlog", "sqlitefile"},
+	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/peer", "internal/ltxlog", "sqlitefile"},
 
 	// Edges: the kernel, the network, the lease. They meet in the daemon.
 	"fuse":         {},
