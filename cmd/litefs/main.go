@@ -65,8 +65,7 @@ var absent = []string{"run", "export", "import"}
 // run dispatches to a subcommand.
 func run(ctx context.Context, args []string, std stdio, signals *signals) error {
 	if len(args) == 0 {
-		printUsage(std.err, signals)
-		return usagef("no command given")
+		return usagef("no command given: litefs help lists the commands")
 	}
 	name, rest := args[0], args[1:]
 	switch name {
