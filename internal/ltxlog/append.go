@@ -19,7 +19,7 @@ func (l *Log) Append(h Header, pages Pages, post uint64, sync bool) (Entry, erro
 		return Entry{}, fmt.Errorf("append %s: %w", entryName(h.Min, h.Max), err)
 	}
 
-	w := l.newWriter()
+	w := l.newWriter(appendTemp)
 	defer w.discard()
 	if err := encode(w, h, pages, post); err != nil {
 		return Entry{}, err
@@ -46,6 +46,9 @@ func encode(w *writer, h Header, pages Pages, post uint64) error {
 func (l *Log) ready() error {
 	if l.isClosed() {
 		return ErrClosed
+	}
+	if l.readOnly {
+		return ErrReadOnly
 	}
 	return l.clearDebris()
 }

@@ -38,17 +38,15 @@ func (c *Compaction) ensureDefaults() {
 // went. The newest entry stays as it is, for recovery finds the end of the captured WAL by it.
 // A merged entry has Min and Pre of its first, everything else of its last part, and the newest
 // content of each page. Entries of different epochs or page sizes are not merged, nor is one that
-// drops the database.
+// drops the database. Appends go on meanwhile.
 //
 // ltx.Compactor is not used: it forgets epoch and WAL position, and brings back old content of a
 // page that was cut off and added again without being written.
 func (l *Log) Compact(c Compaction) (merged int, err error) {
 	c.ensureDefaults()
-	l.change.Lock()
-	defer l.change.Unlock()
-	l.sync.Lock()
-	defer l.sync.Unlock()
-	if err := l.ready(); err != nil {
+	l.compact.Lock()
+	defer l.compact.Unlock()
+	if err := l.startCompaction(); err != nil {
 		return 0, fmt.Errorf("compact transaction log: %w", err)
 	}
 	for _, r := range planCompaction(l.Entries(), c) {
@@ -58,6 +56,14 @@ func (l *Log) Compact(c Compaction) (merged int, err error) {
 		merged += len(r) - 1
 	}
 	return merged, nil
+}
+
+// startCompaction removes what an earlier one may have left, so that nobody does it later, when
+// the temporary file is in use again.
+func (l *Log) startCompaction() error {
+	l.change.Lock()
+	defer l.change.Unlock()
+	return l.ready()
 }
 
 // planCompaction returns the runs to merge, oldest first.
@@ -89,31 +95,52 @@ func planCompaction(entries []Entry, c Compaction) [][]Entry {
 	return runs
 }
 
-// merge replaces a run by one entry. The caller holds change and sync.
+// merge replaces a run by one entry, which is made without holding up anybody. ErrNotFound: the
+// run was changed meanwhile.
 func (l *Log) merge(run []Entry) error {
-	if err := l.syncLocked(); err != nil {
-		return err // the merged entry must not be durable before those in front of it
-	}
-	m, err := l.load(run)
+	w := l.newWriter(compactTemp)
+	e, err := l.encodeMerged(w, run)
+
+	l.change.Lock()
+	defer l.change.Unlock()
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	defer w.discard()
 	if err != nil {
 		return err
 	}
-	h := m.header()
-	w := l.newWriter()
-	defer w.discard()
-	if err := encode(w, h, m.pages, m.last.Post); err != nil {
+	if err := l.ready(); err != nil {
 		return err
 	}
-	e := h.entry(m.last.Post, w.enc.n)
+	if err := l.syncLocked(); err != nil {
+		return err // the merged entry must not be durable before those in front of it
+	}
+	entries := l.Entries()
+	i := slices.Index(entries, run[0])
+	if i < 0 || len(entries)-i <= len(run) || !slices.Equal(entries[i:i+len(run)], run) {
+		return ErrNotFound
+	}
 	if err := l.putDurable(e, w, true); err != nil {
 		return err
 	}
 	l.mu.Lock()
-	i := slices.Index(l.mu.entries, run[0])
-	l.mu.entries = slices.Replace(l.mu.entries, i, i+len(run), e)
+	l.mu.entries = slices.Replace(entries, i, i+len(run), e)
 	l.mu.Unlock()
 	l.retireCovered(run)
 	return nil
+}
+
+// encodeMerged makes the merged entry in the temporary file of w.
+func (l *Log) encodeMerged(w *writer, run []Entry) (Entry, error) {
+	m, err := l.load(run)
+	if err != nil {
+		return Entry{}, err
+	}
+	h := m.header()
+	if err := encode(w, h, m.pages, m.last.Post); err != nil {
+		return Entry{}, err
+	}
+	return h.entry(m.last.Post, w.enc.n), w.finishTemp(true)
 }
 
 // merger is a run of entries in memory and where the newest content of each page is.

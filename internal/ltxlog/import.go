@@ -24,7 +24,7 @@ func (l *Log) Import(r io.Reader, size int64, sync bool) (Entry, error) {
 	if err := l.ready(); err != nil {
 		return Entry{}, fmt.Errorf("import entry: %w", err)
 	}
-	w := l.newWriter()
+	w := l.newWriter(appendTemp)
 	defer w.discard()
 	e, err := l.receive(w, r, size)
 	if err != nil {

@@ -47,6 +47,8 @@ var (
 	ErrNotFound = errors.New("no such entry in the transaction log")
 	// ErrNoSnapshot: the oldest entry is not a snapshot, so the database cannot be rebuilt.
 	ErrNoSnapshot = errors.New("transaction log does not start with a snapshot")
+	// ErrReadOnly: the log was opened to be read.
+	ErrReadOnly = errors.New("transaction log is open read-only")
 	// ErrClosed: the log was closed.
 	ErrClosed = errors.New("transaction log is closed")
 )
@@ -112,6 +114,10 @@ type Options struct {
 	// ErrBroken. The drops are reported as always.
 	Repair bool
 
+	// ReadOnly leaves the directory as it is: what Open would remove is only left out, and every
+	// change is ErrReadOnly.
+	ReadOnly bool
+
 	spillSize int // bytes of an entry that are held in memory; default: spillSize
 }
 
@@ -132,7 +138,7 @@ func (o *Options) ensureDefaults() {
 
 // Log is an open transaction log.
 //
-// Locks are taken in the order change, sync, mu. Whoever removes or replaces files holds change
+// Locks are taken in the order compact, change, sync, mu. Whoever removes or replaces files holds change
 // and sync; a plain append holds change alone, so a background Sync does not hold it up.
 type Log struct {
 	dir     string
@@ -142,7 +148,9 @@ type Log struct {
 	dropped []Dropped // set by Open, then constant
 	spill   int       // Options.spillSize
 
-	change struct {
+	readOnly bool
+	compact  sync.Mutex // held by the one compaction
+	change   struct {
 		sync.Mutex
 		// debris are files that an operation had to leave behind because their removal failed
 		// too. They are not listed but the next Open would find them, and one may cover entries
@@ -236,7 +244,10 @@ func (l *Log) Close() error {
 	if l.isClosed() {
 		return nil
 	}
-	err := l.syncLocked()
+	var err error
+	if !l.readOnly {
+		err = l.syncLocked()
+	}
 	spares := &l.change.spares
 	for _, name := range append(spares.ready, spares.fresh...) {
 		l.removeOrRemember(name) // the next Open removes what stays

@@ -21,7 +21,7 @@ import (
 // for it unless Options.Repair asks. An error of the disk is returned and removes nothing.
 func Open(dir string, opt Options) (*Log, error) {
 	opt.ensureDefaults()
-	l := &Log{dir: dir, fs: opt.FS, logger: opt.Logger, buffers: opt.Buffers, spill: opt.spillSize}
+	l := &Log{dir: dir, fs: opt.FS, logger: opt.Logger, buffers: opt.Buffers, spill: opt.spillSize, readOnly: opt.ReadOnly}
 	if err := l.recover(opt.Repair); err != nil {
 		err = fmt.Errorf("open transaction log %s: %w", dir, err)
 		if l.sync.mark != nil {
@@ -43,10 +43,19 @@ type candidate struct {
 }
 
 func (l *Log) recover(repair bool) error {
-	if err := l.fs.MkdirAll(l.dir, 0o700); err != nil {
-		return err
+	if !l.readOnly {
+		if err := l.fs.MkdirAll(l.dir, 0o700); err != nil {
+			return err
+		}
 	}
 	found, err := l.scan()
+	for range 10 {
+		// Beside a running node a file may go between being listed and being read.
+		if !l.readOnly || !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		found, err = l.scan()
+	}
 	if err != nil {
 		return err
 	}
@@ -68,6 +77,9 @@ func (l *Log) recover(repair bool) error {
 		l.mu.entries = append(l.mu.entries, c.Entry)
 	}
 	l.mu.durable = mark
+	if l.readOnly {
+		return nil
+	}
 	return l.cleanUp(covered)
 }
 
@@ -89,6 +101,9 @@ func (l *Log) scan() ([]candidate, error) {
 			}
 			found = append(found, c)
 		case isTempName(f.Name()):
+			if l.readOnly {
+				continue
+			}
 			if err := l.remove(f.Name()); err != nil {
 				return nil, err
 			}
@@ -209,7 +224,9 @@ func (l *Log) cutFaults(chain []candidate, mark uint64, repair bool) ([]candidat
 		if f == nil {
 			return chain, nil
 		}
-		tornLast := f.torn && f.index == len(chain)-1
+		// One damaged entry at the end is dropped even when it was durable: followers or the WAL
+		// have it. More than one is not what a crash leaves.
+		tornLast := f.torn && f.index == len(chain)-1 && !l.droppedDurable()
 		if !tornLast && f.txid <= mark && !repair {
 			return nil, &BrokenError{TXID: f.txid, Err: f.err}
 		}
@@ -253,11 +270,14 @@ func (l *Log) checkMark(chain []candidate, mark uint64, repair bool) error {
 	if len(chain) > 0 {
 		head = chain[len(chain)-1].Max
 	}
-	reported := slices.ContainsFunc(l.dropped, func(d Dropped) bool { return d.Durable })
-	if head >= mark || reported || repair {
+	if head >= mark || l.droppedDurable() || repair {
 		return nil
 	}
 	return &BrokenError{TXID: head + 1, Err: fmt.Errorf("entries up to transaction %016x were durable and are gone: %w", mark, fs.ErrNotExist)}
+}
+
+func (l *Log) droppedDurable() bool {
+	return slices.ContainsFunc(l.dropped, func(d Dropped) bool { return d.Durable })
 }
 
 func (l *Log) drop(c candidate, mark uint64, why error) {

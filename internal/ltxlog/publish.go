@@ -12,22 +12,28 @@ import (
 // writer collects the bytes of one new entry: in memory while they are few, else in a temporary
 // file.
 type writer struct {
-	log  *Log
-	enc  *encoder
-	temp vfs.File // nil while everything is in enc.buf
+	log      *Log
+	enc      *encoder
+	tempName string
+	temp     vfs.File // nil while everything is in enc.buf
+	complete bool     // everything is in temp
 }
 
-func (l *Log) newWriter() *writer {
-	return &writer{log: l, enc: l.buffers.encoder()}
-}
+// Temporary names are constant: there is one append, one compaction and one sync at a time.
+const (
+	appendTemp  = "append" + tempSuffix
+	compactTemp = "compact" + tempSuffix
+	rewriteTemp = "rewrite" + tempSuffix
+)
 
-// tempName is constant: one goroutine changes the log at a time.
-const tempName = "entry" + tempSuffix
+func (l *Log) newWriter(tempName string) *writer {
+	return &writer{log: l, enc: l.buffers.encoder(), tempName: tempName}
+}
 
 // spill writes bytes to the temporary file, creating it first.
 func (w *writer) spill(b []byte) error {
 	if w.temp == nil {
-		f, err := w.log.fs.OpenFile(w.log.path(tempName), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+		f, err := w.log.fs.OpenFile(w.log.path(w.tempName), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 		if err != nil {
 			return err
 		}
@@ -36,7 +42,22 @@ func (w *writer) spill(b []byte) error {
 	return writeAll(w.temp, b)
 }
 
-// discard ends the use of w. A temporary file that was not renamed is removed.
+// finishTemp brings everything to the temporary file.
+func (w *writer) finishTemp(sync bool) error {
+	if err := w.spill(w.enc.buf); err != nil {
+		return err
+	}
+	if sync {
+		if err := w.temp.Sync(); err != nil {
+			return err
+		}
+	}
+	w.complete = true
+	return nil
+}
+
+// discard ends the use of w. A temporary file that was not renamed is removed. The caller holds
+// change.
 func (w *writer) discard() {
 	if w.temp != nil {
 		// Nothing of it was promised, so only the removal matters.
@@ -44,7 +65,7 @@ func (w *writer) discard() {
 			w.log.logger.Warn("close temporary log file", "dir", w.log.dir, "err", err)
 		}
 		w.temp = nil
-		w.log.removeOrRemember(tempName)
+		w.log.removeOrRemember(w.tempName)
 	}
 	w.log.buffers.putEncoder(w.enc)
 	w.enc = nil
@@ -59,22 +80,19 @@ func (w *writer) put(name string, sync, replace bool) error {
 	if w.temp == nil && !replace {
 		return w.log.writeFile(name, w.enc.buf, sync)
 	}
-	if err := w.spill(w.enc.buf); err != nil {
-		return err
-	}
-	f := w.temp
-	if sync {
-		if err := f.Sync(); err != nil {
+	if !w.complete {
+		if err := w.finishTemp(sync); err != nil {
 			return err
 		}
 	}
+	f := w.temp
 	w.temp = nil
 	if err := f.Close(); err != nil {
-		w.log.removeOrRemember(tempName)
+		w.log.removeOrRemember(w.tempName)
 		return err
 	}
-	if err := w.log.fs.Rename(w.log.path(tempName), w.log.path(name)); err != nil {
-		w.log.removeOrRemember(tempName)
+	if err := w.log.fs.Rename(w.log.path(w.tempName), w.log.path(name)); err != nil {
+		w.log.removeOrRemember(w.tempName)
 		return err
 	}
 	return nil

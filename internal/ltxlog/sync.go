@@ -18,6 +18,9 @@ func (l *Log) Sync() error {
 	if l.isClosed() {
 		return fmt.Errorf("sync transaction log: %w", ErrClosed)
 	}
+	if l.readOnly {
+		return fmt.Errorf("sync transaction log: %w", ErrReadOnly)
+	}
 	return l.syncLocked()
 }
 
@@ -107,9 +110,6 @@ func (l *Log) suspect(e Entry) {
 	}
 	l.sync.suspect[entryName(e.Min, e.Max)] = true
 }
-
-// rewriteTemp differs from tempName: a Sync may run beside an append.
-const rewriteTemp = "rewrite" + tempSuffix
 
 // rewriteSuspect writes an entry whose fsync failed again, from what the page cache still has.
 func (l *Log) rewriteSuspect(e Entry) error {
