@@ -46,6 +46,10 @@ type Store struct {
 	// Retention bounds the log of each database; see Retention.
 	Retention Retention
 
+	// PrimaryHostname is what .primary says on a replica. Empty: the host in
+	// the primary's URL.
+	PrimaryHostname string
+
 	// ReconnectDelay is how long a replica waits before it connects again.
 	ReconnectDelay time.Duration
 

@@ -22,16 +22,36 @@ const formatMarker = "litefs 2\nltx 3\n"
 // the data directory: a restart may overlap the end of the one before.
 const lockPatience = time.Second
 
+// ErrDataDir is matched by the errors of a data directory that this program
+// must not use: another one's, or one of another format. It is left untouched.
+var ErrDataDir = errors.New("unusable data directory")
+
+// dataDirError matches ErrDataDir and reads as its own line.
+type dataDirError struct{ msg string }
+
+func (e *dataDirError) Error() string        { return e.msg }
+func (e *dataDirError) Is(target error) bool { return target == ErrDataDir }
+
+func badDataDir(format string, args ...any) error {
+	return &dataDirError{fmt.Sprintf(format, args...)}
+}
+
 // openDir prepares the data directory and takes its lock.
 func (s *Store) openDir() error {
+	fresh, err := s.checkFormat()
+	if err != nil {
+		return err
+	}
 	if err := os.MkdirAll(s.path, 0o700); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	if err := s.lockDir(); err != nil {
 		return err
 	}
-	if err := s.checkFormat(); err != nil {
-		return err
+	if fresh {
+		if err := writeFileSync(filepath.Join(s.path, "FORMAT"), []byte(formatMarker)); err != nil {
+			return fmt.Errorf("data directory: %w", err)
+		}
 	}
 	for _, name := range []string{"dbs", "aside"} {
 		if err := os.MkdirAll(filepath.Join(s.path, name), 0o700); err != nil {
@@ -73,31 +93,33 @@ func (s *Store) lockDir() error {
 }
 
 // checkFormat refuses a directory that another program, or another version of
-// this one, has written, before anything in it is touched.
-func (s *Store) checkFormat() error {
-	path := filepath.Join(s.path, "FORMAT")
-	b, err := os.ReadFile(path)
+// this one, has written, before anything in it is touched. fresh means that it
+// is empty or not there.
+func (s *Store) checkFormat() (fresh bool, err error) {
+	b, err := os.ReadFile(filepath.Join(s.path, "FORMAT"))
 	switch {
 	case err == nil && string(b) == formatMarker:
-		return nil
+		return false, nil
 	case err == nil:
-		return fmt.Errorf("data directory %s has format %q, this litefs writes %q: use the version that made it, or another directory", s.path, firstLine(string(b)), firstLine(formatMarker))
+		return false, badDataDir("data directory %s has format %q, this litefs writes %q: use the version that made it, or another directory", s.path, firstLine(string(b)), firstLine(formatMarker))
 	case !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("data directory: %w", err)
+		return false, fmt.Errorf("data directory: %w", err)
 	}
 	ents, err := os.ReadDir(s.path)
-	if err != nil {
-		return fmt.Errorf("data directory: %w", err)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("data directory: %w", err)
 	}
 	for _, ent := range ents {
-		if ent.Name() == "dbs" || ent.Name() == "clusterid" {
-			return fmt.Errorf("data directory %s was written by LiteFS 0.x, whose log cannot be read here: export its databases with that version, then copy them into the mount of a new directory", s.path)
-		}
-		if ent.Name() != "LOCK" {
-			return fmt.Errorf("data directory %s holds %s but no FORMAT: it is not a litefs data directory; choose an empty one", s.path, ent.Name())
+		switch ent.Name() {
+		case "LOCK", "FORMAT.tmp":
+			// a first start that was cut off
+		case "dbs", "clusterid":
+			return false, badDataDir("data directory %s was written by LiteFS 0.x, whose log cannot be read here: export its databases with that version, then copy them into the mount of a new directory", s.path)
+		default:
+			return false, badDataDir("data directory %s holds %s but no FORMAT: it is not a litefs data directory; choose an empty one", s.path, ent.Name())
 		}
 	}
-	return writeFileSync(path, []byte(formatMarker))
+	return true, nil
 }
 
 // openIdentity reads the node's and the cluster's id; the node's is drawn once.

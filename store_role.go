@@ -31,6 +31,9 @@ func (s *Store) PrimaryURL() string {
 
 // primaryHost is the primary's host name, while one is known.
 func (s *Store) primaryHost() string {
+	if s.PrimaryURL() != "" && s.PrimaryHostname != "" {
+		return s.PrimaryHostname
+	}
 	u, err := url.Parse(s.PrimaryURL())
 	if err != nil {
 		return ""

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -73,13 +74,16 @@ func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *Nod
 	if err := n.prepareMountPoint(); err != nil {
 		return nil, err
 	}
+	if err := n.newStore(); err != nil {
+		return nil, config.Invalid(err)
+	}
+	if err := n.listen(); err != nil {
+		return nil, fmt.Errorf("http.addr: %w: stop what uses the address, or choose another one", err)
+	}
 	if err := n.openStore(); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if err := n.listen(); err != nil {
 		return nil, err
 	}
 	n.session, err = fuse.Mount(ctx, fuse.Options{
@@ -119,13 +123,11 @@ func (n *Node) prepareMountPoint() error {
 	return nil
 }
 
-func (n *Node) openStore() error {
-	if err := checkDataDir(n.cfg.Data.Dir); err != nil {
-		return config.Invalid(err)
-	}
+// newStore makes the store, which touches nothing until it is opened.
+func (n *Node) newStore() error {
 	leaser, err := n.leaser()
 	if err != nil {
-		return config.Invalid(err)
+		return err
 	}
 	n.store = litefs.NewStore(n.cfg.Data.Dir)
 	n.store.Leaser = leaser
@@ -136,20 +138,20 @@ func (n *Node) openStore() error {
 		Bytes:    n.cfg.Data.MaxSize,
 		Interval: n.cfg.Data.RetentionMonitorInterval,
 	}
+	n.store.PrimaryHostname = n.cfg.Lease.Hostname
 	n.store.Client = http.NewClient(n.store, string(n.cfg.HTTP.Token))
-	return n.store.Open()
+	return nil
 }
 
-// checkDataDir finds out early that a directory cannot hold the data, so that
-// it is the configuration's fault and not the store's.
-func checkDataDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("data.dir: %w", err)
+func (n *Node) openStore() error {
+	err := n.store.Open()
+	if errors.Is(err, litefs.ErrDataDir) {
+		return config.Invalid(err)
 	}
-	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
-		return fmt.Errorf("data.dir %s cannot be written: %w", dir, err)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return config.Invalid(fmt.Errorf("data.dir: %w", err))
 	}
-	return nil
+	return err
 }
 
 func (n *Node) leaser() (litefs.Leaser, error) {
