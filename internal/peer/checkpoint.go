@@ -109,7 +109,7 @@ func (p *Peer) safeFrame(info sqlitefile.CkptInfo) (uint32, error) {
 		if mark >= safe {
 			continue
 		}
-		free, err := p.index.withSlots(i, 1, func() error { return p.index.putMark(i, initialMark(i, safe)) })
+		free, err := p.index.setFreeMark(i, initialMark(i, safe))
 		if err != nil {
 			return 0, err
 		}

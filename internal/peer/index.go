@@ -2,6 +2,7 @@ package peer
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/litefs/litefs/sqlitefile"
@@ -213,7 +214,7 @@ func (x *walIndex) putMark(i int, frame uint32) error {
 // frames that nobody copied; so it goes first. In between, a count of 0 only
 // says that a checkpoint has everything to do again.
 func (x *walIndex) restart(salt2 uint32) error {
-	if err := x.resetInfo(0); err != nil {
+	if err := x.resetInfo(0, x.putMark); err != nil {
 		return err
 	}
 	x.hdr.MaxFrame = 0
@@ -228,32 +229,47 @@ func (x *walIndex) restart(salt2 uint32) error {
 	return nil
 }
 
-// resetInfo says that no frame is in the database and no reader in the WAL.
-// attempted is the number of frames that may be in the database even so.
-func (x *walIndex) resetInfo(attempted uint32) error {
+// resetInfo says that no frame is in the database, except perhaps the first
+// `attempted` ones, and no reader in the WAL. setMark changes the mark of a
+// slot that nobody else may hold meanwhile.
+func (x *walIndex) resetInfo(attempted uint32, setMark func(i int, frame uint32) error) error {
 	if err := x.putUint32(0, sqlitefile.BackfillOffset); err != nil {
 		return err
 	}
 	if err := x.putUint32(attempted, sqlitefile.BackfillAttemptedOffset); err != nil {
 		return err
 	}
-	for i := range sqlitefile.ReadMarks {
-		if err := x.putMark(i, initialMark(i, attempted)); err != nil {
+	if err := x.putMark(0, 0); err != nil {
+		return err
+	}
+	for i := 1; i < sqlitefile.ReadMarks; i++ {
+		if err := setMark(i, initialMark(i, attempted)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// initialMark is the read mark of a slot that nobody holds, when the WAL has
-// frames up to the given one.
-func initialMark(i int, frame uint32) uint32 {
-	switch i {
-	case 0:
-		return 0
-	case 1:
-		return frame
-	default:
-		return sqlitefile.ReadMarkUnused
+// setFreeMark changes the mark of a slot unless a reader holds it.
+func (x *walIndex) setFreeMark(i int, frame uint32) (free bool, err error) {
+	return x.withSlots(i, 1, func() error { return x.putMark(i, frame) })
+}
+
+// withSlots runs fn while it holds READ slots i to i+n-1 exclusively; false
+// when a reader holds one of them.
+func (x *walIndex) withSlots(i, n int, fn func() error) (bool, error) {
+	at := sqlitefile.WALReadLock0 + int64(i)
+	if ok, err := setLock(x.f, exclusive, at, int64(n)); !ok || err != nil {
+		return false, err
 	}
+	return true, errors.Join(fn(), unlock(x.f, at, int64(n)))
+}
+
+// initialMark is the read mark of a slot 1 to 4 that nobody holds, when the
+// WAL has frames up to the given one.
+func initialMark(i int, frame uint32) uint32 {
+	if i == 1 {
+		return frame
+	}
+	return sqlitefile.ReadMarkUnused
 }

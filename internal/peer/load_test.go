@@ -77,7 +77,7 @@ func lookAndCheckpoint(c *sqlitetest.Conn) ([][]any, error) {
 // Readers without a busy time-out, each a process of its own, while thousands
 // of transactions are applied: none is ever refused, none sees a torn state.
 func TestReadersUnderLoad(t *testing.T) {
-	const transactions = 1200
+	const transactions = 1000
 	app := sqlitetest.Start(t)
 	for _, mode := range []string{"delete", "wal"} {
 		t.Run(mode, func(t *testing.T) {
@@ -102,7 +102,7 @@ func TestReadersUnderLoad(t *testing.T) {
 			}
 			for i := range transactions {
 				sql := fmt.Sprintf(bankTransfer, i, i%700)
-				if i%400 == 399 {
+				if i%300 == 299 {
 					sql = "UPDATE acct SET pad = zeroblob(900); VACUUM"
 				}
 				r.apply(p.tx(sql))

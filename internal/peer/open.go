@@ -291,45 +291,17 @@ func (p *Peer) recoverIndex(ctx context.Context, db fileHeader) (err error) {
 	if err := p.index.load(s.pgnos); err != nil {
 		return err
 	}
-	// The count of frames in the database goes before the header: a count from
-	// before the crash would let readers skip frames. A reader that holds a
-	// slot still keeps checkpoints off by its lock, whatever its mark becomes;
-	// but its mark must stay, so slots that are held are left alone.
-	if err := p.resetMarks(s.frames()); err != nil {
+	// Before the header: a backfill count from before the crash would let
+	// readers skip frames. Readers may be there: only what they read was lost,
+	// so marks that they hold stay.
+	err = p.index.resetInfo(s.frames(), func(i int, frame uint32) error {
+		_, err := p.index.setFreeMark(i, frame)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	return p.index.flush()
-}
-
-// resetMarks is resetInfo for a wal-index that may have readers.
-func (p *Peer) resetMarks(frames uint32) error {
-	x := p.index
-	if err := x.putUint32(0, sqlitefile.BackfillOffset); err != nil {
-		return err
-	}
-	if err := x.putUint32(frames, sqlitefile.BackfillAttemptedOffset); err != nil {
-		return err
-	}
-	if err := x.putMark(0, 0); err != nil {
-		return err
-	}
-	for i := 1; i < sqlitefile.ReadMarks; i++ {
-		_, err := x.withSlots(i, 1, func() error { return x.putMark(i, initialMark(i, frames)) })
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// withSlots runs fn while it holds READ slots i to i+n-1 exclusively; false
-// when a reader holds one of them.
-func (x *walIndex) withSlots(i, n int, fn func() error) (bool, error) {
-	at := sqlitefile.WALReadLock0 + int64(i)
-	if ok, err := setLock(x.f, exclusive, at, int64(n)); !ok || err != nil {
-		return false, err
-	}
-	return true, errors.Join(fn(), unlock(x.f, at, int64(n)))
 }
 
 // newSalts are those of a WAL that continues after the one that was scanned:

@@ -106,7 +106,7 @@ func TestReadersSeeTheModel(t *testing.T) {
 			fresh, held := app.Open(r.path), app.Open(r.path)
 			const look = "SELECT count(*), sum(a), sum(length(b)), sum(a * unicode(hex(b))), group_concat(substr(hex(b),1,6)) FROM t"
 			snapshot := ""
-			for i := range 250 {
+			for i := range 160 {
 				if snapshot == "" && rnd.IntN(4) == 0 {
 					held.MustExec("BEGIN")
 					snapshot = fmt.Sprint(held.MustQuery(look))
