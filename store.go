@@ -81,6 +81,7 @@ type Store struct {
 	failed      map[string]error // relative path -> why its record could not be opened
 	dropped     map[uint32]struct{}
 	opens       map[string]*openFile
+	unseen      map[string]bool // files open with passthrough: their writes do not come to us
 	subscribers map[*Subscriber]struct{}
 	primaryURL  string
 	lease       Lease
@@ -160,6 +161,7 @@ func NewStore(path string) *Store {
 		failed:         make(map[string]error),
 		dropped:        make(map[uint32]struct{}),
 		opens:          make(map[string]*openFile),
+		unseen:         make(map[string]bool),
 		subscribers:    make(map[*Subscriber]struct{}),
 	}
 }

@@ -72,10 +72,24 @@ func (s *Store) Opening(own bool, path string, writable, first bool) (IOMode, er
 	case FileTypeJournal:
 		return IOCached, nil
 	}
-	if s.Role() == RoleReplica && s.DBByName(name) != nil {
-		return IOPassthrough, nil
+	mode := IOPassthrough
+	if s.Role() != RoleReplica || s.DBByName(name) == nil {
+		if mode, err = s.databaseMode(name); err != nil {
+			return mode, err
+		}
 	}
-	return s.databaseMode(name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unseen[path] = mode == IOPassthrough && s.passthrough
+	return mode, nil
+}
+
+// writesUnseen reports whether applications write to the file at path without
+// us: it is open with passthrough.
+func (s *Store) writesUnseen(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unseen[path]
 }
 
 // databaseMode chooses the mode of a file that may be a database. Writes in a
@@ -124,6 +138,7 @@ func (s *Store) Released(path string, writable, last bool) {
 		wrote = f.writers > 0
 		if f.handles--; f.handles <= 0 || last {
 			delete(s.opens, path)
+			delete(s.unseen, path)
 		} else {
 			wrote = false
 		}
@@ -367,6 +382,8 @@ func (s *Store) moveOpens(old, new string) {
 		if rest, ok := strings.CutPrefix(path, old); ok && (rest == "" || rest[0] == '/') {
 			moved[new+rest] = f
 			delete(s.opens, path)
+			s.unseen[new+rest] = s.unseen[path]
+			delete(s.unseen, path)
 		}
 	}
 	for path, f := range moved {
