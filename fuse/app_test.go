@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	_ "github.com/mattn/go-sqlite3"
 	"golang.org/x/sys/unix"
@@ -95,10 +96,17 @@ func (a *app) stop() {
 		return
 	}
 	a.in.Close()
-	if err := a.cmd.Wait(); err != nil {
-		a.t.Logf("application: %v", err)
-	}
+	ended := make(chan error, 1)
+	go func(cmd *exec.Cmd) { ended <- cmd.Wait() }(a.cmd)
 	a.cmd = nil
+	select {
+	case err := <-ended:
+		if err != nil {
+			a.t.Errorf("application: %v", err)
+		}
+	case <-time.After(patience):
+		a.t.Error("application hangs") // the end of the mount sets it free
+	}
 }
 
 // send starts a request; receive waits for its reply.

@@ -100,16 +100,19 @@ func TestBlockedBackend(t *testing.T) {
 		m.back.entered = make(chan string, 16)
 	})
 	var waiting []*app
+	var fds []int
 	for i := range 4 * maxReading {
 		a := startApp(t, 0)
 		name := "f" + string(rune('a'+i))
 		m.put(name, "content")
-		fd := a.open(m.Path(name), unix.O_RDWR)
-		a.send(appRequest{Op: "ftruncate", FD: fd, Len: 1})
+		fds = append(fds, a.open(m.Path(name), unix.O_RDWR))
 		waiting = append(waiting, a)
 	}
+	for i, a := range waiting {
+		a.send(appRequest{Op: "ftruncate", FD: fds[i], Len: 1})
+	}
 	for range waiting {
-		<-m.back.entered
+		m.back.awaitEntered(t)
 	}
 	b := startApp(t, 0)
 	fd := b.open(m.Path("other"), unix.O_RDWR)
@@ -149,7 +152,7 @@ func TestOrderOfReleased(t *testing.T) {
 		m.back.entered = make(chan string, 16)
 	})
 	a.close(fd)
-	<-m.back.entered
+	m.back.awaitEntered(t)
 	b.send(appRequest{Op: "open", Path: m.Path("f"), Flags: unix.O_RDWR})
 	m.back.await(t, "Opening f true")
 	close(gate)

@@ -136,13 +136,17 @@ func (fs *loopback) openBacked(n *node, h *handle, flags uint32, asked Mode, ask
 	n.opens++
 	fs.addHandle(h, flags)
 	out.Fh = h.fh
+	// NOFLUSH: close(2) has nothing to ask. Most of all when this process is killed: the descriptors it holds on its own
+	// mount would wait for an answer that nobody is left to give.
+	out.OpenFlags = gofuse.FOPEN_NOFLUSH
 	switch n.mode {
 	case Passthrough: // KEEP_CACHE with it would be EIO
-		out.OpenFlags, out.BackingID = gofuse.FOPEN_PASSTHROUGH, n.backing
+		out.OpenFlags |= gofuse.FOPEN_PASSTHROUGH
+		out.BackingID = n.backing
 	case Direct:
-		out.OpenFlags = gofuse.FOPEN_DIRECT_IO
+		out.OpenFlags |= gofuse.FOPEN_DIRECT_IO
 	default:
-		out.OpenFlags = gofuse.FOPEN_KEEP_CACHE
+		out.OpenFlags |= gofuse.FOPEN_KEEP_CACHE
 	}
 	return gofuse.OK, false
 }
@@ -241,7 +245,7 @@ func (fs *loopback) openVirtual(in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.S
 	h := &handle{fd: -1, content: append([]byte(nil), content...)}
 	fs.addHandle(h, in.Flags)
 	out.Fh = h.fh
-	out.OpenFlags = gofuse.FOPEN_DIRECT_IO // reads go to the end of the content, whatever the size was at the lookup
+	out.OpenFlags = gofuse.FOPEN_DIRECT_IO | gofuse.FOPEN_NOFLUSH // reads go to the end of the content, whatever the size was at the lookup
 	return gofuse.OK
 }
 
@@ -361,8 +365,8 @@ func (fs *loopback) truncate(n *node, c Caller, size int64, fh uint64, withHandl
 	return status(unix.Truncate(procPath(n.fd), size))
 }
 
-// Flush has nothing to do: there are no forwarded locks and no unwritten data. ENOSYS is remembered by the kernel, so
-// that close(2) costs no request.
+// Flush has nothing to do: there are no forwarded locks and no unwritten data. Every open says NOFLUSH, so it is not
+// asked for; ENOSYS would be remembered by the kernel.
 func (fs *loopback) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.ENOSYS }
 
 // fsyncDataOnly is the flag of FSYNC that fdatasync(2) sets.

@@ -60,13 +60,60 @@ func TestAppendDirectSync(t *testing.T) {
 		for _, op := range []string{"fsync", "fdatasync"} {
 			a.do(appRequest{Op: op, FD: fd})
 		}
-		direct := a.open(m.Path("d"), unix.O_CREAT|unix.O_RDWR|unix.O_DIRECT)
+		a.close(a.open(m.Path("d"), unix.O_CREAT|unix.O_RDWR|unix.O_DIRECT))
 		m.put("whole", strings.Repeat("x", 8192))
-		reader := a.open(m.Path("whole"), unix.O_RDONLY|unix.O_DIRECT)
-		a.close(direct)
+		reader := a.open(m.Path("whole"), unix.O_RDWR|unix.O_DIRECT)
+		if mode == Cached { // passed through, it asks for an aligned buffer
+			if got := string(a.pread(reader, 4096, 4096)); got != strings.Repeat("x", 4096) {
+				t.Errorf("O_DIRECT read %d bytes", len(got))
+			}
+			a.pwrite(reader, 512, strings.Repeat("y", 512))
+			if got := m.backing("whole")[500:524]; got != strings.Repeat("x", 12)+strings.Repeat("y", 12) {
+				t.Errorf("after an O_DIRECT write: %q", got)
+			}
+		}
 		a.close(reader)
 		if n := m.Counts()["FSYNC"]; n < 2 {
 			t.Errorf("%d FSYNC, want 2 at least", n)
+		}
+		a.stop()
+	})
+}
+
+// TestCostOfOpen: closing costs no more than the RELEASE that nobody waits for, what is cached stays cached from one open
+// to the next, and names, missing names and attributes are asked for once.
+func TestCostOfOpen(t *testing.T) {
+	inModes(t, func(t *testing.T, mode Mode) {
+		m := newMount(t, mode)
+		m.put("f", "content")
+		a := startApp(t, 0)
+		cycle := func() {
+			fd := a.open(m.Path("f"), unix.O_RDWR)
+			a.pread(fd, 0, 100)
+			a.close(fd)
+			m.back.await(t, "Released f true true")
+			m.back.take()
+			a.fails(syscall.ENOENT, appRequest{Op: "access", Path: m.Path("f-journal")})
+			a.do(appRequest{Op: "access", Path: m.Path("f")})
+		}
+		cycle()
+		got := m.requests(func() {
+			for range 10 {
+				cycle()
+			}
+		})
+		if want := map[string]uint64{"OPEN": 10, "RELEASE": 10}; fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("requests: %v, want %v", got, want)
+		}
+		fd := a.open(m.Path("f"), unix.O_RDWR)
+		for range 10 {
+			a.pwrite(fd, 0, "x")
+		}
+		if n := m.Counts()["FLUSH"]; n > 0 {
+			t.Errorf("%d FLUSH, want none", n)
+		}
+		if n := m.Counts()["GETXATTR"]; n > 1 {
+			t.Errorf("%d GETXATTR, want one for the whole mount at most", n)
 		}
 		a.stop()
 	})
@@ -298,7 +345,13 @@ func TestMapShared(t *testing.T) {
 		if got := m.backing("f")[5000:5006]; got != "shared" {
 			t.Errorf("the file itself has %q", got)
 		}
+		// Without msync, and with the descriptor closed before the mapping.
+		a.do(appRequest{Op: "mwrite", FD: ma, Off: 10, Data: []byte("late")})
+		a.close(fa)
 		a.do(appRequest{Op: "munmap", FD: ma})
+		if got := m.backing("f")[10:14]; got != "late" {
+			t.Errorf("after munmap the file itself has %q", got)
+		}
 		b.do(appRequest{Op: "munmap", FD: mb})
 		a.stop()
 		b.stop()
@@ -347,6 +400,35 @@ func TestModeOfInode(t *testing.T) {
 	}
 	a.close(fd)
 	a.stop()
+}
+
+// TestModeIsAskedAgain: a Backend that was told of an open handle, and so of a mode in force, is asked once more when
+// that handle has been closed meanwhile.
+func TestModeIsAskedAgain(t *testing.T) {
+	m := newMount(t, Cached)
+	m.put("f", "x")
+	a, b := startApp(t, 0), startApp(t, 0)
+	fd := a.open(m.Path("f"), unix.O_RDWR)
+	gate := make(chan struct{})
+	m.back.set(func() {
+		m.back.block = map[string]chan struct{}{"Opening": gate}
+		m.back.entered = make(chan string, 16)
+	})
+	b.send(appRequest{Op: "open", Path: m.Path("f"), Flags: unix.O_RDWR})
+	m.back.awaitEntered(t)
+	a.close(fd)
+	m.back.await(t, "Released f true true")
+	m.back.set(func() { m.back.block = nil })
+	m.back.take()
+	m.back.set(func() { m.back.mode = Passthrough })
+	close(gate)
+	fd = int(b.receive().N)
+	m.back.await(t, "Opening f true")
+	if n := m.requests(func() { b.pwrite(fd, 0, "y") })["WRITE"]; n != 0 {
+		t.Errorf("%d WRITE, want passthrough", n)
+	}
+	a.stop()
+	b.stop()
 }
 
 func TestDirect(t *testing.T) {

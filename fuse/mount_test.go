@@ -68,8 +68,18 @@ func (r *recorder) await(t *testing.T, want string) {
 		select {
 		case <-changed:
 		case <-deadline:
-			t.Fatalf("no call %q; calls: %q", want, calls)
+			t.Fatalf("no call %q; the last calls: %q", want, calls[max(0, len(calls)-20):])
 		}
+	}
+}
+
+// awaitEntered waits until a call waits at its gate.
+func (r *recorder) awaitEntered(t *testing.T) {
+	t.Helper()
+	select {
+	case <-r.entered:
+	case <-time.After(patience):
+		t.Fatal("the call did not come")
 	}
 }
 
@@ -236,9 +246,12 @@ func (m *mount) put(path, content string) {
 func (m *mount) requests(f func()) map[string]uint64 {
 	before := m.Counts()
 	f()
-	diff := make(map[string]uint64)
+	var diff map[string]uint64
 	for op, n := range m.Counts() {
 		if n -= before[op]; n > 0 && op != "FORGET" && op != "BATCH_FORGET" {
+			if diff == nil {
+				diff = make(map[string]uint64)
+			}
 			diff[op] = n
 		}
 	}

@@ -216,13 +216,24 @@ func TestOwnOpenDuringReleased(t *testing.T) {
 		m.back.entered = make(chan string, 16)
 	})
 	a.close(fd)
-	<-m.back.entered
-	own, err := unix.Open(m.Path("f"), unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
+	m.back.awaitEntered(t)
+	opened := make(chan error, 1)
+	go func() {
+		fd, err := unix.Open(m.Path("f"), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Close(fd)
+		}
+		opened <- err
+	}()
+	select {
+	case err := <-opened:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Error("the open waits for Released")
 	}
-	close(gate)
-	unix.Close(own)
+	close(gate) // also when the open hangs: a process that dies waiting for its own mount cannot die
 	a.stop()
 }
 
