@@ -17,6 +17,12 @@ const (
 
 	StreamFrameTypeHeartbeat = StreamFrameType(3)
 	StreamFrameTypeDropDB    = StreamFrameType(4)
+	StreamFrameTypeChunk     = StreamFrameType(5)
+	StreamFrameTypeResumed   = StreamFrameType(6)
+
+	// From the replica to the primary.
+	StreamFrameTypeAck    = StreamFrameType(16)
+	StreamFrameTypeResume = StreamFrameType(17)
 )
 
 // Bounds of what a frame may announce. What is beyond is refused before it is allocated or read.
@@ -66,6 +72,14 @@ func newStreamFrame(typ StreamFrameType) (StreamFrame, error) {
 		return &HeartbeatStreamFrame{}, nil
 	case StreamFrameTypeDropDB:
 		return &DropDBStreamFrame{}, nil
+	case StreamFrameTypeChunk:
+		return &ChunkStreamFrame{}, nil
+	case StreamFrameTypeResumed:
+		return &ResumedStreamFrame{}, nil
+	case StreamFrameTypeAck:
+		return &AckStreamFrame{}, nil
+	case StreamFrameTypeResume:
+		return &ResumeStreamFrame{}, nil
 	}
 	return nil, fmt.Errorf("invalid stream frame type: 0x%02x", uint32(typ))
 }
@@ -171,12 +185,13 @@ func validateLTXSize(size int64) error {
 	return nil
 }
 
-// HeartbeatStreamFrame tells that the sender is alive and has no more to say at the moment.
+// HeartbeatStreamFrame tells that the sender is alive.
 //
-// On the wire: time int64, milliseconds since 1970 by the sender's clock; epoch uint64.
+// On the wire: time int64, milliseconds since 1970 by the sender's clock; epoch uint64; behind uint32.
 type HeartbeatStreamFrame struct {
 	UnixMilli int64
 	Epoch     uint64 // the sender's epoch
+	Behind    uint32 // databases of which the sender has more to send; 0: all is on its way
 }
 
 // Time returns the sender's time.
@@ -187,21 +202,23 @@ func (*HeartbeatStreamFrame) Type() StreamFrameType { return StreamFrameTypeHear
 
 // ReadFrom reads the frame from r.
 func (f *HeartbeatStreamFrame) ReadFrom(r io.Reader) (int64, error) {
-	var b [16]byte
+	var b [20]byte
 	n, err := io.ReadFull(r, b[:])
 	if err != nil {
 		return int64(n), err
 	}
 	f.UnixMilli = int64(binary.BigEndian.Uint64(b[:]))
 	f.Epoch = binary.BigEndian.Uint64(b[8:])
+	f.Behind = binary.BigEndian.Uint32(b[16:])
 	return int64(n), nil
 }
 
 // WriteTo writes the frame to w.
 func (f *HeartbeatStreamFrame) WriteTo(w io.Writer) (int64, error) {
-	b := make([]byte, 0, 16)
+	b := make([]byte, 0, 20)
 	b = binary.BigEndian.AppendUint64(b, uint64(f.UnixMilli))
 	b = binary.BigEndian.AppendUint64(b, f.Epoch)
+	b = binary.BigEndian.AppendUint32(b, f.Behind)
 	n, err := w.Write(b)
 	return int64(n), err
 }

@@ -20,8 +20,17 @@ var streamFrames = []struct {
 	{&litefs.DBStreamFrame{DBID: 1000, Name: "test.db"}, "00000001 000003e8 00000007 746573742e6462"},
 	{&litefs.DBStreamFrame{}, "00000001 00000000 00000000"},
 	{&litefs.LTXStreamFrame{Size: 1000}, "00000002 00000000000003e8"},
-	{&litefs.HeartbeatStreamFrame{UnixMilli: -2, Epoch: 5}, "00000003 fffffffffffffffe 0000000000000005"},
+	{&litefs.HeartbeatStreamFrame{UnixMilli: -2, Epoch: 5, Behind: 6}, "00000003 fffffffffffffffe 0000000000000005 00000006"},
 	{&litefs.DropDBStreamFrame{DBID: 0xdeadbeef}, "00000004 deadbeef"},
+	{&litefs.ChunkStreamFrame{DBID: 1, Size: 1 << 32, Offset: 256, Len: 1000}, "00000005 00000001 0000000100000000 0000000000000100 000003e8"},
+	{&litefs.ChunkStreamFrame{DBID: 1, Size: 5, Offset: 5}, "00000005 00000001 0000000000000005 0000000000000005 00000000"},
+	{&litefs.ResumedStreamFrame{DBID: 1, Ask: 2}, "00000006 00000001 00000002"},
+	{&litefs.AckStreamFrame{
+		DBID: 1, Taken: 2, Received: litefs.Pos{TXID: 3, Chksum: 4}, Durable: litefs.Pos{TXID: 5, Chksum: 6},
+		Applied: litefs.Pos{TXID: 7, Chksum: 8}, Prepared: litefs.Pos{TXID: 9}, Decided: litefs.Pos{Chksum: 10},
+	}, "00000010 00000001 0000000000000002 0000000000000003 0000000000000004 0000000000000005 0000000000000006" +
+		"0000000000000007 0000000000000008 0000000000000009 0000000000000000 0000000000000000 000000000000000a"},
+	{&litefs.ResumeStreamFrame{DBID: 1, Ask: 2, Pos: litefs.Pos{TXID: 3, Chksum: 4}}, "00000011 00000001 00000002 0000000000000003 0000000000000004"},
 }
 
 func unhex(tb testing.TB, s string) []byte {
@@ -83,14 +92,18 @@ func TestReadStreamFrame_Truncated(t *testing.T) {
 
 func TestReadStreamFrame_Invalid(t *testing.T) {
 	for wire, want := range map[string]string{
-		"01020304":                   "invalid stream frame type: 0x1020304",
-		"00000000":                   "invalid stream frame type: 0x00",
-		"00000005":                   "invalid stream frame type: 0x05",
-		"00000001 00000001 00001001": "invalid DB stream frame: name of 4097 bytes, at most 4096 are allowed",
-		"00000001 00000001 ffffffff": "invalid DB stream frame: name of 4294967295 bytes, at most 4096 are allowed",
-		"00000002 0000000000000000":  "invalid LTX stream frame: size of 0 bytes, want 1 to 281474976710656",
-		"00000002 ffffffffffffffff":  "invalid LTX stream frame: size of -1 bytes, want 1 to 281474976710656",
-		"00000002 0001000000000001":  "invalid LTX stream frame: size of 281474976710657 bytes, want 1 to 281474976710656",
+		"01020304": "invalid stream frame type: 0x1020304",
+		"00000000": "invalid stream frame type: 0x00",
+		"00000007": "invalid stream frame type: 0x07",
+		"00000005 00000001 0000000000000005 0000000000000004 00000002": "invalid chunk stream frame: 2 bytes at 4 of a file of 5, at most 131072 at once are allowed",
+		"00000005 00000001 0000000000000005 ffffffffffffffff 00000001": "invalid chunk stream frame: 1 bytes at -1 of a file of 5, at most 131072 at once are allowed",
+		"00000005 00000001 0000000000000005 7fffffffffffffff 00000001": "invalid chunk stream frame: 1 bytes at 9223372036854775807 of a file of 5, at most 131072 at once are allowed",
+		"00000005 00000001 0000000000100000 0000000000000000 00020001": "invalid chunk stream frame: 131073 bytes at 0 of a file of 1048576, at most 131072 at once are allowed",
+		"00000001 00000001 00001001":                                   "invalid DB stream frame: name of 4097 bytes, at most 4096 are allowed",
+		"00000001 00000001 ffffffff":                                   "invalid DB stream frame: name of 4294967295 bytes, at most 4096 are allowed",
+		"00000002 0000000000000000":                                    "invalid LTX stream frame: size of 0 bytes, want 1 to 281474976710656",
+		"00000002 ffffffffffffffff":                                    "invalid LTX stream frame: size of -1 bytes, want 1 to 281474976710656",
+		"00000002 0001000000000001":                                    "invalid LTX stream frame: size of 281474976710657 bytes, want 1 to 281474976710656",
 	} {
 		_, err := litefs.ReadStreamFrame(bytes.NewReader(unhex(t, wire)))
 		if err == nil || err.Error() != want {
@@ -105,6 +118,8 @@ func TestWriteStreamFrame_Invalid(t *testing.T) {
 		&litefs.DBStreamFrame{Name: strings.Repeat("x", litefs.MaxStreamFrameNameLen+1)},
 		&litefs.LTXStreamFrame{},
 		&litefs.LTXStreamFrame{Size: -1},
+		&litefs.ChunkStreamFrame{Size: 1, Offset: 1, Len: 1},
+		&litefs.AckStreamFrame{Taken: -1},
 	} {
 		if err := litefs.WriteStreamFrame(io.Discard, f); err == nil {
 			t.Errorf("%T: want an error", f)
