@@ -149,13 +149,28 @@ func (db *DB) Open() error {
 
 // openRecord opens the log and the checksums. db.mu is held.
 func (db *DB) openRecord() (err error) {
-	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{Logger: db.log()}); err != nil {
+	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{FS: db.store.logFS, Logger: db.log()}); err != nil {
 		return fmt.Errorf("transaction log: %w", err)
 	}
-	if db.sums, err = pagesum.Open(filepath.Join(db.dir, "checksums"), db.store.bootID); err != nil {
+	if db.sums, err = db.openSums(); err != nil {
 		return errors.Join(fmt.Errorf("page checksums: %w", err), db.txlog.Close())
 	}
 	return nil
+}
+
+// openSums opens the page checksums. What a power cut left of a file that was
+// not synced yet is no damage: they are rebuilt.
+func (db *DB) openSums() (*pagesum.File, error) {
+	path := filepath.Join(db.dir, "checksums")
+	sums, err := pagesum.Open(path, db.store.bootID)
+	if !errors.Is(err, pagesum.ErrCorrupt) {
+		return sums, err
+	}
+	db.log().Warn("page checksums are damaged and begin anew", "error", err)
+	if err := os.Remove(path); err != nil {
+		return nil, err
+	}
+	return pagesum.Open(path, db.store.bootID)
 }
 
 // start begins to capture in the background. db.mu is held.
@@ -192,7 +207,8 @@ func (db *DB) close() error {
 		}
 	}
 	db.closeWAL()
-	if err := db.txlog.Sync(); err != nil {
+	// A clean mark outlives a power cut, so what it stands for must too.
+	if err := errors.Join(db.syncFiles(), db.txlog.Sync()); err != nil {
 		clean = false
 		errs = append(errs, err)
 	}
@@ -249,7 +265,7 @@ func (db *DB) openImage() (*image, error) {
 }
 
 func (db *DB) fillImage(img *image) error {
-	if db.wal != nil && db.at.Frame > 0 {
+	if db.walInUse() {
 		size, err := db.wal.size()
 		if err != nil {
 			return err

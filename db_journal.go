@@ -20,7 +20,7 @@ func (db *DB) noteWrite(off int64, n int) {
 		db.allDirty = true
 		return
 	}
-	if db.wal != nil && db.at.Frame > 0 {
+	if db.walInUse() {
 		return
 	}
 	for pgno := off/ps + 1; pgno <= (off+int64(n)-1)/ps+1; pgno++ {
@@ -79,7 +79,7 @@ func (db *DB) captureFile() error {
 	if err != nil {
 		return db.headerGone(size, err)
 	}
-	if hdr.PageSize != db.sums.PageSize() || (db.wal != nil && db.at.Frame > 0) {
+	if hdr.PageSize != db.sums.PageSize() || db.walInUse() {
 		return db.compareAll(1)
 	}
 	count := hdr.Pages(size)

@@ -403,6 +403,17 @@ func (db *DB) walRemoved() {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.closeWAL()
+	db.at = capture.WALPos{}
+}
+
+// walInUse reports whether the write-ahead log holds captured frames that a
+// reader may still need: one that was truncated does not. db.mu is held.
+func (db *DB) walInUse() bool {
+	if db.wal == nil || db.at.Frame == 0 {
+		return false
+	}
+	size, err := db.wal.size()
+	return err != nil || size > sqlitefile.WALHeaderSize
 }
 
 // limitAt is the part of the write-ahead log that has been captured.
