@@ -76,7 +76,7 @@ func (db *DB) appendBatch(b capture.Batch) error {
 func (db *DB) appendChange(c change) error {
 	head, _ := db.txlog.Head()
 	if c.pageSize != db.sums.PageSize() {
-		if head.Max > 0 && db.sums.Count() > 0 {
+		if head.Max > 0 {
 			return db.appendSnapshot(c)
 		}
 		if err := db.sums.SetPageSize(c.pageSize); err != nil {
@@ -117,8 +117,14 @@ func (db *DB) appendChange(c change) error {
 		hdr.WALOffset = sqlitefile.FrameOffset(from+1, c.pageSize)
 		hdr.WALSize = sqlitefile.FrameOffset(c.wal.Frame+1, c.pageSize) - hdr.WALOffset
 	}
+	// Room for the checksums first: once the entry is in the log there must be
+	// nothing left that a full disk can refuse.
+	count := db.sums.Count()
+	if err := db.sums.Resize(max(count, c.count)); err != nil {
+		return fmt.Errorf("page checksums: %w", err)
+	}
 	if _, err := db.txlog.Append(hdr, db.pageSeq(c), post, c.durable); err != nil {
-		return fmt.Errorf("write the log: %w", err)
+		return errors.Join(fmt.Errorf("write the log: %w", err), db.sums.Resize(count))
 	}
 	for i, pgno := range c.pgnos {
 		if err := db.sums.Set(pgno, sums[i]); err != nil {

@@ -3,37 +3,43 @@ package litefs
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-
-	"github.com/superfly/ltx"
+	"path/filepath"
 
 	"github.com/litefs/litefs/internal/capture"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
+// Recovery brings the log, the page checksums and the files of one database
+// together again before anybody can open it. docs/crash-table.md lists the
+// cases. This file decides; db_recover_sums.go proves the checksums,
+// db_recover_files.go rolls files forward, db_recover_journal.go plays rollback
+// journals back.
+
 // walState says how the write-ahead log on disk relates to the log's head.
 type walState int
 
 const (
-	// walBehind: there is none, or an older or shorter one than the head was
-	// captured from. The log is ahead, or equal: what was captured was made
-	// durable before the write-ahead log could be restarted or removed.
-	walBehind walState = iota
+	// walNone: there is none, or none with a committed frame.
+	walNone walState = iota
+	// walBehind: an older or a shorter one than the head was captured from.
+	// The log is ahead: what was captured was made durable before the
+	// write-ahead log could restart, but its own tail never had to be.
+	walBehind
 	// walJoined: the one that the head was captured from, and all of it.
 	walJoined
 	// walNews: one that began after the head was captured.
 	walNews
 )
 
-// relate decides walState. head is the newest log entry, end the last frame
-// that the checksum chain of the write-ahead log proves, n the frame that the
-// head was captured up to.
+// relate decides walState for a write-ahead log with committed frames. head is
+// the newest log entry, end the last committed frame that the checksum chain
+// proves, n the frame that the head was captured up to.
 func relate(head ltxlog.Entry, hdr sqlitefile.WALHeader, end, n uint32) walState {
 	switch {
-	case head.Salt1 == hdr.Salt1 && head.Salt2 == hdr.Salt2 && n > 0:
+	case n > 0 && head.Salt1 == hdr.Salt1 && head.Salt2 == hdr.Salt2:
 		if end < n {
 			return walBehind
 		}
@@ -47,162 +53,177 @@ func relate(head ltxlog.Entry, hdr sqlitefile.WALHeader, end, n uint32) walState
 	}
 }
 
+// found is what the last run has left, as seen before recovery changes a thing.
+type found struct {
+	head   ltxlog.Entry
+	logged bool // there is a head
+
+	// clean: the record was closed with files and log on disk and in agreement.
+	clean bool
+	// lost: writes that were not synced may be missing. Otherwise only
+	// processes died, and all that they wrote is there.
+	lost bool
+	// cut: entries at the end of the log are gone, so that files and checksums
+	// may be ahead of it by more than the write-ahead log tells.
+	cut bool
+	// lagging: the log has entries that the checksums were never brought up to.
+	lagging bool
+	hot     bool // there is a rollback journal with a transaction in it
+}
+
+// look reads what the last run has left.
+func (db *DB) look() (found, error) {
+	var f found
+	f.head, f.logged = db.txlog.Head()
+	stamp := db.sums.Stamp()
+	interrupted, err := db.recovering()
+	if err != nil {
+		return found{}, err
+	}
+	f.cut = len(db.txlog.Dropped()) > 0 || stamp.TXID > f.head.Max
+	f.lagging = stamp.TXID < f.head.Max
+	f.clean = stamp.Clean && f.logged && !f.cut && !f.lagging && !interrupted
+	f.lost = !f.clean && (!stamp.SameBoot || interrupted)
+	f.hot = journalHot(db.JournalPath())
+	return f, nil
+}
+
 // recover brings the log, the checksums and the files together again. The tree
-// is not in use. docs/crash-table.md lists the cases. db.mu is held.
+// is not in use. db.mu is held.
 func (db *DB) recover() error {
 	if _, err := os.Stat(db.DatabasePath()); errors.Is(err, fs.ErrNotExist) {
 		return errFileGone
 	} else if err != nil {
 		return err
 	}
-	for _, d := range db.txlog.Dropped() {
-		db.log().Warn("a log entry at the end was torn and is dropped", "txid", d.Min, "durable", d.Durable, "error", d.Err)
-	}
-	stamp := db.sums.Stamp()
-	_, logged := db.txlog.Head()
-	sumsOK, err := db.reconcileSums()
+	f, err := db.look()
 	if err != nil {
 		return err
 	}
-	if db.store.lastRole == RoleReplica {
-		return db.recoverReplica(logged && sumsOK, stamp.Clean || stamp.SameBoot && stamp.TXID == db.headTXID())
+	for _, d := range db.txlog.Dropped() {
+		db.log().Warn("a log entry at the end was torn and is dropped", "txid", d.Min, "durable", d.Durable, "error", d.Err)
 	}
-	if !sumsOK {
-		return db.restartLog(logged)
-	}
-	return db.recoverPrimary(stamp.Clean, stamp.SameBoot)
-}
-
-func (db *DB) headTXID() uint64 {
-	head, _ := db.txlog.Head()
-	return head.Max
-}
-
-// reconcileSums brings the page checksums to the head of the log. They may lag
-// by the entries written just before a crash, and after a power cut by any
-// entry still in the log: entries leave the log only after the checksums are
-// on disk. It reports whether the sums prove to be those of the head.
-func (db *DB) reconcileSums() (bool, error) {
-	head, ok := db.txlog.Head()
-	if !ok {
-		return false, db.sums.SetPageSize(0)
-	}
-	stamp := db.sums.Stamp()
-	matches := func() bool {
-		return db.sums.PageSize() == head.PageSize && db.sums.Count() == head.Commit && db.sums.Sum() == head.Post
-	}
-	if stamp.TXID == head.Max && matches() {
-		return true, nil
-	}
-	from := stamp.TXID
-	if !stamp.SameBoot || stamp.TXID > head.Max {
-		from = 0
-	}
-	if err := db.replaySums(from); err != nil {
-		return false, err
-	}
-	if !matches() {
-		if err := db.replaySums(0); err != nil {
-			return false, err
+	if !f.clean || f.hot {
+		if err := db.setRecovering(); err != nil {
+			return err
 		}
 	}
-	if !matches() {
+	if err := db.openWALNow(); err != nil {
+		return err
+	}
+	if db.store.lastRole == RoleReplica {
+		err = db.recoverReplica(f)
+	} else {
+		err = db.recoverPrimary(f)
+	}
+	if err != nil {
+		return err
+	}
+	return db.recovered()
+}
+
+// The mark of a recovery under way. The first change of the checksums stamps
+// them with this boot, and with the head they were brought up to; without the
+// mark a recovery that is cut off would look to the next one like a run that
+// lost nothing. It needs no sync: the next boot finds another boot's stamp.
+func (db *DB) recoveringPath() string { return filepath.Join(db.dir, "recovering") }
+
+func (db *DB) recovering() (bool, error) {
+	_, err := os.Stat(db.recoveringPath())
+	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return true, db.sums.Mark(head.Max)
+	return err == nil, err
 }
 
-// replaySums sets the checksums of the pages in every entry after txid.
-func (db *DB) replaySums(txid uint64) error {
-	for _, e := range db.txlog.Entries() {
-		if e.Max <= txid {
-			continue
-		}
-		if e.Min == 1 || e.PageSize != db.sums.PageSize() {
-			if err := db.sums.SetPageSize(0); err != nil {
-				return err
-			}
-			if err := db.sums.SetPageSize(e.PageSize); err != nil {
-				return err
-			}
-		}
-		err := db.txlog.Pages(e, func(pgno uint32, data []byte) error {
-			return db.sums.Set(pgno, uint64(ltx.ChecksumPage(pgno, data)))
-		})
-		if err == nil {
-			err = db.sums.Resize(e.Commit)
-		}
-		if err != nil {
-			return fmt.Errorf("read log entry %016x: %w", e.Min, err)
-		}
+func (db *DB) setRecovering() error {
+	f, err := os.OpenFile(db.recoveringPath(), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("note that a recovery begins: %w", err)
+	}
+	return f.Close()
+}
+
+func (db *DB) recovered() error {
+	if err := os.Remove(db.recoveringPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("note that a recovery has ended: %w", err)
 	}
 	return nil
 }
 
-// restartLog begins the log anew from the files, because there is none yet or
-// because the checksums of the pages cannot be known.
-func (db *DB) restartLog(logged bool) error {
-	if logged {
-		db.log().Error("page checksums do not match the log and cannot be rebuilt from it: the log begins anew with a snapshot of the files")
-	}
+// openWALNow is openWAL that must succeed when there is a write-ahead log: to
+// take an unreadable one for none would undo what is committed in it.
+func (db *DB) openWALNow() error {
 	db.openWAL()
-	if err := db.settleJournal(); err != nil {
-		return err
+	if db.wal != nil {
+		return nil
 	}
-	if err := db.locateAll(); err != nil {
-		return err
+	f, err := os.Open(db.WALPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	img, err := db.openImage()
-	if err != nil {
-		return err
+	if err == nil {
+		err = errors.Join(errors.New("it could not be opened before"), f.Close())
 	}
-	defer img.Close() //nolint:errcheck // read only
-	return db.replaceLog(db.wholeChange(img, 1))
+	return fmt.Errorf("open the write-ahead log: %w", err)
 }
 
 // recoverPrimary recovers a database that this node wrote last.
-func (db *DB) recoverPrimary(clean, sameBoot bool) error {
-	hot := journalHot(db.JournalPath())
-	db.openWAL()
-	state, err := db.locate()
+func (db *DB) recoverPrimary(f found) error {
+	state, err := db.locate(f.head)
 	if err != nil {
 		return err
 	}
-	if err := db.captureFrames0(); err != nil {
+	ok, err := db.proveSums(f)
+	if err != nil {
 		return err
 	}
-	if clean && !hot {
+	if !ok && f.hot {
+		// Pages of an unfinished transaction may be what stands in the way.
+		if err := db.settleJournal(); err != nil {
+			return err
+		}
+		if ok, err = db.rebuildSums(f.head); err != nil {
+			return err
+		}
+	}
+	if !ok {
+		return db.restartLog(f)
+	}
+	if db.wal != nil {
+		// What applications committed while nobody looked.
+		if err := db.captureFrames(); err != nil {
+			return err
+		}
+	}
+	if !db.mustVerify(f, state) {
 		return nil
 	}
-	verify := !sameBoot || hot || db.wal == nil || db.at.Frame == 0
-	if !verify {
-		return nil
-	}
-	return db.verifyFiles(hot, state)
+	return db.verifyFiles(f, state)
 }
 
-// captureFrames0 captures what applications wrote while nobody looked.
-func (db *DB) captureFrames0() error {
-	if db.wal == nil {
-		return nil
+// mustVerify decides whether every page is compared. It is not after a clean
+// stop, nor when only processes died and the write-ahead log tells all that
+// changed since the head.
+func (db *DB) mustVerify(f found, state walState) bool {
+	switch {
+	case f.hot || f.cut || f.lost || state == walBehind:
+		return true
+	case f.clean:
+		return false
+	default:
+		return db.at.Frame == 0
 	}
-	return db.captureFrames()
 }
 
 // verifyFiles compares every page with its checksum and mends the difference.
-func (db *DB) verifyFiles(hot bool, state walState) error {
+func (db *DB) verifyFiles(f found, state walState) error {
 	pgnos, whole, err := db.compareFiles()
 	if err != nil {
 		return err
 	}
-	if hot {
-		// The commit of a journal is its removal, and the log has it before.
-		// If the files are what the log says, only the removal is missing.
-		if len(pgnos) == 0 && !whole {
-			db.log().Info("a commit is finished: its journal is removed")
-			return db.removeJournal()
-		}
-		if err := db.settleJournal(); err != nil {
+	if f.hot {
+		if err := db.endHotJournal(len(pgnos) == 0 && !whole); err != nil {
 			return err
 		}
 		if pgnos, whole, err = db.compareFiles(); err != nil {
@@ -212,18 +233,91 @@ func (db *DB) verifyFiles(hot bool, state walState) error {
 	if len(pgnos) == 0 && !whole {
 		return nil
 	}
-	if state == walBehind && !whole && !hot {
-		done, err := db.rollForward(pgnos)
-		if err != nil || done {
+	if !f.hot {
+		behind, err := db.filesBehind(f, state, pgnos)
+		if err != nil {
 			return err
+		}
+		if behind {
+			done, err := db.rollForward(pgnos, whole)
+			if err != nil || done {
+				return err
+			}
 		}
 	}
 	db.log().Warn("files changed while nobody looked: the difference is logged", "pages", len(pgnos))
-	return db.compareAll(1)
+	return db.logDifference()
 }
 
-// compareFiles returns the pages that differ from the record; whole means that
-// the size or the page size does.
+// filesBehind decides, for files that are not what the log says, which of the
+// two is older. When nothing was lost the files cannot be behind: pages are
+// written before they are logged, and what differs was written without a
+// journal, or by somebody who opened the data directory. After a power cut the
+// log has what the files lost, unless the files were last written by a
+// transaction that the log lost: in the rollback-journal modes every
+// transaction raises the header's change counter.
+func (db *DB) filesBehind(f found, state walState, pgnos []uint32) (bool, error) {
+	switch {
+	case state == walBehind:
+		return true, nil
+	case !f.lost:
+		return false, nil
+	case state != walNone:
+		return true, nil
+	case len(pgnos) == 0 || pgnos[0] != 1:
+		return true, nil
+	}
+	ahead, err := db.headerAhead()
+	return !ahead, err
+}
+
+// headerAhead reports whether the file's change counter is higher than that of
+// the newest first page in the log.
+func (db *DB) headerAhead() (bool, error) {
+	f, err := os.Open(db.DatabasePath())
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	have, _, err := readHeader(f)
+	if errors.Is(err, sqlitefile.ErrNotDatabase) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	entries := db.txlog.Entries()
+	for i := len(entries) - 1; i >= 0; i-- {
+		data, ok, err := db.txlog.Page(entries[i], 1)
+		if err != nil {
+			return false, fmt.Errorf("look for page 1 in the log: %w", err)
+		}
+		if !ok {
+			continue
+		}
+		logged, err := sqlitefile.ParseHeader(data)
+		if err != nil {
+			return false, nil // not a database yet: anything is newer, and the pages tell
+		}
+		return int32(have.ChangeCounter-logged.ChangeCounter) > 0, nil
+	}
+	return false, nil
+}
+
+// logDifference logs what the files hold. A file without a header has nothing
+// to log: as while running, it is captured once it is a database again.
+func (db *DB) logDifference() error {
+	err := db.compareAll(1)
+	if errors.Is(err, sqlitefile.ErrNotDatabase) {
+		db.log().Warn("the file has no database header: it is captured once it has one")
+		db.allDirty = true
+		return nil
+	}
+	return err
+}
+
+// compareFiles returns the pages that differ from the record, ascending; whole
+// means that there is no header, or that the page size is another one.
 func (db *DB) compareFiles() (pgnos []uint32, whole bool, err error) {
 	img, err := db.openImage()
 	if errors.Is(err, sqlitefile.ErrNotDatabase) {
@@ -243,30 +337,18 @@ func (db *DB) compareFiles() (pgnos []uint32, whole bool, err error) {
 }
 
 // locate finds where in the write-ahead log on disk the log's head ends.
-func (db *DB) locate() (walState, error) {
-	db.at = capture.WALPos{}
-	if db.wal == nil {
-		return walBehind, nil
+func (db *DB) locate(head ltxlog.Entry) (walState, error) {
+	all, err := db.scanWAL()
+	if err != nil || all.Commits == 0 {
+		return walNone, err
 	}
 	hdr, err := db.walHeader()
-	if errors.Is(err, sqlitefile.ErrNoWAL) {
-		return walBehind, nil
-	}
 	if err != nil {
-		return walBehind, err
+		return walNone, err
 	}
-	head, _ := db.txlog.Head()
 	var n uint32
 	if head.Salt1 != 0 || head.Salt2 != 0 {
 		n = sqlitefile.FrameCount(head.WALOffset+head.WALSize, head.PageSize)
-	}
-	size, err := db.wal.size()
-	if err != nil {
-		return walBehind, err
-	}
-	all, err := capture.Scan(db.wal.file, size, capture.WALPos{}, capture.Limit{})
-	if err != nil {
-		return walBehind, fmt.Errorf("read the write-ahead log: %w", err)
 	}
 	state := relate(head, hdr, all.To.Frame, n)
 	switch state {
@@ -275,243 +357,122 @@ func (db *DB) locate() (walState, error) {
 			return state, fmt.Errorf("frame %d of the write-ahead log: %w", n, err)
 		}
 	case walBehind:
-		if all.Commits > 0 {
-			db.at = all.To
-		}
+		db.at = all.To
 	}
 	return state, nil
 }
 
 // locateAll takes every commit of the write-ahead log as captured.
 func (db *DB) locateAll() error {
+	all, err := db.scanWAL()
+	if err == nil && all.Commits > 0 {
+		db.at = all.To
+	}
+	return err
+}
+
+// scanWAL reads the write-ahead log by its checksum chain, from the start, and
+// forgets how far it was captured.
+func (db *DB) scanWAL() (capture.Batch, error) {
 	db.at = capture.WALPos{}
 	if db.wal == nil {
-		return nil
+		return capture.Batch{}, nil
 	}
 	size, err := db.wal.size()
 	if err != nil {
-		return err
+		return capture.Batch{}, err
 	}
 	all, err := capture.Scan(db.wal.file, size, capture.WALPos{}, capture.Limit{})
 	if err != nil {
-		return fmt.Errorf("read the write-ahead log: %w", err)
+		return capture.Batch{}, fmt.Errorf("read the write-ahead log: %w", err)
 	}
-	if all.Commits > 0 {
-		db.at = all.To
-	}
-	return nil
+	return all, nil
 }
 
-// rollForward writes the pages that the log has and the files lack. It reports
-// false, with nothing changed, when the log does not have them all.
-func (db *DB) rollForward(pgnos []uint32) (bool, error) {
-	where := make(map[uint32]ltxlog.Entry, len(pgnos))
-	entries := db.txlog.Entries()
-	for _, pgno := range pgnos {
-		if pgno > db.sums.Count() {
-			continue // cut off below
-		}
-		found := false
-		for i := len(entries) - 1; i >= 0 && !found; i-- {
-			data, ok, err := db.txlog.Page(entries[i], pgno)
-			if err != nil {
-				return false, fmt.Errorf("look for page %d in the log: %w", pgno, err)
-			}
-			if ok {
-				if uint64(ltx.ChecksumPage(pgno, data)) != db.sums.Get(pgno) {
-					return false, nil
-				}
-				where[pgno], found = entries[i], true
-			}
-		}
-		if !found {
-			return false, nil
-		}
+// restartLog begins the log anew from the files, because there is none yet or
+// because the checksums of the pages cannot be known.
+func (db *DB) restartLog(f found) error {
+	if f.logged {
+		db.log().Error("page checksums do not match the log and cannot be rebuilt: the log begins anew with a snapshot of the files")
 	}
-	if err := db.materialise(where); err != nil {
-		return false, fmt.Errorf("roll the files forward to the log: %w", err)
-	}
-	db.log().Info("the files were behind the log and are rolled forward", "pages", len(where), "pos", db.headTXID())
-	return true, nil
-}
-
-// materialise writes the write-ahead log and then the pages found in the log
-// into the database file, durably, and removes the write-ahead log. A crash in
-// between leaves files that the next start rolls forward again.
-func (db *DB) materialise(where map[uint32]ltxlog.Entry) error {
-	img, err := db.openImage()
-	if errors.Is(err, sqlitefile.ErrNotDatabase) {
-		img, err = nil, nil
-	}
-	if err != nil {
+	if err := db.settleJournal(); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(db.DatabasePath(), os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	err = db.writePages(f, img, where)
-	if err == nil {
-		err = f.Truncate(int64(db.sums.Count()) * int64(db.sums.PageSize()))
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if img != nil {
-		err = errors.Join(err, img.Close())
-	}
-	if err != nil {
-		return err
-	}
-	db.closeWAL()
-	db.at = capture.WALPos{}
-	for _, path := range []string{db.WALPath(), db.SHMPath()} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-func (db *DB) writePages(f *os.File, img *image, where map[uint32]ltxlog.Entry) error {
-	ps := int64(db.sums.PageSize())
-	b := make([]byte, ps)
-	if img != nil {
-		for pgno := range img.frames {
-			if pgno > db.sums.Count() || int64(img.pageSize) != ps {
-				continue
-			}
-			if err := img.readPage(pgno, b); err != nil {
-				return err
-			}
-			if _, err := f.WriteAt(b, int64(pgno-1)*ps); err != nil {
-				return err
-			}
-		}
-	}
-	for pgno, e := range where {
-		data, ok, err := db.txlog.Page(e, pgno)
-		if err != nil || !ok {
-			return fmt.Errorf("page %d of log entry %016x: found %t: %w", pgno, e.Min, ok, err)
-		}
-		if _, err := f.WriteAt(data, int64(pgno-1)*ps); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// recoverReplica recovers a database whose transactions came from a primary.
-// Its files may lag behind its log, never the reverse.
-func (db *DB) recoverReplica(sumsOK, trusted bool) error {
-	db.openWAL()
 	if err := db.locateAll(); err != nil {
 		return err
 	}
-	if sumsOK && trusted {
+	img, err := db.openImage()
+	if errors.Is(err, sqlitefile.ErrNotDatabase) {
+		// Without sums every page differs, whatever is written next.
+		db.allDirty = true
+		return db.sums.Resize(0)
+	}
+	if err != nil {
+		return err
+	}
+	defer img.Close() //nolint:errcheck // read only
+	return db.replaceLog(db.wholeChange(img, 1))
+}
+
+// recoverReplica recovers a database whose transactions came from a primary.
+// The log decides: files that lag are rolled forward, and files that are ahead,
+// because a power cut took the log's tail, are rolled back to it.
+func (db *DB) recoverReplica(f found) error {
+	if err := db.locateAll(); err != nil {
+		return err
+	}
+	if !f.logged {
+		db.stale = true
 		return nil
 	}
-	if !sumsOK {
+	ok, err := db.proveSums(f)
+	if err != nil {
+		return err
+	}
+	if !ok {
 		db.stale = true
+		db.log().Warn("page checksums do not match the log and cannot be rebuilt: a snapshot is fetched from the primary")
+		return nil
+	}
+	if !f.cut && !f.lost && !f.lagging {
 		return nil
 	}
 	pgnos, whole, err := db.compareFiles()
-	if err != nil {
+	if err != nil || len(pgnos) == 0 && !whole {
 		return err
 	}
-	if whole {
-		// An empty file: a replica that stopped before its first snapshot was
-		// in place.
-		for pgno := uint32(1); pgno <= db.sums.Count(); pgno++ {
-			if pgno != sqlitefile.LockPgno(db.sums.PageSize()) {
-				pgnos = append(pgnos, pgno)
-			}
-		}
-	}
-	if len(pgnos) == 0 {
-		return nil
-	}
-	done, err := db.rollForward(pgnos)
-	if err != nil {
+	done, err := db.rollForward(pgnos, whole)
+	if err != nil || done {
 		return err
 	}
-	if !done {
-		db.stale = true
-		db.log().Warn("files and log do not agree and the log does not have every page: a snapshot is fetched from the primary")
-	}
+	db.stale = true
+	db.log().Warn("files and log do not agree and the log does not have every page: a snapshot is fetched from the primary")
 	return nil
 }
 
-// settleJournal plays a hot rollback journal back, as SQLite would at its next
-// read. A journal whose super-journal is gone belongs to a transaction that
-// has committed, and is only removed.
-func (db *DB) settleJournal() error {
-	if !journalHot(db.JournalPath()) {
+// promote readies a database that was a replica's for local writers. The
+// frames in its write-ahead log are copies of log entries that name another
+// node's write-ahead log: left in place, the next recovery would take them for
+// news. So they go into the file. Files that the log could not be brought to
+// are what readers have seen here, and become a new history.
+func (db *DB) promote() error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.stale {
+		if err := db.restartLog(found{logged: db.Pos().TXID > 0}); err != nil {
+			return err
+		}
+		db.stale = false
+		db.publish()
+	}
+	if err := db.openWALNow(); err != nil {
+		return err
+	}
+	if err := db.locateAll(); err != nil {
+		return err
+	}
+	if db.wal == nil || db.allDirty {
 		return nil
 	}
-	j, err := os.Open(db.JournalPath())
-	if err != nil {
-		return err
-	}
-	defer j.Close() //nolint:errcheck // read only
-	fi, err := j.Stat()
-	if err != nil {
-		return err
-	}
-	super, err := sqlitefile.SuperJournalName(j, fi.Size())
-	if err != nil {
-		return err
-	}
-	if super != "" && !db.store.superExists(db.Name(), super) {
-		return db.removeJournal()
-	}
-	r, err := sqlitefile.NewJournalReader(j, fi.Size())
-	if errors.Is(err, sqlitefile.ErrNoJournal) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := db.playBack(r); err != nil {
-		return fmt.Errorf("roll back a transaction that was cut off: %w", err)
-	}
-	db.log().Info("a transaction that was cut off is rolled back")
-	return db.removeJournal()
-}
-
-// playBack restores the pages of a journal; the first record of a page counts.
-func (db *DB) playBack(r *sqlitefile.JournalReader) error {
-	f, err := os.OpenFile(db.DatabasePath(), os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	ps := int64(r.Header().PageSize)
-	seen := make(map[uint32]struct{})
-	for err == nil {
-		var rec sqlitefile.Record
-		if rec, err = r.Next(); err != nil {
-			break
-		}
-		if _, dup := seen[rec.Pgno]; dup {
-			continue
-		}
-		seen[rec.Pgno] = struct{}{}
-		_, err = f.WriteAt(rec.Page, int64(rec.Pgno-1)*ps)
-	}
-	if errors.Is(err, io.EOF) {
-		err = f.Truncate(int64(r.Header().InitialPages) * ps)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// removeJournal removes the rollback journal durably.
-func (db *DB) removeJournal() error {
-	if err := os.Remove(db.JournalPath()); err != nil {
-		return err
-	}
-	return syncDir(db.store.FilesDir())
+	return db.materialise(nil)
 }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/internal/watch"
 )
 
@@ -54,7 +55,8 @@ type Store struct {
 	ReconnectDelay time.Duration
 
 	lockFile  *os.File
-	bootID    string
+	bootID    string // of this machine's present boot; tests set it before Open
+	logFS     vfs.FS // of the logs; nil is the real disk
 	nodeID    string
 	clusterID string
 	lastRole  Role // of the last run, before this one's is settled

@@ -64,6 +64,9 @@ func (s *Store) openDir() error {
 	if err := s.openIdentity(); err != nil {
 		return err
 	}
+	if s.bootID != "" {
+		return nil
+	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return fmt.Errorf("read the boot id: %w", err)

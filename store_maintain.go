@@ -1,6 +1,7 @@
 package litefs
 
 import (
+	"errors"
 	"time"
 
 	"github.com/litefs/litefs/internal/ltxlog"
@@ -48,25 +49,26 @@ func (db *DB) syncLog() {
 	}
 }
 
-// retain merges small entries and removes old ones. The page checksums are
-// made durable first: after a power cut they are rebuilt from the entries that
-// are left, so no entry may go before what it changed is on disk.
+// retain merges small entries and removes old ones. Files and page checksums
+// are made durable first: after a power cut both are mended from the entries
+// that are left, so no entry may go before what it changed is on disk.
 func (db *DB) retain(r Retention) {
 	db.mu.Lock()
 	txlog, sums, closed := db.txlog, db.sums, db.closed
+	pos := db.Pos()
 	db.mu.Unlock()
 	if closed || txlog == nil {
 		return
 	}
-	if err := sums.Sync(); err != nil {
-		db.log().Error("cannot make the page checksums durable: the log keeps its old entries", "error", err)
+	if err := errors.Join(db.syncFiles(), sums.Sync()); err != nil {
+		db.log().Error("cannot make files and page checksums durable: the log keeps its old entries", "error", err)
 		return
 	}
 	if _, err := txlog.Compact(ltxlog.Compaction{Before: db.compactBefore(r)}); err != nil {
 		db.log().Error("cannot compact the log; tried again later", "error", err)
 		return
 	}
-	n, bytes, err := txlog.Retain(db.now(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes})
+	n, bytes, err := txlog.Retain(db.now(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes, KeepFrom: pos.TXID + 1})
 	if err != nil {
 		db.log().Error("cannot remove old log entries; tried again later", "error", err)
 		return

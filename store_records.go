@@ -264,10 +264,3 @@ func journalHot(path string) bool {
 	n, err := f.ReadAt(b, 0)
 	return err == nil && n == len(b) && string(b) == sqlitefile.JournalMagic
 }
-
-// superExists reports whether the super-journal that a journal of the database
-// at name points to is still there. The path in the journal is the one that
-// the application used; super-journals lie beside the first database.
-func (s *Store) superExists(name, super string) bool {
-	return s.exists(filepath.Join(filepath.Dir(name), filepath.Base(super)))
-}

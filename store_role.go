@@ -77,6 +77,13 @@ func (s *Store) becomePrimary(lease Lease) error {
 			return err
 		}
 	}
+	if s.lastRole == RoleReplica {
+		for _, db := range s.DBs() {
+			if err := db.promote(); err != nil {
+				return fmt.Errorf("take over %s: %w", db.Name(), err)
+			}
+		}
+	}
 	if err := s.writeRole(RolePrimary); err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ func (s *Store) superMembers(path string) ([]string, error) {
 	}
 	var members []string
 	for journal := range bytes.SplitSeq(b, []byte{0}) {
-		name, typ := fileOf(s.inTree(filepath.Dir(path), string(journal)))
+		name, typ := fileOf(s.inTree(string(journal)))
 		if typ != FileTypeJournal {
 			continue
 		}
@@ -98,15 +98,25 @@ func (s *Store) superOf(name string) (string, error) {
 	return sqlitefile.SuperJournalName(f, fi.Size())
 }
 
-// inTree maps a path as the application wrote it to one of the tree. The mount
-// may have been reached through a symbolic link: then the name beside the
-// super-journal is meant.
-func (s *Store) inTree(dir, path string) string {
-	if rel, ok := strings.CutPrefix(path, s.MountDir()+"/"); ok {
+// superExists reports whether the super-journal that a journal names is still
+// there.
+func (s *Store) superExists(super string) bool {
+	return s.inTree(super) != ""
+}
+
+// inTree maps the path of a file as the application wrote it to one of the
+// tree, "" when there is no such file. The mount may have been reached through
+// a symbolic link, or have been elsewhere in the run before, so ever shorter
+// ends of the path are tried.
+func (s *Store) inTree(path string) string {
+	if rel, ok := strings.CutPrefix(path, s.MountDir()+"/"); ok && s.exists(rel) {
 		return rel
 	}
-	if rel := filepath.Join(dir, filepath.Base(path)); path != "" {
-		return rel
+	for rest := strings.TrimPrefix(path, "/"); rest != ""; {
+		if filepath.IsLocal(rest) && s.exists(rest) {
+			return rest
+		}
+		_, rest, _ = strings.Cut(rest, "/")
 	}
 	return ""
 }
