@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -58,7 +60,7 @@ type appReply struct {
 
 // app is a running child.
 type app struct {
-	t   *testing.T
+	t   testing.TB
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Reader
@@ -66,7 +68,7 @@ type app struct {
 }
 
 // startApp starts an application, as another user when uid is not 0.
-func startApp(t *testing.T, uid uint32) *app {
+func startApp(t testing.TB, uid uint32) *app {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), appEnv+"=app")
@@ -318,6 +320,13 @@ func (s *appState) run(r appRequest, p *appReply) error {
 	case "munmap":
 		err = unix.Munmap(s.maps[r.FD])
 		delete(s.maps, r.FD)
+	case "copy": // copy_file_range of Len bytes from FD to Flags
+		n, err = unix.CopyFileRange(r.FD, &r.Off, r.Flags, nil, int(r.Len), 0)
+		p.N = int64(n)
+	case "churn":
+		err = churn(r.Path, r.Off, int(r.Len))
+	case "time": // the Data operation, Len times; N = nanoseconds
+		p.N, err = s.time(r)
 	case "lock": // OFD write lock of one byte, without waiting
 		err = unix.FcntlFlock(uintptr(r.FD), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: r.Off, Len: 1})
 	case "sqlite":
@@ -376,4 +385,53 @@ func readNames(path string, p *appReply) error {
 	defer f.Close()
 	p.Names, err = f.Readdirnames(-1)
 	return err
+}
+
+// churn makes, opens, writes, reads, renames and removes a few files again and again, as the others do at the same
+// time. What another one has just removed is no error.
+func churn(dir string, seed int64, rounds int) error {
+	rnd := rand.New(rand.NewSource(seed))
+	name := func() string { return filepath.Join(dir, fmt.Sprint("f", rnd.Intn(4))) }
+	for range rounds {
+		var err error
+		switch rnd.Intn(6) {
+		case 0, 1, 2:
+			var fd int
+			fd, err = unix.Open(name(), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC|rnd.Intn(2)*unix.O_TRUNC, 0o644)
+			if err != nil {
+				break
+			}
+			_, werr := unix.Pwrite(fd, []byte("0123456789"), rnd.Int63n(10000))
+			_, rerr := unix.Pread(fd, make([]byte, 5000), 0)
+			err = errors.Join(werr, rerr, unix.Close(fd))
+		case 3:
+			err = unix.Rename(name(), name())
+		case 4:
+			err = unix.Unlink(name())
+		case 5:
+			var st unix.Stat_t
+			err = unix.Stat(name(), &st)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *appState) time(r appRequest) (int64, error) {
+	op := appRequest{Op: string(r.Data), FD: r.FD, Off: r.Off, Path: r.Path, SQL: r.SQL}
+	switch op.Op {
+	case "pwrite":
+		op.Data = make([]byte, 4096)
+	case "pread":
+		op.Len = 4096
+	}
+	start := time.Now()
+	for range r.Len {
+		if err := s.run(op, &appReply{}); err != nil {
+			return 0, err
+		}
+	}
+	return time.Since(start).Nanoseconds(), nil
 }

@@ -61,10 +61,11 @@ type Backend interface {
 	Opening(c Caller, path string, flags uint32, first bool) (Mode, error)
 	// Creating is called before a new regular file is made. Its mode is asked by Opening, with first.
 	Creating(c Caller, path string) error
-	// Opened is called when a handle is open, before the application has it.
+	// Opened is called when a handle is open, before the application has it. path is "" when the file has lost its name
+	// meanwhile: each Opened has its Released, so that they can be counted.
 	Opened(path string, writable, created bool)
-	// Released is called after a handle was closed; last: none is left on the inode. path is "" when the file has no
-	// name any more. close(2) does not wait for it. Opened and Released of one inode come one at a time, in order,
+	// Released is called after a handle was closed; last: none is left on the inode. path is the one the file has now,
+	// "" when it has none. close(2) does not wait for it. Opened and Released of one inode come one at a time, in order,
 	// except that Opened for a handle of this process does not wait for a Released in progress.
 	Released(path string, writable bool, last bool)
 	// Writing is called before a WRITE that reaches the daemon touches the file. data is valid until it returns.

@@ -108,10 +108,17 @@ func (fs *loopback) openAs(n *node, c Caller, flags uint32, created bool, asked 
 	if code, again = fs.openBacked(n, h, flags, asked, askedFirst, out); !code.Ok() || again {
 		return code, again
 	}
-	if path, named := fs.nodes.pathOf(n); named {
-		fs.backend.Opened(path, h.writable, created)
-	}
+	fs.backend.Opened(fs.pathOrNone(n), h.writable, created)
 	return gofuse.OK, false
+}
+
+// pathOrNone is "" for a file without a name.
+func (fs *loopback) pathOrNone(n *node) string {
+	path, named := fs.nodes.pathOf(n)
+	if !named {
+		return ""
+	}
+	return path
 }
 
 // openBacked is openAs without the Backend.
@@ -265,11 +272,7 @@ func (fs *loopback) release(fh uint64) {
 	h.node.order.Lock()
 	defer h.node.order.Unlock()
 	last := fs.closeBacked(h.node, h)
-	path, named := fs.nodes.pathOf(h.node)
-	if !named {
-		path = ""
-	}
-	fs.backend.Released(path, h.writable, last)
+	fs.backend.Released(fs.pathOrNone(h.node), h.writable, last)
 }
 
 func (fs *loopback) closeBacked(n *node, h *handle) (last bool) {

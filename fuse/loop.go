@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -19,22 +20,52 @@ const (
 	inHeaderSize  = int(unsafe.Sizeof(gofuse.InHeader{}))
 	outHeaderSize = int(unsafe.Sizeof(gofuse.OutHeader{}))
 
-	bufferSize = maxWrite + 4096 // payload, headers, names
+	largeSize = maxWrite + 4096 // payload, headers, names
+	smallSize = 4096            // any request without a payload, with two names of 255 bytes or a link's target
 )
 
 // ioBuffers carries one request and its answer.
 type ioBuffers struct {
 	in, out []byte
+	pool    *sync.Pool
 }
 
-func newBuffers() *ioBuffers {
-	return &ioBuffers{in: make([]byte, bufferSize), out: make([]byte, bufferSize)}
+// bufferPools hands buffers out. A request that may wait long (in the Backend, with as many others as there are
+// applications) holds small ones if it can.
+type bufferPools struct {
+	large, small sync.Pool
 }
+
+func newBufferPools() *bufferPools {
+	p := &bufferPools{}
+	p.large.New = func() any {
+		return &ioBuffers{in: make([]byte, largeSize), out: make([]byte, largeSize), pool: &p.large}
+	}
+	p.small.New = func() any {
+		return &ioBuffers{in: make([]byte, smallSize), out: make([]byte, smallSize), pool: &p.small}
+	}
+	return p
+}
+
+func (p *bufferPools) get() *ioBuffers { return p.large.Get().(*ioBuffers) }
+
+// fit moves a request of n bytes into small buffers if it and its answer fit.
+func (p *bufferPools) fit(b *ioBuffers, n int) *ioBuffers {
+	if n > smallSize || hasLargeAnswer(headerOf(b.in).Opcode) {
+		return b
+	}
+	small := p.small.Get().(*ioBuffers)
+	copy(small.in, b.in[:n])
+	b.put()
+	return small
+}
+
+func (b *ioBuffers) put() { b.pool.Put(b) }
 
 // initialize answers the first request, INIT, and returns the flags agreed on.
 func (s *Session) initialize() (uint64, error) {
-	b := s.buffers.Get().(*ioBuffers)
-	defer s.buffers.Put(b)
+	b := s.buffers.get()
+	defer b.put()
 	n, err := s.readRequest(b.in)
 	if err != nil {
 		return 0, fmt.Errorf("read INIT: %w", err)
@@ -64,15 +95,16 @@ func (s *Session) initialize() (uint64, error) {
 // starts another one first.
 func (s *Session) serve() {
 	defer s.workers.Done()
-	b := s.buffers.Get().(*ioBuffers)
-	defer s.buffers.Put(b)
 	for s.joinReading() {
+		b := s.buffers.get()
 		n, err := s.readRequest(b.in)
 		left := s.reading.Add(-1)
 		if err != nil {
+			b.put()
 			s.connectionEnded(err)
 			return
 		}
+		b = s.buffers.fit(b, n)
 		h := headerOf(b.in)
 		if h.Opcode < maxOpcode {
 			s.counts[h.Opcode].Add(1)
@@ -82,6 +114,7 @@ func (s *Session) serve() {
 			go s.serve()
 		}
 		s.answer(b, n)
+		b.put()
 	}
 }
 

@@ -326,6 +326,64 @@ func TestOtherUser(t *testing.T) {
 	a.stop()
 }
 
+// TestCopy: copy_file_range(2) becomes reads and writes that the Backend sees.
+func TestCopy(t *testing.T) {
+	inModes(t, func(t *testing.T, mode Mode) {
+		m := newMount(t, mode)
+		m.put("from", strings.Repeat("abc", 100_000))
+		a := startApp(t, 0)
+		from, to := a.open(m.Path("from"), unix.O_RDONLY), a.open(m.Path("to"), unix.O_CREAT|unix.O_RDWR)
+		for off := int64(0); off < 300_000; {
+			n := a.do(appRequest{Op: "copy", FD: from, Flags: to, Off: off, Len: 300_000 - off}).N
+			if n == 0 {
+				t.Fatalf("nothing is copied at %d", off)
+			}
+			off += n
+		}
+		if m.backing("to") != m.backing("from") {
+			t.Error("the copy differs")
+		}
+		a.fails(syscall.EOPNOTSUPP, appRequest{Op: "open", Path: m.Dir(), Flags: unix.O_TMPFILE | unix.O_RDWR, Len: 0o600})
+		a.stop()
+	})
+}
+
+// TestChurn: applications fight over a few names; nothing is refused, nothing is logged, and nothing is left.
+func TestChurn(t *testing.T) {
+	m := newMount(t, Cached)
+	m.back.set(func() {
+		m.back.modeOf = func(path string) (Mode, bool) { return Mode(path[len(path)-1] % 3), true }
+	})
+	var apps []*app
+	for i := range 6 {
+		a := startApp(t, 0)
+		a.send(appRequest{Op: "churn", Path: m.Dir(), Off: int64(i), Len: 1000})
+		apps = append(apps, a)
+	}
+	for _, a := range apps {
+		if p := a.receive(); p.Errno != 0 || p.Err != "" {
+			t.Errorf("%v %s", p.Errno, p.Err)
+		}
+		a.stop()
+	}
+	if n := strings.Count(m.log.String(), "\n"); n != 1 {
+		t.Errorf("log:\n%s", m.log.String())
+	}
+	open := make(map[string]int)
+	m.end()
+	for _, c := range m.back.take() {
+		switch f := strings.Fields(c); f[0] {
+		case "Opened":
+			open["handles"]++
+		case "Released":
+			open["handles"]--
+		}
+	}
+	if open["handles"] != 0 {
+		t.Errorf("%d handles more opened than released", open["handles"])
+	}
+}
+
 func TestMapShared(t *testing.T) {
 	inModes(t, func(t *testing.T, mode Mode) {
 		m := newMount(t, mode)

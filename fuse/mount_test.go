@@ -19,6 +19,7 @@ import (
 type recorder struct {
 	mu      sync.Mutex
 	mode    Mode
+	silent  bool // notes and refuses nothing
 	calls   []string
 	changed chan struct{}                  // closed at the next call
 	refuse  map[string]error               // by method
@@ -30,6 +31,10 @@ type recorder struct {
 
 func (r *recorder) call(method, path string, args ...any) error {
 	r.mu.Lock()
+	if r.silent {
+		r.mu.Unlock()
+		return nil
+	}
 	call := method + " " + path
 	for _, a := range args {
 		call += fmt.Sprintf(" %v", a)
@@ -141,13 +146,13 @@ func (r *recorder) Virtual(path string) ([]byte, bool) {
 // mount is a live mount of a fresh directory.
 type mount struct {
 	*Session
-	t    *testing.T
+	t    testing.TB
 	root string // the directory shown
 	back *recorder
 	log  *syncBuffer
 }
 
-func newMount(t *testing.T, mode Mode, change ...func(*Options)) *mount {
+func newMount(t testing.TB, mode Mode, change ...func(*Options)) *mount {
 	t.Helper()
 	m := &mount{t: t, back: &recorder{mode: mode}, log: &syncBuffer{}}
 	base := t.TempDir()
@@ -158,12 +163,7 @@ func newMount(t *testing.T, mode Mode, change ...func(*Options)) *mount {
 			t.Fatal(err)
 		}
 	}
-	// Another user must be able to reach the mount; TempDir is for its owner only.
-	for d := base; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	reachable(t, base)
 	opt := Options{Dir: dir, Root: m.root, AllowOther: true, Backend: m.back, Logger: slog.New(slog.NewTextHandler(m.log, nil))}
 	for _, c := range change {
 		c(&opt)
@@ -175,6 +175,16 @@ func newMount(t *testing.T, mode Mode, change ...func(*Options)) *mount {
 	m.Session = s
 	t.Cleanup(m.end)
 	return m
+}
+
+// reachable lets other users in; TempDir is for its owner only.
+func reachable(t testing.TB, dir string) {
+	t.Helper()
+	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // end unmounts, by force if a failed test left files open.

@@ -144,7 +144,7 @@ func Unstale(dir string) error {
 		if len(users) > 0 {
 			return fmt.Errorf("mount point %s belongs to a daemon that is dead, and is still used by %s: end these processes first", path, strings.Join(users, ", "))
 		}
-		if err := (&device{dir: path}).unmount(0); err != nil {
+		if err := (&device{dir: path, helper: os.Geteuid() != 0}).unmount(0); err != nil {
 			return fmt.Errorf("unmount %s, left by a dead daemon: %w", path, err)
 		}
 	}

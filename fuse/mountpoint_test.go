@@ -3,21 +3,24 @@ package fuse
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// runDaemon is a child that serves a mount until it is killed.
+// runDaemon is a child that serves a mount until its input ends or it is killed.
 func runDaemon() {
-	_, err := Mount(context.Background(), Options{
-		Dir: os.Getenv("DIR"), Root: os.Getenv("ROOT"), AllowOther: true,
+	s, err := Mount(context.Background(), Options{
+		Dir: os.Getenv("DIR"), Root: os.Getenv("ROOT"), AllowOther: os.Geteuid() == 0,
 		Backend: &recorder{mode: Passthrough}, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
@@ -26,27 +29,37 @@ func runDaemon() {
 	}
 	fmt.Println("ready")
 	bufio.NewReader(os.Stdin).ReadByte()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	live, why := s.Passthrough()
+	fmt.Println("end", s.Close(ctx), live, why)
 }
 
-func TestStaleMount(t *testing.T) {
+// daemon is a child process that serves a mount of its own.
+type daemon struct {
+	*exec.Cmd
+	dir, root string
+	in        io.Closer
+	out       *bufio.Reader
+}
+
+func startDaemon(t *testing.T, uid uint32) *daemon {
+	t.Helper()
 	base := t.TempDir()
-	dir, root := filepath.Join(base, "mnt"), filepath.Join(base, "files")
-	for _, d := range []string{dir, root} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+	d := &daemon{Cmd: exec.Command("/proc/self/exe"), dir: filepath.Join(base, "mnt"), root: filepath.Join(base, "files")}
+	for _, p := range []string{d.dir, d.root} {
+		if err := errors.Join(os.Mkdir(p, 0o755), os.Chown(p, int(uid), int(uid))); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
-	if err := Unstale(dir); err != nil {
-		t.Errorf("no mount: %v", err)
-	}
-	d := exec.Command("/proc/self/exe")
-	d.Env = append(os.Environ(), appEnv+"=daemon", "DIR="+dir, "ROOT="+root)
+	reachable(t, base)
+	t.Cleanup(func() { unix.Unmount(d.dir, unix.MNT_DETACH) })
+	d.Env = append(os.Environ(), appEnv+"=daemon", "DIR="+d.dir, "ROOT="+d.root)
+	d.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	in, err := d.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer in.Close()
 	out, err := d.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -54,9 +67,80 @@ func TestStaleMount(t *testing.T) {
 	if err := d.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-		t.Fatalf("%q, %v", line, err)
+	d.in, d.out = in, bufio.NewReader(out)
+	d.expect(t, "ready")
+	return d
+}
+
+// expect reads the next line.
+func (d *daemon) expect(t *testing.T, prefix string) string {
+	t.Helper()
+	line, err := d.out.ReadString('\n')
+	if !strings.HasPrefix(line, prefix) {
+		t.Fatalf("the daemon says %q, %v, want %q", line, err, prefix)
 	}
+	return strings.TrimSpace(line)
+}
+
+const insideEnv = "LITEFS_FUSE_TEST_INSIDE"
+
+// withOpenDevice runs the test again in a mount namespace of its own, where every user may open /dev/fuse, as on most
+// machines.
+func withOpenDevice(t *testing.T) {
+	node := filepath.Join(t.TempDir(), "fuse")
+	if err := errors.Join(unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 229))), unix.Chmod(node, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const script = `mount --bind "$1" /dev/fuse && exec "$2" -test.run "^$3\$"`
+	cmd := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", node, exe, t.Name())
+	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestPlainUser: without privilege fusermount3 mounts, files are served cached, and only that user gets in.
+func TestPlainUser(t *testing.T) {
+	const uid = 65534 // nobody: fusermount3 asks for a user name
+	if os.Getenv(insideEnv) == "" {
+		withOpenDevice(t)
+		return
+	}
+	d := startDaemon(t, uid)
+	a := startApp(t, uid)
+	a.do(appRequest{Op: "sqlite", Path: filepath.Join(d.dir, "app.db")})
+	a.query("PRAGMA journal_mode=WAL")
+	a.exec("CREATE TABLE t (x)")
+	a.do(appRequest{Op: "execn", SQL: "INSERT INTO t VALUES (randomblob(2000))", Len: 20})
+	if got := a.query("PRAGMA integrity_check"); got != "ok" {
+		t.Errorf("integrity: %s", got)
+	}
+	a.stop()
+	root := startApp(t, 0)
+	root.fails(syscall.EACCES, appRequest{Op: "stat", Path: filepath.Join(d.dir, "app.db")})
+	root.stop()
+	d.in.Close()
+	if got := d.expect(t, "end"); !strings.HasPrefix(got, "end <nil> false passthrough needs CAP_SYS_ADMIN") {
+		t.Errorf("%s", got)
+	}
+	if err := d.Wait(); err != nil {
+		t.Error(err)
+	}
+	if _, ok, err := mountAt(d.dir); ok || err != nil {
+		t.Errorf("still mounted: %v, %v", ok, err)
+	}
+}
+
+func TestStaleMount(t *testing.T) {
+	if err := Unstale(t.TempDir()); err != nil {
+		t.Errorf("no mount: %v", err)
+	}
+	d := startDaemon(t, 0)
+	dir := d.dir
 	// Alive: left alone, and not to be mounted on.
 	if err := Unstale(dir); err != nil {
 		t.Errorf("a live mount: %v", err)
@@ -76,7 +160,7 @@ func TestStaleMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Wait()
-	err = Unstale(dir)
+	err := Unstale(dir)
 	for _, pid := range []int{a.pid, mapped.pid} {
 		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("pid %d (", pid)) {
 			t.Errorf("used by pid %d: %v", pid, err)

@@ -15,7 +15,7 @@ import (
 
 // heldReads makes every read(2) of one backing file wait, by a fanotify permission mark on it.
 type heldReads struct {
-	t  *testing.T
+	t  testing.TB
 	fd int
 }
 

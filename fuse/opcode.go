@@ -23,15 +23,21 @@ const (
 	opRmdir       = 11
 	opRename      = 12
 	opLink        = 13
+	opRead        = 15
 	opStatfs      = 17
+	opGetxattr    = 22
+	opListxattr   = 23
 	opInit        = 26
 	opOpendir     = 27
+	opReaddir     = 28
 	opReleasedir  = 29
 	opAccess      = 34
 	opCreate      = 35
 	opInterrupt   = 36
 	opDestroy     = 38
+	opIoctl       = 39
 	opBatchForget = 42
+	opReaddirplus = 44
 	opRename2     = 45
 
 	maxOpcode = 64 // above all of them
@@ -64,6 +70,15 @@ func mayWait(op uint32) bool {
 		return false
 	}
 	return true
+}
+
+// hasLargeAnswer tells the requests whose caller says how large the answer may be.
+func hasLargeAnswer(op uint32) bool {
+	switch op {
+	case opRead, opReaddir, opReaddirplus, opGetxattr, opListxattr, opIoctl:
+		return true
+	}
+	return false
 }
 
 // Counts returns how many requests of each kind the kernel has sent since the mount. Kinds never sent are absent.

@@ -41,7 +41,7 @@ type Session struct {
 	passthrough bool
 	why         string // why passthrough is off; "" when it is on
 
-	buffers sync.Pool // *ioBuffers
+	buffers *bufferPools
 	reading atomic.Int32
 	workers sync.WaitGroup // goroutines of serve
 	counts  [maxOpcode]atomic.Uint64
@@ -66,8 +66,7 @@ func Mount(ctx context.Context, opt Options) (*Session, error) {
 		return nil, err
 	}
 	opt.Dir = dir
-	s := &Session{opt: opt, logger: opt.Logger.With("mount", dir), ended: make(chan struct{})}
-	s.buffers.New = func() any { return newBuffers() }
+	s := &Session{opt: opt, logger: opt.Logger.With("mount", dir), buffers: newBufferPools(), ended: make(chan struct{})}
 	if err := raiseFileLimit(); err != nil {
 		s.logger.Warn("the limit of open files stays low: every file the kernel knows takes one", "err", err)
 	}
