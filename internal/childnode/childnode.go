@@ -193,9 +193,17 @@ func (n *Node) Kill() error {
 	if err := n.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	<-n.exited
-	return n.release()
+	select {
+	case <-n.exited:
+		return n.release()
+	case <-time.After(killPatience):
+		return fmt.Errorf("node %d does not die: is it waiting for its own mount?", n.PID())
+	}
 }
+
+// killPatience is how long a killed process may take to be gone. The kernel lets a process that waits
+// for a file system finish that wait first, so a killed one can stay for ever.
+const killPatience = 30 * time.Second
 
 // release closes the read end of the log. It is safe to call twice.
 func (n *Node) release() error {

@@ -66,7 +66,7 @@ func TestBadInput(t *testing.T) {
 		code  int
 		want  []string // words of the message
 	}{
-		{"no command", func(*testing.T, string) []string { return nil }, usage, []string{"litefs help"}},
+		{"no command", func(*testing.T, string) []string { return nil }, usage, []string{"no command"}},
 		{"unknown command", func(*testing.T, string) []string { return []string{"mout"} }, usage, []string{"mout"}},
 		{"unknown flag", func(*testing.T, string) []string { return []string{"mount", "-nonsense"} }, usage, []string{"nonsense"}},
 		{"no configuration file", func(_ *testing.T, dir string) []string {

@@ -201,7 +201,7 @@ func stopped(t *testing.T, d time.Duration, options ...option) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- stopAndGo(ctx, n.proc, rand.New(rand.NewPCG(seed, 1))) }()
-	steps := []sqlapp.Step{{SQL: insert(300).SQL, Times: 100}, {SQL: "PRAGMA wal_checkpoint(TRUNCATE)"}, {SQL: insert(20000).SQL}}
+	steps := []sqlapp.Step{{SQL: insert(300).SQL, Times: 100}, {SQL: "PRAGMA wal_checkpoint(TRUNCATE)"}, insert(20000)}
 	done, err := c.Repeat(steps, 0, d)
 	cancel()
 	if err := <-ended; err != nil {

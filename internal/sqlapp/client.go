@@ -89,9 +89,17 @@ func (p *Process) Kill() error {
 	if errors.Is(err, os.ErrProcessDone) {
 		err = nil
 	}
-	<-p.done
-	return errors.Join(err, p.release())
+	select {
+	case <-p.done:
+		return errors.Join(err, p.release())
+	case <-time.After(killPatience):
+		return errors.Join(err, fmt.Errorf("SQLite child %d does not die: is it waiting for a mount that does not answer?", p.PID()))
+	}
 }
+
+// killPatience is how long a killed child may take to be gone. The kernel lets a process that waits for
+// a file system finish that wait first.
+const killPatience = 30 * time.Second
 
 // Close lets the child close its connections and end, and waits for it until ctx ends, when it is killed.
 func (p *Process) Close(ctx context.Context) error {

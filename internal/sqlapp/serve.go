@@ -191,9 +191,12 @@ func repeat(conn *sqlite3.SQLiteConn, req request) (done Repeated, err error) {
 	return done, nil
 }
 
-// runStep executes one prepared statement step.Times times; rows of a SELECT are read to the last.
+// runStep executes one prepared statement step.Times times; rows are read to the last.
 func runStep(stmt *sqlite3.SQLiteStmt, step Step) error {
-	reads := strings.HasPrefix(strings.ToUpper(strings.TrimSpace(step.SQL)), "SELECT")
+	// A statement with a row left is still running, and one that may write keeps the transactions of
+	// the statements after it from being committed: whatever gives rows is read to its end.
+	text := strings.ToUpper(strings.TrimSpace(step.SQL))
+	reads := strings.HasPrefix(text, "SELECT") || strings.HasPrefix(text, "PRAGMA")
 	for range max(1, step.Times) {
 		if !reads {
 			if _, err := stmt.ExecContext(context.Background(), nil); err != nil {

@@ -151,3 +151,27 @@ func TestCallEndsWithItsContext(t *testing.T) {
 		t.Error("a pipe that is out of step answered")
 	}
 }
+
+// A pragma that gives a row must not keep later statements from committing.
+func TestRepeatCommitsEachStatement(t *testing.T) {
+	p, ctx := start(t)
+	path := filepath.Join(t.TempDir(), "a.db")
+	c, err := p.Open(ctx, path, sqlapp.Options{Pragmas: []string{"journal_mode=wal"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := p.Open(ctx, path, sqlapp.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Exec(ctx, "CREATE TABLE t(a)"); err != nil {
+		t.Fatal(err)
+	}
+	steps := []sqlapp.Step{{SQL: "PRAGMA wal_checkpoint(PASSIVE)"}, {SQL: "INSERT INTO t VALUES (1)"}}
+	if _, err := c.Repeat(ctx, steps, 2, 0); err != nil {
+		t.Fatal(err)
+	}
+	if rows, err := other.Query(ctx, "SELECT count(*) FROM t"); err != nil || rows[0][0] != int64(2) {
+		t.Errorf("another connection sees %v (%v), want 2", rows, err)
+	}
+}
