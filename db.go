@@ -63,6 +63,11 @@ type DB struct {
 	dirty    map[uint32]struct{}
 	allDirty bool
 
+	// leftWAL is set when the write-ahead log went while the database file was
+	// open with passthrough: what is written in another journal mode since then
+	// comes to us only where a journal ends, and not at all without one.
+	leftWAL bool
+
 	// peer applies entries on a replica; nil on a primary.
 	peer *peer.Peer
 	// stale is set on a replica whose files may lack pages of the log: the

@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 
+	"github.com/superfly/ltx"
+
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -64,6 +66,15 @@ func (db *DB) captureFile() error {
 		// journaled), so only a comparison finds them all.
 		return db.compareAll(1)
 	}
+	if db.leftWAL {
+		changed, err := db.firstPageChanged()
+		if err != nil {
+			return err
+		}
+		if changed {
+			return db.compareAll(1)
+		}
+	}
 	if len(db.dirty) == 0 {
 		return nil
 	}
@@ -111,6 +122,25 @@ func (db *DB) captureFile() error {
 	return nil
 }
 
+// firstPageChanged reports whether page 1 of the file is not the one on record.
+// Every transaction that is not in a write-ahead log changes it: it has the
+// change counter, and the journal mode (SQLite: pager_incr_changecounter).
+func (db *DB) firstPageChanged() (bool, error) {
+	f, err := os.Open(db.DatabasePath())
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	if db.sums.PageSize() == 0 {
+		return true, nil
+	}
+	b := db.page(db.sums.PageSize())
+	if err := readFilePage(f, 1, b); err != nil {
+		return false, err
+	}
+	return uint64(ltx.ChecksumPage(1, b)) != db.sums.Get(1), nil
+}
+
 // changedOf returns the pages of c whose bytes are not those on record.
 func (db *DB) changedOf(c change) ([]uint32, error) {
 	sums, err := db.hashPages(c)
@@ -148,5 +178,9 @@ func (db *DB) lastClose() error {
 	if journalHot(db.JournalPath()) {
 		return nil // SQLite plays it back at the next open
 	}
-	return db.captureFile()
+	if err := db.captureFile(); err != nil {
+		return err
+	}
+	db.leftWAL = false
+	return nil
 }

@@ -267,6 +267,29 @@ func (db *DB) captureFrames() error {
 	case batch.Commits == 0:
 		return nil
 	}
+	return db.logBatch(batch)
+}
+
+// logBatch logs what a scan of the write-ahead log found, and with it what was
+// written unseen before this write-ahead log began. db.mu is held.
+func (db *DB) logBatch(batch capture.Batch) error {
+	if db.leftWAL {
+		changed, err := db.firstPageChanged()
+		if err != nil {
+			return err
+		}
+		if changed {
+			old := db.at
+			db.at = batch.To
+			if err := db.compareAll(batch.Commits); err != nil {
+				db.at = old
+				return err
+			}
+			db.leftWAL = false
+			return nil
+		}
+		db.leftWAL = false
+	}
 	if err := db.appendBatch(batch); err != nil {
 		return err
 	}
