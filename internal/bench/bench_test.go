@@ -1,0 +1,94 @@
+package bench_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/litefs/litefs/internal/bench"
+	"github.com/litefs/litefs/internal/sqlapp"
+)
+
+const childEnv = "LITEFS_BENCH_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) == "" {
+		m.Run()
+		return
+	}
+	if err := sqlapp.Serve(os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// run measures for a moment: what is asserted is what was done, never how fast.
+func run(t *testing.T, o bench.Options) (map[string]bench.Result, string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	o.Out, o.Dir, o.App = &out, t.TempDir(), sqlapp.Command{Env: []string{childEnv + "=1"}}
+	results, err := bench.Run(ctx, o)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	if left, err := os.ReadDir(o.Dir); err != nil || len(left) > 0 {
+		t.Errorf("the benchmark left %v (%v)", left, err)
+	}
+	byName := map[string]bench.Result{}
+	for _, r := range results {
+		byName[r.Workload.Name] = r
+	}
+	return byName, out.String()
+}
+
+func TestBenchMeasuresEveryWorkloadOnBothSides(t *testing.T) {
+	for _, off := range []bool{false, true} {
+		results, out := run(t, bench.Options{Duration: 20 * time.Millisecond, Rounds: 2, NoPassthrough: off})
+		for _, w := range bench.Workloads() {
+			r, ok := results[w.Name]
+			if !ok || len(r.Native) != 2 || len(r.Mount) != 2 || r.Ratio() <= 0 {
+				t.Errorf("%s: %+v", w.Name, r)
+			}
+			if !strings.Contains(out, w.Name) {
+				t.Errorf("the output does not name %s:\n%s", w.Name, out)
+			}
+		}
+	}
+}
+
+func TestBenchRefusesAnUnknownWorkload(t *testing.T) {
+	_, err := bench.Run(t.Context(), bench.Options{Only: []string{"nonsense"}})
+	if err == nil || !strings.Contains(err.Error(), "nonsense") {
+		t.Errorf("%v, want an error that names it", err)
+	}
+}
+
+// With passthrough, reading a row asks the daemon for nothing, a commit at synchronous=NORMAL for
+// nothing but its share of the checkpoints, and one at FULL for one FSYNC more. A kernel that has no
+// passthrough fails here: the speed that is promised is not to be had on it.
+func TestRequestsForEachTransaction(t *testing.T) {
+	results, out := run(t, bench.Options{Only: []string{"normal", "full", "read"}, Duration: 500 * time.Millisecond, Rounds: 1})
+	for _, c := range []struct {
+		name string
+		want map[string]float64
+	}{
+		{"read", nil}, {"normal", nil}, {"full", map[string]float64{"FSYNC": 1}},
+	} {
+		got := results[c.name].Requests()
+		total, want := 0.0, 0.0
+		for name, n := range got {
+			total += n
+			want += c.want[name]
+		}
+		// A checkpoint each thousand pages and what the first statements ask for.
+		const share = 0.1
+		if total < want || total > want+share {
+			t.Errorf("%s: %.3f requests for each transaction (%v), want %v and less than %v more\n%s", c.name, total, got, want, share, out)
+		}
+	}
+}

@@ -1,0 +1,78 @@
+package bench
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+)
+
+// printer writes the report line by line and keeps the first error of the writer.
+type printer struct {
+	w   io.Writer
+	err error
+}
+
+func (p *printer) printf(format string, args ...any) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, format, args...)
+	}
+}
+
+func (p *printer) begin(o Options) {
+	p.printf("%d rounds of %s a side, in turns; medians; passthrough %s\n\n", o.Rounds, o.Duration, map[bool]string{true: "switched off", false: "where the kernel has it"}[o.NoPassthrough])
+	p.printf("%-7s  %12s  %12s  %6s  %-11s  %6s  %s\n", "", "native/s", "mount/s", "ratio", "(of rounds)", "goal", "FUSE requests for each repetition")
+}
+
+func (p *printer) result(r Result) {
+	var native, mount, ratios []float64
+	for i := range r.Native {
+		native, mount = append(native, r.Native[i].Speed()), append(mount, r.Mount[i].Speed())
+		ratios = append(ratios, r.Mount[i].Speed()/r.Native[i].Speed())
+	}
+	verdict := ""
+	if r.Ratio() < r.Workload.Target {
+		verdict = "  below the goal"
+	}
+	p.printf("%-7s  %12.0f  %12.0f  %6.2f  (%.2f-%.2f)  %6.2f  %s%s\n", r.Workload.Name, median(native), median(mount),
+		r.Ratio(), slices.Min(ratios), slices.Max(ratios), r.Workload.Target, requests(r.Requests()), verdict)
+	p.printf("         %s, %s a second\n", r.Workload.What, r.Workload.Unit)
+}
+
+// requests prints the counts, the largest first.
+func requests(counts map[string]float64) string {
+	names := make([]string, 0, len(counts))
+	total := 0.0
+	for name, n := range counts {
+		names = append(names, name)
+		total += n
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(cmp.Compare(counts[b], counts[a]), strings.Compare(a, b))
+	})
+	var b strings.Builder
+	fmt.Fprintf(&b, "%.3f", total)
+	for i, name := range names {
+		if i == 4 || counts[name] < 0.0005 {
+			break
+		}
+		fmt.Fprintf(&b, " %s %.3f", name, counts[name])
+	}
+	return b.String()
+}
+
+// end prints the memory of this process, which is the node's but for the benchmark's own few bytes.
+func (p *printer) end() error {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return fmt.Errorf("read the memory of this process: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && name == "RssAnon" {
+			p.printf("\nanonymous memory of the node at the end: %s\n", strings.TrimSpace(value))
+		}
+	}
+	return p.err
+}
