@@ -427,6 +427,7 @@ func (db *DB) walRemoved() {
 	defer db.mu.Unlock()
 	db.closeWAL()
 	db.at = capture.WALPos{}
+	db.leftWAL = db.store.writesUnseen(db.Name())
 }
 
 // walInUse reports whether the write-ahead log holds captured frames that a
