@@ -7,6 +7,8 @@ import (
 	"hash/crc64"
 	"math/rand/v2"
 	"reflect"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -81,18 +83,18 @@ var operations = []operation{
 	}},
 	{"retain", func(m *model, l *Log) func(l *Log) error {
 		return func(l *Log) error {
-			_, _, err := l.Retain(time.Time{}, Retention{MaxBytes: 10000})
+			_, _, err := l.Retain(time.Time{}, Retention{MaxBytes: 2500})
 			return err
 		}
 	}},
 	{"truncate", func(m *model, l *Log) func(l *Log) error {
 		entries := l.Entries()
-		return func(l *Log) error { return l.TruncateAfter(entries[len(entries)-4].Max) }
+		return func(l *Log) error { return l.TruncateAfter(entries[4].Max) }
 	}},
 	{"append after retain", func(m *model, l *Log) func(l *Log) error {
 		a, b := m.next(), m.next()
 		return func(l *Log) error {
-			if _, _, err := l.Retain(time.Time{}, Retention{MaxBytes: 10000}); err != nil {
+			if _, _, err := l.Retain(time.Time{}, Retention{MaxBytes: 2500}); err != nil {
 				return err
 			}
 			for _, c := range []change{a, b} {
@@ -209,6 +211,7 @@ func failAt(t *testing.T, op operation, n int, lasting bool, fail func(vfs.Op) e
 		}
 	}
 	goOn(t, l)
+	checkFiles(t, disk, l)
 	want := l.Entries()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -218,6 +221,46 @@ func failAt(t *testing.T, op operation, n int, lasting bool, fail func(vfs.Op) e
 		t.Fatalf("operation %d failed: reopened with %v, want %v; dropped %v", n, got, want, l.Dropped())
 	}
 	return hit
+}
+
+// checkFiles: the entries listed are the entries in the directory.
+func checkFiles(t *testing.T, disk vfs.FS, l *Log) {
+	t.Helper()
+	var want []string
+	for _, e := range l.Entries() {
+		want = append(want, entryName(e.Min, e.Max))
+	}
+	got := slices.DeleteFunc(listing(t, disk), func(name string) bool { return isTempName(name) || name == durableName })
+	if !slices.Equal(got, want) {
+		t.Fatalf("files are %v, entries %v", got, want)
+	}
+}
+
+// TestFailedAppendDoesNotReturn: an entry whose fsync failed is whole on the disk. When it cannot be
+// removed either, it must not be found later in place of what was appended after it.
+func TestFailedAppendDoesNotReturn(t *testing.T) {
+	disk, m, l := prepared(t, 1)
+	failed := Header{Min: m.txid + 1, Max: m.txid + 9, Pre: m.sum(), Commit: uint32(len(m.pages)), PageSize: 512}
+	mended := false
+	l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
+		if !mended && (o.Kind == vfs.OpRemove || o.Kind == vfs.OpSync && strings.HasSuffix(o.Path, entryName(failed.Min, failed.Max))) {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	if _, err := l.Append(failed, NoPages, m.sum(), true); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("append: %v, want EIO", err)
+	}
+	c := m.next()
+	if _, err := l.Append(c.h, c.emit, c.post, true); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("append while the failed entry cannot be removed: %v, want EIO", err)
+	}
+	mended = true
+	if _, err := l.Append(c.h, c.emit, c.post, true); err != nil {
+		t.Fatal(err)
+	}
+	checkFiles(t, disk, l)
+	l.swapFS(disk)
 }
 
 // TestOpenFails: an error of the disk while opening removes no entry.

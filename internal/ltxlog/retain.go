@@ -31,6 +31,10 @@ func (l *Log) Retain(now time.Time, limits Retention) (entries int, bytes int64,
 	if n == 0 {
 		return 0, 0, nil
 	}
+	// What stays must be durable before what is durable goes: else a power cut could leave nothing.
+	if err := l.syncLocked(); err != nil {
+		return 0, 0, fmt.Errorf("retain transaction log: %w", err)
+	}
 	for i := range n {
 		l.mu.RLock()
 		rest := l.mu.entries[1:]
