@@ -234,7 +234,7 @@ func (db *DB) verifyFiles(f found, state walState) error {
 		return nil
 	}
 	if !f.hot {
-		behind, err := db.filesBehind(f, state, pgnos)
+		behind, err := db.filesBehind(f, state, whole || pgnos[0] == 1)
 		if err != nil {
 			return err
 		}
@@ -255,16 +255,15 @@ func (db *DB) verifyFiles(f found, state walState) error {
 // journal, or by somebody who opened the data directory. After a power cut the
 // log has what the files lost, unless the files were last written by a
 // transaction that the log lost: in the rollback-journal modes every
-// transaction raises the header's change counter.
-func (db *DB) filesBehind(f found, state walState, pgnos []uint32) (bool, error) {
+// transaction raises the header's change counter. header: the first page is
+// among those that differ.
+func (db *DB) filesBehind(f found, state walState, header bool) (bool, error) {
 	switch {
 	case state == walBehind:
 		return true, nil
 	case !f.lost:
 		return false, nil
-	case state != walNone:
-		return true, nil
-	case len(pgnos) == 0 || pgnos[0] != 1:
+	case state != walNone || !header:
 		return true, nil
 	}
 	ahead, err := db.headerAhead()

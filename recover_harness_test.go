@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/superfly/ltx"
@@ -448,8 +447,3 @@ func (n *node) rows(name string, c *sqlitetest.Conn, count int) {
 }
 
 const createT = "CREATE TABLE t(id INTEGER PRIMARY KEY, b BLOB)"
-
-func countOf(r *reader, path string) string {
-	r.t.Helper()
-	return strings.TrimSpace(r.value(path, "SELECT count(*) FROM t"))
-}
