@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,8 +70,8 @@ func mountAt(dir string) (mountEntry, bool, error) {
 	return found, ok, nil
 }
 
-// resolve returns the absolute path of a mount point without symbolic links above it. The mount point itself is not
-// touched: a dead one answers ENOTCONN to everything.
+// resolve returns the absolute path of a mount point without symbolic links above it. A mount is not touched: a dead
+// one answers ENOTCONN to everything, one whose daemon hangs does not answer.
 func resolve(dir string) (string, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -81,9 +82,12 @@ func resolve(dir string) (string, error) {
 		return "", fmt.Errorf("mount point %s: %w", dir, err)
 	}
 	full := filepath.Join(parent, filepath.Base(abs))
+	if _, mounted, err := mountAt(full); err != nil || mounted {
+		return full, err
+	}
 	target, err := filepath.EvalSymlinks(full)
 	if err != nil {
-		return full, nil // missing or dead: CheckMountPoint says which
+		return full, nil // missing: CheckMountPoint says so
 	}
 	return target, nil
 }
@@ -122,8 +126,13 @@ func CheckMountPoint(dir string) error {
 
 // Unstale removes the mounts at dir whose daemon is dead. It refuses, naming the processes, while some of them have
 // files open there: a new mount over the old one would be a second set of locks over the same files.
-// A live mount, or none, is left as it is.
-func Unstale(dir string) error {
+// A live mount, or none, is left as it is; one that does not answer is an error.
+func Unstale(dir string) error { return unstale(dir, answerTimeout) }
+
+// answerTimeout is how long a mount may take to answer before it counts as hung.
+const answerTimeout = 10 * time.Second
+
+func unstale(dir string, timeout time.Duration) error {
 	path, err := resolve(dir)
 	if err != nil {
 		return err
@@ -133,9 +142,8 @@ func Unstale(dir string) error {
 		if err != nil || !ok {
 			return err
 		}
-		var st unix.Statfs_t
-		if err := unix.Statfs(path, &st); !errors.Is(err, unix.ENOTCONN) {
-			return nil
+		if dead, err := isDead(path, timeout); err != nil || !dead {
+			return err
 		}
 		users, err := usersOf(m, path)
 		if err != nil {
@@ -147,5 +155,23 @@ func Unstale(dir string) error {
 		if err := (&device{dir: path, helper: os.Geteuid() != 0}).unmount(0); err != nil {
 			return fmt.Errorf("unmount %s, left by a dead daemon: %w", path, err)
 		}
+	}
+}
+
+// isDead asks the mount at path something. A daemon that is stopped, or that was killed while one of its threads waited
+// for its own mount, leaves the question open for ever; the goroutine that asks then lives until the mount is aborted.
+func isDead(path string, timeout time.Duration) (bool, error) {
+	answer := make(chan error, 1)
+	go func() {
+		var st unix.Statfs_t
+		answer <- unix.Statfs(path, &st)
+	}()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case err := <-answer:
+		return errors.Is(err, unix.ENOTCONN), nil
+	case <-timer.C:
+		return false, fmt.Errorf("mount point %s belongs to a daemon that does not answer: end it, or if it is gone abort the mount with \"umount -f %s\"", path, path)
 	}
 }

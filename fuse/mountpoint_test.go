@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -173,6 +174,44 @@ func TestStaleMount(t *testing.T) {
 	}
 	if err := CheckMountPoint(dir); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestHungMount: a daemon that does not answer does not hang the next one.
+func TestHungMount(t *testing.T) {
+	d := startDaemon(t, 0)
+	if err := d.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var ws unix.WaitStatus
+	if _, err := unix.Wait4(d.Process.Pid, &ws, unix.WUNTRACED, nil); err != nil || !ws.Stopped() {
+		t.Fatalf("not stopped: %v, %v", ws, err)
+	}
+	if err := unstale(d.dir, time.Millisecond); err == nil || !strings.Contains(err.Error(), "does not answer") {
+		t.Errorf("%v, want does not answer", err)
+	}
+	if err := d.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := unstale(d.dir, patience); err != nil {
+		t.Errorf("it answers again: %v", err)
+	}
+	d.in.Close()
+	d.expect(t, "end <nil>")
+	if err := d.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMountInsideItself(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "mnt")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Mount(context.Background(), Options{Dir: dir, Root: root, Backend: &recorder{}, Logger: slog.New(slog.DiscardHandler)})
+	if err == nil {
+		t.Error(s.Close(context.Background()), "mounted inside what is shown")
 	}
 }
 

@@ -238,10 +238,9 @@ func TestOwnOpenDuringReleased(t *testing.T) {
 }
 
 func TestOwnIsThisProcess(t *testing.T) {
-	m := newMount(t, Cached)
 	callers := make(chan bool, 10)
+	m := newMount(t, Cached, func(o *Options) { o.Backend = &ownRecorder{recorder: o.Backend.(*recorder), own: callers} })
 	m.put("f", "x")
-	m.fs.backend = &ownRecorder{recorder: m.back, own: callers}
 	a := startApp(t, 0)
 	a.close(a.open(m.Path("f"), unix.O_RDONLY))
 	if <-callers {

@@ -66,6 +66,13 @@ func Mount(ctx context.Context, opt Options) (*Session, error) {
 		return nil, err
 	}
 	opt.Dir = dir
+	root, err := resolve(opt.Root)
+	if err != nil {
+		return nil, err
+	}
+	if within(dir, root) {
+		return nil, fmt.Errorf("mount point %s is in the directory it would show, %s: every look at it would ask the mount about itself; choose another directory", dir, root)
+	}
 	s := &Session{opt: opt, logger: opt.Logger.With("mount", dir), buffers: newBufferPools(), ended: make(chan struct{})}
 	if err := raiseFileLimit(); err != nil {
 		s.logger.Warn("the limit of open files stays low: every file the kernel knows takes one", "err", err)
