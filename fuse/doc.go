@@ -14,6 +14,10 @@
 // File locks are not negotiated with the kernel: fcntl, OFD and flock locks live on the FUSE inode, cost no request, and
 // a process that wants to take part in them (this one too) opens the file through the mount.
 //
+// A process that is killed while one of its threads waits for an answer of its own mount cannot die: the descriptor of
+// /dev/fuse stays open in it, so nobody ends the wait but "umount -f". Closing its descriptors is no such wait (no FLUSH
+// is sent), opening, stat and fsync are; so a daemon uses its own mount for nothing but the opens its locks need.
+//
 // How a request is served:
 //
 //	/dev/fuse --read--> serve loop --ProtocolServer--> loopback methods --*at(2), /proc/self/fd--> files under Root
