@@ -48,7 +48,8 @@ func (db *DB) rollForward(pgnos []uint32, whole bool) (bool, error) {
 	if err := db.materialise(from); err != nil {
 		return false, fmt.Errorf("roll the files forward to the log: %w", err)
 	}
-	db.log().Warn("the files were not what the log says and are brought to it", "pages", n, "pos", db.Pos().TXID)
+	head, _ := db.txlog.Head()
+	db.log().Warn("the files were not what the log says and are brought to it", "pages", n, "txid", head.Max)
 	return true, nil
 }
 
