@@ -210,35 +210,36 @@ func TestDropped(t *testing.T) {
 	checkChain(t, l)
 }
 
-// TestLockPage: a database that grows over the lock page without writing the pages on the way.
+// TestLockPage: the lock page has a place in the file, but no checksum and no page in an entry.
 func TestLockPage(t *testing.T) {
 	const pageSize = 65536
 	lock := ltx.LockPgno(pageSize)
-	l := open(t, memDir, Options{FS: vfs.NewMem()})
-	page, table := bytes.Repeat([]byte{9}, pageSize), crc64.MakeTable(crc64.ISO)
-	post := flag | pageSum(table, 1, page)
-	one := func(emit func(uint32, []byte) error) error { return emit(1, page) }
-	if _, err := l.Append(Header{Min: 1, Max: 1, Commit: 1, PageSize: pageSize}, one, post, false); err != nil {
-		t.Fatal(err)
-	}
-	want := post
-	zero := make([]byte, pageSize)
-	for pgno := uint32(2); pgno < lock; pgno++ {
-		want = flag | (want ^ pageSum(table, pgno, zero))
-	}
-	want = flag | (want ^ pageSum(table, lock+1, page))
-	last := func(emit func(uint32, []byte) error) error { return emit(lock+1, page) }
-	if _, err := l.Append(Header{Min: 2, Max: 2, Pre: post, Commit: lock + 1, PageSize: pageSize}, last, want, false); err != nil {
-		t.Fatal(err)
-	}
 	w := &countingWriter{}
-	pages, sum, err := l.Replay(w, 2)
-	if err != nil || pages != lock+1 || sum != want || w.end != int64(lock+1)*pageSize {
-		t.Fatalf("replay: %d pages, sum %016x, %d bytes, %v; want %d, %016x", pages, sum, w.end, err, lock+1, want)
+	db := replay{w: w, table: crc64.MakeTable(crc64.ISO), sums: make([]uint64, lock+1)}
+	if err := db.zero(Entry{PageSize: pageSize, Commit: lock + 1}, lock-1, lock+2); err != nil {
+		t.Fatal(err)
 	}
-	h := l.Entries()[0]
-	if got := nextSnapshotPgno(lock-1, lock); got != lock+1 || checkComplete(ltx.Header{MinTXID: 1, Commit: lock}, lock, lock-1) != nil {
-		t.Fatalf("snapshot: page %d follows %d: %v", got, lock-1, h)
+	if w.end != int64(lock+1)*pageSize || w.n != 3*pageSize {
+		t.Fatalf("%d bytes up to %d written, want 3 pages up to page %d", w.n, w.end, lock+1)
+	}
+	before, at, after := db.sums[lock-2], db.sums[lock-1], db.sums[lock]
+	if at != 0 || before == 0 || after == 0 || db.sum != before^after {
+		t.Fatalf("checksums %016x, %016x, %016x, together %016x", before, at, after, db.sum)
+	}
+
+	h := ltx.Header{MinTXID: 1, Commit: lock + 1}
+	if err := checkOrder(h, lock, lock-1, lock+1); err != nil {
+		t.Fatal(err)
+	}
+	if err := checkOrder(h, lock, lock-1, lock); err == nil {
+		t.Fatal("the lock page was accepted")
+	}
+	if err := checkComplete(h, lock, lock-1); err == nil {
+		t.Fatal("a snapshot may end before the page behind the lock page")
+	}
+	h.Commit = lock
+	if err := checkComplete(h, lock, lock-1); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -257,9 +258,13 @@ func (r *countingReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-type countingWriter struct{ end int64 }
+type countingWriter struct {
+	end int64
+	n   int
+}
 
 func (w *countingWriter) WriteAt(b []byte, off int64) (int, error) {
 	w.end = max(w.end, off+int64(len(b)))
+	w.n += len(b)
 	return len(b), nil
 }
