@@ -25,11 +25,26 @@ func (s *Store) openRecords() error {
 	}
 	var g errgroup.Group
 	g.SetLimit(2)
+	named := make(map[string]struct{})
 	for _, ent := range ents {
 		id, err := ParseDBID(ent.Name())
 		if err != nil {
 			s.Logger.Warn("not a database's record: left alone", "path", filepath.Join(s.path, "dbs", ent.Name()))
 			continue
+		}
+		// Before anything is recovered: two recoveries of one file would undo
+		// each other. A record without a name was not finished.
+		name, err := os.ReadFile(filepath.Join(s.DBDir(id), "name"))
+		_, twice := named[string(name)]
+		if twice || errors.Is(err, fs.ErrNotExist) {
+			s.Logger.Warn("record is set aside: another one has its name, or it has none", "db", string(name), "id", FormatDBID(id))
+			if err := s.setAside(s.DBDir(id)); err != nil {
+				return fmt.Errorf("set a record aside: %w", err)
+			}
+			continue
+		}
+		if err == nil {
+			named[string(name)] = struct{}{}
 		}
 		g.Go(func() error {
 			s.openRecordOf(id)
@@ -48,7 +63,7 @@ func (s *Store) openRecordOf(id uint32) {
 		}
 		err = errors.Join(err, db.close())
 	}
-	if errors.Is(err, errFileGone) || errors.Is(err, ErrDatabaseExists) {
+	if errors.Is(err, errFileGone) {
 		s.Logger.Warn("record without its file is set aside", "db", db.Name(), "id", FormatDBID(id), "reason", err)
 		if err := s.setAside(db.dir); err != nil {
 			s.Logger.Error("cannot set a record aside", "path", db.dir, "error", err)
