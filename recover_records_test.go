@@ -61,7 +61,7 @@ func TestRecoverFileWithoutRecord(t *testing.T) {
 	if n.store.DBByName("a.db") != nil {
 		t.Error("a file without a record is a database at once")
 	}
-	n.store.Opened("a.db", true)
+	n.store.Opened("a.db", false, true)
 	n.store.Released("a.db", true, true)
 	n.mustAgree(r, "a.db")
 	n.mustGoOn(r, "a.db")

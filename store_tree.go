@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -72,16 +73,10 @@ func (s *Store) Opening(own bool, path string, writable, first bool) (IOMode, er
 	case FileTypeJournal:
 		return IOCached, nil
 	}
-	mode := IOPassthrough
-	if s.Role() != RoleReplica || s.DBByName(name) == nil {
-		if mode, err = s.databaseMode(name); err != nil {
-			return mode, err
-		}
+	if s.Role() == RoleReplica && s.DBByName(name) != nil {
+		return IOPassthrough, nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.unseen[path] = mode == IOPassthrough && s.passthrough
-	return mode, nil
+	return s.databaseMode(name)
 }
 
 // writesUnseen reports whether applications write to the file at path without
@@ -109,9 +104,13 @@ func (s *Store) databaseMode(name string) (IOMode, error) {
 	return IOPassthrough, nil
 }
 
-// Opened is called after a file was opened.
-func (s *Store) Opened(path string, writable bool) {
+// Opened is called after a file was opened, with passthrough or not.
+func (s *Store) Opened(path string, passthrough, writable bool) {
+	if path == "" {
+		return // its name is gone already
+	}
 	s.mu.Lock()
+	s.unseen[path] = passthrough
 	f := s.opens[path]
 	if f == nil {
 		f = &openFile{}
@@ -264,7 +263,14 @@ func (s *Store) Unlinking(own bool, path string) error {
 
 // Unlinked is called after a file was removed, or was not.
 func (s *Store) Unlinked(path string, err error) {
-	if err != nil || s.Role() == RoleReplica {
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	delete(s.opens, path)
+	delete(s.unseen, path)
+	s.mu.Unlock()
+	if s.Role() == RoleReplica {
 		// A replica's peer removes files under DB.mu: see the lock order.
 		return
 	}
@@ -391,10 +397,19 @@ func (s *Store) moveOpens(old, new string) {
 	}
 }
 
+// posSuffix makes the name of the virtual file with a database's position.
+const posSuffix = "-pos"
+
+// maxFileName is the longest name of a file, in bytes (NAME_MAX).
+const maxFileName = 255
+
+// nodeFiles are the virtual files of the root directory.
+var nodeFiles = []string{".primary"}
+
 // Virtual returns the content of a file that is not in the tree: the position
 // of a database, or the name of the primary.
 func (s *Store) Virtual(path string) ([]byte, bool) {
-	if name, ok := strings.CutSuffix(path, "-pos"); ok {
+	if name, ok := strings.CutSuffix(path, posSuffix); ok {
 		if db := s.DBByName(name); db != nil {
 			return []byte(db.Pos().String() + "\n"), true
 		}
@@ -405,6 +420,30 @@ func (s *Store) Virtual(path string) ([]byte, bool) {
 		}
 	}
 	return nil, false
+}
+
+// Virtuals names the files that Virtual has in a directory of the tree.
+func (s *Store) Virtuals(dir string) []string {
+	var names []string
+	for _, db := range s.DBs() {
+		if d, base := filepath.Split(db.Name()); strings.TrimSuffix(d, "/") == dir && len(base)+len(posSuffix) <= maxFileName {
+			names = append(names, base+posSuffix)
+		}
+	}
+	if dir == "" {
+		for _, name := range nodeFiles {
+			if _, ok := s.Virtual(name); ok {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+// Volatile reports whether Virtual may have a file at a path where it has none
+// now.
+func (s *Store) Volatile(path string) bool {
+	return strings.HasSuffix(path, posSuffix) || slices.Contains(nodeFiles, path)
 }
 
 // exists reports whether the tree has a file at path.

@@ -63,7 +63,8 @@ type Backend interface {
 	Creating(c Caller, path string) error
 	// Opened is called when a handle is open, before the application has it. path is "" when the file has lost its name
 	// meanwhile: each Opened has its Released, so that they can be counted.
-	Opened(path string, writable, created bool)
+	// mode is the one in force, which may be Cached where Passthrough was asked for.
+	Opened(path string, mode Mode, writable, created bool)
 	// Released is called after a handle was closed; last: none is left on the inode. path is the one the file has now,
 	// "" when it has none. close(2) does not wait for it. Opened and Released of one inode come one at a time, in order,
 	// except that Opened for a handle of this process does not wait for a Released in progress.
@@ -84,7 +85,11 @@ type Backend interface {
 	Renaming(c Caller, oldPath, newPath string) error
 	Renamed(oldPath, newPath string, err error)
 	// Virtual gives the content of a synthetic read-only file at a path that does not exist under Root. It is called
-	// for every lookup of a missing name and must be quick. A missing name is remembered by the kernel for an hour:
-	// when a virtual file appears, tell it by Session.NotifyEntry.
+	// for every lookup of a missing name and must be quick.
 	Virtual(path string) ([]byte, bool)
+	// Virtuals names the synthetic files in a directory ("" is the root), for its listing.
+	Virtuals(dir string) []string
+	// Volatile reports whether a virtual file may appear at a path that has none now. The kernel remembers any other
+	// missing name for an hour.
+	Volatile(path string) bool
 }

@@ -12,6 +12,10 @@ type dirStream struct {
 	mu  sync.Mutex
 	buf []byte
 	pos int64 // where the next getdents64 continues
+
+	// virtual are the synthetic files still to be listed once the real ones are: nil before. They all carry the cookie of
+	// the end, for a directory's own cookies use every value up to it.
+	virtual []string
 }
 
 const dirBufferSize = 32 << 10
@@ -47,15 +51,16 @@ func (fs *loopback) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.Di
 		if _, err := unix.Seek(h.fd, off, unix.SEEK_SET); err != nil {
 			return status(err)
 		}
-		d.pos = off
+		d.pos, d.virtual = off, nil
 	}
-	for {
+	for d.virtual == nil {
 		n, err := unix.Getdents(h.fd, d.buf)
 		if err != nil {
 			return status(err)
 		}
 		if n == 0 {
-			return gofuse.OK
+			d.virtual = append([]string{}, fs.virtualNames(h.node)...)
+			break
 		}
 		for rest := d.buf[:n]; len(rest) > 0; {
 			var e gofuse.DirEntry
@@ -67,6 +72,28 @@ func (fs *loopback) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.Di
 			d.pos = int64(e.Off)
 		}
 	}
+	for len(d.virtual) > 0 {
+		name := d.virtual[0]
+		if !out.AddDirEntry(gofuse.DirEntry{Name: name, Mode: unix.S_IFREG, Ino: virtualIno, Off: uint64(d.pos)}) {
+			break
+		}
+		d.virtual = d.virtual[1:]
+	}
+	return gofuse.OK
+}
+
+// virtualIno stands for the inode number of a virtual file in a listing: it has none before it is looked up.
+const virtualIno = 1<<32 - 1
+
+func (fs *loopback) virtualNames(dir *node) []string {
+	path, named := fs.nodes.pathOf(dir)
+	if !named {
+		return nil
+	}
+	if path == "." {
+		path = ""
+	}
+	return fs.backend.Virtuals(path)
 }
 
 func (fs *loopback) ReleaseDir(in *gofuse.ReleaseIn) {

@@ -108,8 +108,15 @@ func (fs *loopback) openAs(n *node, c Caller, flags uint32, created bool, asked 
 	if code, again = fs.openBacked(n, h, flags, asked, askedFirst, out); !code.Ok() || again {
 		return code, again
 	}
-	fs.backend.Opened(fs.pathOrNone(n), h.writable, created)
+	fs.backend.Opened(fs.pathOrNone(n), fs.modeOf(n), h.writable, created)
 	return gofuse.OK, false
+}
+
+// modeOf is the mode in force.
+func (fs *loopback) modeOf(n *node) Mode {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.mode
 }
 
 // pathOrNone is "" for a file without a name.

@@ -70,8 +70,12 @@ func (fs *loopback) Lookup(_ <-chan struct{}, h *gofuse.InHeader, name string, o
 	}
 	n, st, err := fs.nodes.lookup(dir, name)
 	if errors.Is(err, syscall.ENOENT) {
-		if path, ok := fs.nodes.childPath(dir, name); ok && fs.lookupVirtual(path, out) {
+		path, ok := fs.nodes.childPath(dir, name)
+		if ok && fs.lookupVirtual(path, out) {
 			return gofuse.OK
+		}
+		if ok && fs.backend.Volatile(path) {
+			return gofuse.ENOENT
 		}
 		out.SetEntryTimeout(validity)
 		return gofuse.OK

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +18,8 @@ import (
 
 // recorder is a Backend that notes what it is asked and answers as a test wants.
 type recorder struct {
+	listed []string // virtual files of the root directory
+
 	mu      sync.Mutex
 	mode    Mode
 	silent  bool // notes and refuses nothing
@@ -116,7 +119,18 @@ func (r *recorder) Opening(_ Caller, path string, flags uint32, first bool) (Mod
 	return r.mode, err
 }
 func (r *recorder) Creating(_ Caller, path string) error { return r.call("Creating", path) }
-func (r *recorder) Opened(path string, writable, created bool) {
+func (r *recorder) Virtuals(dir string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if dir != "" {
+		return nil
+	}
+	return r.listed
+}
+
+func (r *recorder) Volatile(path string) bool { return strings.HasSuffix(path, "-pos") }
+
+func (r *recorder) Opened(path string, _ Mode, writable, created bool) {
 	r.call("Opened", path, writable, created)
 }
 func (r *recorder) Released(path string, writable, last bool) {

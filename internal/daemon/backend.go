@@ -31,7 +31,9 @@ func (b backend) Creating(c fuse.Caller, path string) error {
 	return b.store.Creating(b.own(c), path)
 }
 
-func (b backend) Opened(path string, writable, _ bool) { b.store.Opened(path, writable) }
+func (b backend) Opened(path string, mode fuse.Mode, writable, _ bool) {
+	b.store.Opened(path, mode == fuse.Passthrough, writable)
+}
 
 func (b backend) Released(path string, writable, last bool) { b.store.Released(path, writable, last) }
 
@@ -60,3 +62,7 @@ func (b backend) Renamed(oldPath, newPath string, err error) {
 }
 
 func (b backend) Virtual(path string) ([]byte, bool) { return b.store.Virtual(path) }
+
+func (b backend) Virtuals(dir string) []string { return b.store.Virtuals(dir) }
+
+func (b backend) Volatile(path string) bool { return b.store.Volatile(path) }
