@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/litefs/litefs/internal/vfs"
 )
@@ -52,6 +53,73 @@ func BenchmarkAppend(b *testing.B) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// BenchmarkAppendSteady is Append in a log that is kept at one size, so that files are reused.
+func BenchmarkAppendSteady(b *testing.B) {
+	l, next := benchLog(b, vfs.OS())
+	n := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		h, pages, post := next(3)
+		if _, err := l.Append(h, pages, post, false); err != nil {
+			b.Fatal(err)
+		}
+		if n++; n%200 == 0 {
+			b.StopTimer()
+			if _, _, err := l.Retain(time.Time{}, Retention{MaxBytes: 1, KeepFrom: h.Max - 50}); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+	}
+}
+
+// BenchmarkSync makes some small entries durable at once, as a barrier does.
+func BenchmarkSync(b *testing.B) {
+	for _, n := range []int{1, 4, 20, 100} {
+		b.Run(fmt.Sprintf("entries=%d", n), func(b *testing.B) {
+			l, next := benchLog(b, vfs.OS())
+			for b.Loop() {
+				b.StopTimer()
+				for range n {
+					h, pages, post := next(2)
+					if _, err := l.Append(h, pages, post, false); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.StartTimer()
+				if err := l.Sync(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkOpen opens a log of 5000 small entries.
+func BenchmarkOpen(b *testing.B) {
+	dir := b.TempDir()
+	l, err := Open(dir, Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	m := newModel(1, 512)
+	for range 5000 {
+		m.append(b, l, false)
+	}
+	if err := l.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		l, err := Open(dir, Options{ReadOnly: true})
+		if err == nil {
+			err = l.Close()
+		}
+		if err != nil {
+			b.Fatal(err)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package ltxlog
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -50,7 +51,11 @@ func (l *Log) Compact(c Compaction) (merged int, err error) {
 		return 0, fmt.Errorf("compact transaction log: %w", err)
 	}
 	for _, r := range planCompaction(l.Entries(), c) {
-		if err := l.merge(r); err != nil {
+		err := l.merge(r)
+		if errors.Is(err, ErrNotFound) {
+			continue // truncated, retired or replaced meanwhile: nothing to merge there
+		}
+		if err != nil {
 			return merged, fmt.Errorf("compact %s to %s: %w", entryName(r[0].Min, r[0].Max), entryName(r[len(r)-1].Min, r[len(r)-1].Max), err)
 		}
 		merged += len(r) - 1
