@@ -15,13 +15,14 @@ import (
 type Pages func(yield func(pgno uint32, data []byte) error) error
 
 // Apply makes one transaction visible: pages become the content of the
-// database, pageCount its size in pages. It never waits for a reader, with two
-// exceptions: the first transaction of an empty database, and a WAL above the
-// hard limit (ErrWALLimit).
+// database, pageCount its size in pages. It never waits for a reader, with three
+// exceptions: the first transaction of an empty database, and, until ctx ends
+// (ErrReaders), a WAL above the hard limit and a change of the page size.
 //
 // The lock page is left out. Pages up to pageCount that nobody wrote are zero.
-// The first transaction must have page 1 and sets the page size; later ones
-// must have the same (ErrPageSize).
+// The first transaction must have page 1 and sets the page size. One that has
+// every page may change it (see changePageSize); any other must have the same
+// (ErrPageSize).
 //
 // After an error nobody has seen anything of the transaction, unless the error
 // came from the wal-index, when it may become visible with the next one. The
@@ -45,14 +46,15 @@ func (p *Peer) apply(ctx context.Context, pageCount, pageSize uint32, pages Page
 		return errors.New("a transaction that leaves no page is none of a database: remove the file")
 	case p.wal == nil:
 		return p.applyFirst(ctx, pageCount, pageSize, pages)
-	case pageSize != p.pageSize:
-		return fmt.Errorf("%w: %d, want %d", ErrPageSize, pageSize, p.pageSize)
 	}
 	if p.index.dirty {
 		if err := p.index.flush(); err != nil {
 			return err
 		}
 		p.setPosition()
+	}
+	if pageSize != p.pageSize {
+		return p.changePageSize(ctx, pageCount, pageSize, pages)
 	}
 	if err := p.makeRoom(ctx); err != nil {
 		return err
@@ -199,8 +201,8 @@ func (p *Peer) writeFirst(pageCount, pageSize uint32, pages Pages) error {
 	if page1 == nil {
 		return errors.New("first transaction of a database has no page 1")
 	}
-	if _, err := sqlitefile.ParseHeader(page1); err != nil {
-		return fmt.Errorf("first transaction of a database: %w", err)
+	if err := checkFirstPage(1, pageSize, page1); err != nil {
+		return err
 	}
 	if err := p.db.Truncate(int64(pageCount) * int64(pageSize)); err != nil {
 		return err
@@ -215,6 +217,22 @@ func (p *Peer) writeFirst(pageCount, pageSize uint32, pages Pages) error {
 		return err
 	}
 	return p.db.Sync()
+}
+
+// checkFirstPage fails on a page 1 that is not that of a database with pages of
+// the given size: every connection would look for the others in vain.
+func checkFirstPage(pgno, pageSize uint32, data []byte) error {
+	if pgno != 1 {
+		return nil
+	}
+	h, err := sqlitefile.ParseHeader(data)
+	if err != nil {
+		return fmt.Errorf("page 1 of a whole database: %w", err)
+	}
+	if h.PageSize != pageSize {
+		return fmt.Errorf("%w: the header names %d, want %d", ErrPageSize, h.PageSize, pageSize)
+	}
+	return nil
 }
 
 // openFirst makes the WAL of a database that was just written.
@@ -233,14 +251,24 @@ func (p *Peer) makeRoom(ctx context.Context) error {
 		return err
 	}
 	p.opt.Logger.Warn("WAL is at its hard limit, waiting for readers", "path", p.opt.Path, "bytes", p.walSize.Load())
-	err = poll(ctx, "readers to leave the WAL", func() (bool, error) {
+	return p.mustRestart(ctx)
+}
+
+// mustRestart waits until the next frame is the first one of the WAL. Readers
+// that come meanwhile do not prolong it: once all of the WAL is in the database
+// they take their pages from there.
+func (p *Peer) mustRestart(ctx context.Context) error {
+	err := poll(ctx, "readers to leave the WAL", func() (bool, error) {
+		if p.index.hdr.MaxFrame == 0 {
+			return true, nil
+		}
 		if _, err := p.checkpoint(ctx); err != nil {
 			return false, err
 		}
 		return p.tryRestart()
 	})
 	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("%w: %w", ErrWALLimit, err)
+		return fmt.Errorf("%w: %w", ErrReaders, err)
 	}
 	return err
 }

@@ -88,18 +88,25 @@ func abandon(t *testing.T, p *Peer) {
 	}
 }
 
+// How a connection is open while a Peer is cut off.
+const (
+	noReader      = "none"
+	idleReader    = "idle"    // keeps the wal-index alive, so that it is adopted
+	holdingReader = "holding" // and a snapshot as well
+)
+
 func TestCutOffAtEveryChange(t *testing.T) {
 	for _, mode := range []string{"delete", "wal"} {
-		for _, withReader := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s/reader=%v", mode, withReader), func(t *testing.T) {
+		for _, with := range []string{noReader, holdingReader} {
+			t.Run(fmt.Sprintf("%s/reader=%v", mode, with), func(t *testing.T) {
 				app := sqlitetest.Start(t)
 				h := newHistory(t, app, mode, 5)
 				step := 1
-				if mode == "wal" && !withReader {
+				if mode == "wal" && with == noReader {
 					step = 3 // the journal mode makes no difference that the other three have not shown
 				}
 				cuts := 0
-				for n := 1; cutOffAt(t, app, h, n, withReader); n += step {
+				for n := 1; cutOffAt(t, app, h, n, with); n += step {
 					cuts = n
 				}
 				if cuts < 35 {
@@ -112,21 +119,22 @@ func TestCutOffAtEveryChange(t *testing.T) {
 
 // cutOffAt plays the history, cut off at change n, and lets another Peer go on.
 // It returns false when the history has fewer changes.
-func cutOffAt(t *testing.T, app *sqlitetest.App, h *history, n int, withReader bool) bool {
+func cutOffAt(t *testing.T, app *sqlitetest.App, h *history, n int, with string) bool {
 	t.Helper()
 	r := &replica{t: t, path: filepath.Join(t.TempDir(), "replica.db"), opt: Options{SoftWAL: 12 << 10}}
 	r.opt.Path = r.path
 	done := 0
 	var reader *sqlitetest.Conn
-	if withReader {
-		// The reader keeps the wal-index alive, so that it is adopted.
+	if with != noReader {
 		r.open()
 		for ; done < 2; done++ {
 			r.apply(h.txns[done])
 		}
 		reader = app.Open(r.path)
 		defer reader.Close()
-		reader.MustExec("BEGIN")
+		if with == holdingReader {
+			reader.MustExec("BEGIN")
+		}
 		if got := fmt.Sprint(reader.MustQuery(lookSQL)); got != h.seen[1] {
 			t.Fatalf("reader sees %s, want %s", got, h.seen[1])
 		}
@@ -152,11 +160,16 @@ func cutOffAt(t *testing.T, app *sqlitetest.App, h *history, n int, withReader b
 	if !errors.Is(err, errCut) {
 		t.Fatalf("change %d: %v", n, err)
 	}
-	if withReader {
+	if with == holdingReader {
 		if got := fmt.Sprint(reader.MustQuery(lookSQL)); got != h.seen[1] {
 			t.Fatalf("change %d: snapshot turned into %s, was %s", n, got, h.seen[1])
 		}
 		reader.MustExec("COMMIT")
+	}
+	if with == idleReader {
+		if got := fmt.Sprint(reader.MustQuery(lookSQL)); got != h.seen[done-1] && (done == len(h.seen) || got != h.seen[done]) {
+			t.Fatalf("change %d: reader sees %s after %d transactions", n, got, done)
+		}
 	}
 	checkAsSQLiteFindsIt(t, app, r.path, h, done, n)
 
@@ -166,7 +179,7 @@ func cutOffAt(t *testing.T, app *sqlitetest.App, h *history, n int, withReader b
 	for ; done < len(h.txns); done++ {
 		r.apply(h.txns[done])
 		r.check(h.images[done])
-		if withReader {
+		if with != noReader {
 			if got := fmt.Sprint(reader.MustQuery(lookSQL)); got != h.seen[done] {
 				t.Fatalf("change %d: reader sees %s, want %s", n, got, h.seen[done])
 			}

@@ -67,6 +67,46 @@ func TestLocalWriters(t *testing.T) {
 	}
 }
 
+// Applications may checkpoint. What would restart or truncate the WAL needs
+// WRITE, which the Peer has: SQLite then says busy and does the work of PASSIVE.
+// The WAL is never empty, because an empty one counts as absent.
+func TestCheckpointsOfApplications(t *testing.T) {
+	app := sqlitetest.Start(t)
+	for _, mode := range []string{"delete", "wal"} {
+		p := newPrimary(t, app, mode, 4096)
+		r := newReplica(t, Options{})
+		r.apply(p.tx("CREATE TABLE t(a INTEGER PRIMARY KEY, b)"))
+		c := app.Open(r.path)
+		c.MustInt("SELECT count(*) FROM t")
+		for i := range 3 {
+			for _, ckpt := range []string{"PASSIVE", "FULL", "RESTART", "TRUNCATE"} {
+				r.apply(p.tx("INSERT INTO t(b) VALUES (randomblob(9000))"))
+				frames := r.WALPos().Frame
+				row := c.MustQuery("PRAGMA wal_checkpoint(" + ckpt + ")")[0]
+				refused := int64(1)
+				if ckpt == "PASSIVE" {
+					refused = 0
+				}
+				if want := fmt.Sprint([]any{refused, int64(frames), int64(frames)}); fmt.Sprint(row) != want {
+					t.Errorf("%s: checkpoint %s says %v, want %v", mode, ckpt, row, want)
+				}
+				fi, err := os.Stat(r.path + "-wal")
+				must(t, err)
+				if fi.Size() < int64(frames)*4096 {
+					t.Fatalf("%s: -wal has %d bytes after %s", mode, fi.Size(), ckpt)
+				}
+				r.check(p.img)
+				for _, c := range []*sqlitetest.Conn{c, app.Open(r.path)} {
+					if got := c.MustText("SELECT count(*) FROM t"); got != p.MustText("SELECT count(*) FROM t") {
+						t.Fatalf("%s: round %d, after %s: reads %s rows", mode, i, ckpt, got)
+					}
+				}
+			}
+		}
+		r.checkFile(p.img)
+	}
+}
+
 // Demotion and promotion, again and again, on connections that stay open.
 func TestRoleChangesOnOpenConnections(t *testing.T) {
 	app := sqlitetest.Start(t)

@@ -38,6 +38,11 @@
 // file without its first bytes is one whose first transaction was not finished,
 // and Open empties it.
 //
+// # Page size
+//
+// A transaction that has every page may change the page size; it goes through
+// the WAL as well. See changePageSize.
+//
 // # Durability
 //
 // Nothing is synced in Apply but the header of a WAL that restarts (wal.c says
@@ -63,12 +68,13 @@ var (
 	ErrHotJournal = errors.New("hot rollback journal beside the database")
 
 	// ErrPageSize says that a transaction has another page size than the
-	// database. It cannot go through a WAL: the database must be built anew.
+	// database and does not hold every page. Nothing was applied.
 	ErrPageSize = errors.New("page size differs from the database's")
 
-	// ErrWALLimit says that readers kept the WAL from restarting until the
-	// context ended, with the WAL at its hard limit. Nothing was applied.
-	ErrWALLimit = errors.New("WAL is at its limit and readers keep it from restarting")
+	// ErrReaders says that the WAL had to restart, because it is at its hard
+	// limit or because the page size changes, and that readers kept it from
+	// that until the context ended. Nothing was applied.
+	ErrReaders = errors.New("readers keep the WAL from restarting")
 
 	// ErrClosed is returned by operations on a closed Peer.
 	ErrClosed = errors.New("peer is closed")
@@ -225,8 +231,10 @@ func (p *Peer) Sync() error {
 }
 
 // Close lets go of all locks. A database in a rollback journal mode that nobody
-// else has open loses its WAL, as at SQLite's last close. Closing twice does
-// nothing.
+// else has open loses its WAL, as at SQLite's last close. While a connection is
+// open the WAL has to stay, since that connection goes on to write it; the last
+// one to close removes it then, and until then new connections use it as well.
+// Closing twice does nothing.
 func (p *Peer) Close(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

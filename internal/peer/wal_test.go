@@ -40,7 +40,7 @@ func TestWALLimits(t *testing.T) {
 	before := p.img
 	next := p.tx(insert)
 	err := r.Apply(impatient(t), next.Count, next.PageSize, next.pages)
-	if !errors.Is(err, ErrWALLimit) || !errors.Is(err, context.DeadlineExceeded) {
+	if !errors.Is(err, ErrReaders) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("apply at the hard limit: %v", err)
 	}
 	r.check(before)
@@ -190,7 +190,10 @@ func TestBadTransactionsAreRefused(t *testing.T) {
 	}
 	r.apply(first)
 	list()
-	bad("another page size", txn{512, 1, []uint32{1}, [][]byte{page[:512]}}, ErrPageSize)
+	small := newPrimary(t, app, "delete", 512).tx("CREATE TABLE t(a)")
+	bad("another page size, not every page", txn{512, 2, small.Pgnos[:1], small.Data[:1]}, ErrPageSize)
+	bad("another page size, a gap", txn{512, 3, []uint32{1, 3}, small.Data[:2]}, ErrPageSize)
+	bad("another page size, but not in the header", txn{512, 1, []uint32{1}, [][]byte{first.Data[0][:512]}}, ErrPageSize)
 	broken := errors.New("broken source")
 	if err := r.Apply(patient(t), 2, 4096, func(yield func(uint32, []byte) error) error {
 		if err := yield(1, page); err != nil {
