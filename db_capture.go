@@ -168,7 +168,7 @@ func (db *DB) hashPages(c change) ([]uint64, error) {
 		if err := c.read(pgno, b); err != nil {
 			return nil, err
 		}
-		sums[i] = uint64(ltx.ChecksumPage(pgno, b))
+		sums[i] = pagesum.Page(pgno, b)
 	}
 	db.store.stats.PageHashes.Add(uint64(len(sums)))
 	return sums, nil

@@ -6,8 +6,7 @@ import (
 	"os"
 	"slices"
 
-	"github.com/superfly/ltx"
-
+	"github.com/litefs/litefs/internal/pagesum"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -138,7 +137,7 @@ func (db *DB) firstPageChanged() (bool, error) {
 	if err := readFilePage(f, 1, b); err != nil {
 		return false, err
 	}
-	return uint64(ltx.ChecksumPage(1, b)) != db.sums.Get(1), nil
+	return pagesum.Page(1, b) != db.sums.Get(1), nil
 }
 
 // changedOf returns the pages of c whose bytes are not those on record.

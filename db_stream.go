@@ -12,6 +12,7 @@ import (
 	"github.com/superfly/ltx"
 
 	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/pagesum"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -152,7 +153,7 @@ func (s *snapshot) copyRun(pgno uint32, n int) (next uint32, more bool, err erro
 		if err := img.readPage(pgno, b); err != nil {
 			return 0, false, err
 		}
-		if uint64(ltx.ChecksumPage(pgno, b)) != want {
+		if pagesum.Page(pgno, b) != want {
 			continue // a transaction is not captured yet; the next round has it
 		}
 		if _, err := s.tmp.WriteAt(b, int64(pgno-1)*int64(s.pageSize)); err != nil {

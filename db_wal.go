@@ -21,10 +21,13 @@ const (
 	lookAgainMin  = 50 * time.Microsecond
 	lookAgainMax  = 250 * time.Millisecond
 	lookAgainStop = time.Minute
-	// pause is the least time between two captures of one database under load.
-	// Each capture costs the writer a little on a small machine, so commits
-	// gather meanwhile and share one log entry.
-	pause = time.Millisecond
+	// pauseMin and pauseMax bound the time between two captures of one
+	// database. Each capture costs the writer a little on a small machine, and
+	// each log entry a file to be synced, so under load commits gather and
+	// share one. The pause grows while more than gathered commits come at once.
+	pauseMin = time.Millisecond
+	pauseMax = 4 * time.Millisecond
+	gathered = 8
 )
 
 // walFile is the write-ahead log of a database, open for captures.
@@ -114,11 +117,16 @@ func (db *DB) captureLoop() {
 // commits of which only the first was published yet. It reports false when the
 // database is being closed.
 func (db *DB) captureUntilQuiet(timer *time.Timer) bool {
+	pause := pauseMin
 	for delay, waited := lookAgainMin, time.Duration(0); ; {
+		before := db.TXID()
 		switch db.captureOnce() {
 		case lookNone:
 			return true
 		case lookCaptured:
+			if pause = min(pause*2, pauseMax); db.TXID() < before+gathered {
+				pause = pauseMin
+			}
 			delay, waited = pause, 0
 		case lookUnpublished:
 			delay = min(max(delay*2, lookAgainMin), lookAgainMax)
