@@ -404,15 +404,21 @@ func (n *node) mustGoOn(r *reader, name string) {
 	again.close()
 }
 
-// replica is a node that follows p by hand.
+// follow brings the node to the position of p, as a stream does.
 func (n *node) follow(p *node, name string) {
 	n.t.Helper()
+	if err := n.tryFollow(p, name); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) tryFollow(p *node, name string) error {
 	from := p.db(name)
 	to := n.store.DB(from.ID())
 	if to == nil {
 		var err error
 		if to, err = n.store.ForceCreateDB(from.ID(), name); err != nil {
-			n.t.Fatal(err)
+			return err
 		}
 	}
 	for {
@@ -422,17 +428,16 @@ func (n *node) follow(p *node, name string) {
 		}
 		rd, err := from.NextLTX(pos)
 		if errors.Is(err, io.EOF) {
-			return
+			return nil
 		}
 		if errors.Is(err, ErrSnapshotNeeded) {
 			rd, err = from.SnapshotLTX(n.t.Context())
 		}
 		if err != nil {
-			n.t.Fatal(err)
+			return err
 		}
-		err = errors.Join(to.apply(n.t.Context(), rd, rd.Size), rd.Close())
-		if err != nil {
-			n.t.Fatalf("apply to %s: %v", name, err)
+		if err := errors.Join(to.apply(n.t.Context(), rd, rd.Size), rd.Close()); err != nil {
+			return fmt.Errorf("apply to %s: %w", name, err)
 		}
 	}
 }
