@@ -111,8 +111,7 @@ func crashRounds(t *testing.T, rounds int, d time.Duration, options ...option) {
 }
 
 func TestNothingAcknowledgedIsLostByCrashes(t *testing.T) {
-	t.Run("passthrough", func(t *testing.T) { crashRounds(t, 6, 0) })
-	t.Run("cached", func(t *testing.T) { crashRounds(t, 3, 0, cached) })
+	crashRounds(t, 6, 0)
 }
 
 // What an application commits through open descriptors while the daemon is away is captured when the

@@ -242,3 +242,24 @@ func TestFollowerDropsAndRecreates(t *testing.T) {
 	}
 	sameEverywhere(t, primary, follower, "app.db")
 }
+
+// The position is a file beside the database on every node.
+func TestPositionIsAFile(t *testing.T) {
+	primary := startNode(t)
+	follower := startNode(t, follows(primary))
+	c := sqlitetest.Open(t, primary.path("app.db"), "journal_mode=wal")
+	c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB)")
+	settle(c)
+	c.Close()
+	caughtUp(primary, follower, "app.db")
+	for _, n := range []*node{primary, follower} {
+		want, err := n.pos("app.db")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(n.path("app.db-pos"))
+		if got := strings.TrimSpace(string(b)); err != nil || got != want {
+			t.Errorf("app.db-pos says %q (%v), want %q", got, err, want)
+		}
+	}
+}

@@ -3,8 +3,10 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -242,10 +244,33 @@ func (n *node) verified() map[string]*verify.Database {
 	return out
 }
 
-// pos reads the position of a database from the mount: "TXID/checksum".
+// pos asks the node for the position of a database: "TXID/checksum", "none" for one it does not have.
+// It asks by HTTP and not by the file name-pos: to look for a file before it exists is another thing to
+// test.
 func (n *node) pos(name string) (string, error) {
-	b, err := os.ReadFile(n.path(name + "-pos"))
-	return strings.TrimSpace(string(b)), err
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.cfg.Addr+"/info", nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	var info struct {
+		Databases []struct{ Name, TXID, Checksum string }
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&info); err != nil {
+		return "", err
+	}
+	for _, db := range info.Databases {
+		if db.Name == name {
+			return db.TXID + "/" + db.Checksum, nil
+		}
+	}
+	return "none", nil
 }
 
 // settle makes everything that was written to a database part of its log: a checkpoint waits for it.
