@@ -162,7 +162,7 @@ func (s *Session) connectionEnded(err error) {
 // answer handles one request and writes the reply.
 func (s *Session) answer(b *ioBuffers, n int) {
 	h := headerOf(b.in)
-	if errno := reservedName(b.in[:n]); errno != 0 {
+	if errno := reservedName(b.in[:n]); errno != 0 && !s.polling.Load() {
 		s.reply(h, errorReply(b.out, h.Unique, errno))
 		return
 	}

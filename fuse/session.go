@@ -42,6 +42,7 @@ type Session struct {
 	why         string // why passthrough is off; "" when it is on
 
 	buffers *bufferPools
+	polling atomic.Bool // settlePoll uses the reserved name
 	reading atomic.Int32
 	workers sync.WaitGroup // goroutines of serve
 	counts  [maxOpcode]atomic.Uint64
@@ -93,6 +94,9 @@ func Mount(ctx context.Context, opt Options) (*Session, error) {
 		nodes.closeAll()
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
+	if err := s.settlePoll(); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), s.Close(ctx))
+	}
 	return s, nil
 }
 
@@ -140,6 +144,25 @@ func (s *Session) start() error {
 		go s.serve()
 	}
 	go s.finish()
+	return nil
+}
+
+// settlePoll has the kernel ask once whether files can be polled, and learn that they cannot (ENOSYS).
+//
+// Otherwise it would ask when this process first opens a file of its own mount with os.Open, which adds the descriptor to
+// the runtime's epoll: a system call that the Go scheduler is not told of, waiting for an answer that needs the scheduler.
+// A garbage collection at that moment stops the process for good. poll(2) is a call that the scheduler knows.
+func (s *Session) settlePoll() error {
+	s.polling.Store(true)
+	defer s.polling.Store(false)
+	fd, err := unix.Open(filepath.Join(s.opt.Dir, epollHack), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("try poll(2) on the mount: %w", err)
+	}
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return fmt.Errorf("try poll(2) on the mount: %w", err)
+	}
 	return nil
 }
 

@@ -203,3 +203,24 @@ func TestRefusedBacking(t *testing.T) {
 	}
 	a.stop()
 }
+
+// TestPollSettled: no open of this process's own asks for a poll, for it could not be answered during a garbage collection.
+func TestPollSettled(t *testing.T) {
+	m := newMount(t, Cached)
+	before := m.Counts()["POLL"]
+	if before != 1 {
+		t.Fatalf("%d POLL requests at the start, want 1", before)
+	}
+	for range 3 {
+		f, err := os.Create(m.Path("f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := m.Counts()["POLL"]; after != before {
+		t.Fatalf("%d POLL requests, want %d", after, before)
+	}
+}
