@@ -43,6 +43,9 @@ type DB struct {
 	// unjournaled is set once SQLite was seen writing without a journal.
 	unjournaled atomic.Bool
 
+	// behind is set from a capture that failed to the next one that did not.
+	behind atomic.Bool
+
 	// locks are the rollback-journal locks that a Go program takes through
 	// this package. Applications on the mount lock in the kernel.
 	locks struct{ pending, reserved, shared RWMutex }

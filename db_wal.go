@@ -166,8 +166,13 @@ func (db *DB) captureOnce() look {
 	before := db.at
 	if err := db.captureWAL(false); err != nil {
 		db.store.stats.CaptureErrors.Add(1)
-		db.log().Error("capture failed; the transactions stay in the write-ahead log and are tried again", "error", err)
+		if !db.behind.Swap(true) { // once: it is tried again at every commit
+			db.log().Error("capture failed; the transactions stay in the write-ahead log and are tried again", "error", err)
+		}
 		return lookUnpublished
+	}
+	if db.behind.Swap(false) {
+		db.log().Info("captures succeed again")
 	}
 	if db.at != before {
 		return lookCaptured

@@ -422,11 +422,7 @@ func (n *node) tryFollow(p *node, name string) error {
 		}
 	}
 	for {
-		pos := to.Pos()
-		if to.isStale() {
-			pos = Pos{}
-		}
-		rd, err := from.NextLTX(pos)
+		rd, err := from.NextLTX(n.store.wantedPos()[to.ID()])
 		if errors.Is(err, io.EOF) {
 			return nil
 		}

@@ -44,6 +44,9 @@ func (db *DB) syncLog() {
 	if closed || txlog == nil {
 		return
 	}
+	if db.behind.Load() {
+		db.poke() // the next commit may be long in coming
+	}
 	if err := txlog.Sync(); err != nil {
 		db.log().Error("cannot make the log durable; tried again in a moment", "error", err)
 	}

@@ -184,12 +184,14 @@ func (s *Store) follow(ctx context.Context) error {
 	return errors.Join(err, stream.Close())
 }
 
-// wantedPos is where this replica wants each database to be continued.
+// wantedPos is where this replica wants each database to be continued. A
+// position with no checksum is on no history, so a snapshot of the head comes;
+// the zero position would bring the log from its start, and the past to readers.
 func (s *Store) wantedPos() map[uint32]Pos {
 	m := s.PosMap()
 	for id := range m {
 		if db := s.DB(id); db != nil && db.isStale() {
-			m[id] = Pos{}
+			m[id] = Pos{TXID: m[id].TXID}
 		}
 	}
 	return m
