@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -86,13 +87,58 @@ func (s *Store) lockDir() error {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			s.lockFile = f
-			return nil
+			return errors.Join(f.Truncate(0), writePID(f))
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
-			return errors.Join(fmt.Errorf("data directory %s is in use by another litefs: stop that one first", s.path), f.Close())
+			return errors.Join(fmt.Errorf("data directory %s is in use by another litefs (pid %d): stop that one first", s.path, lockOwner(s.path)), f.Close())
 		}
 		<-time.After(20 * time.Millisecond) // flock has no wake-up with a deadline
 	}
+}
+
+func writePID(f *os.File) error {
+	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return err
+}
+
+// lockOwner returns the process that took the data directory's lock last.
+func lockOwner(path string) int {
+	b, err := os.ReadFile(filepath.Join(path, "LOCK"))
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// DyingOwner returns the process that holds the data directory, if it has been
+// killed and is not gone. A daemon that was killed while one of its threads
+// waited for its own mount stays like that, with the lock, until the mount is
+// aborted.
+func DyingOwner(path string) (pid int, dying bool) {
+	if pid = lockOwner(path); pid == 0 || pid == os.Getpid() {
+		return 0, false
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, false
+	}
+	const sigkill = 1 << (unix.SIGKILL - 1)
+	for line := range strings.Lines(string(b)) {
+		key, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch key {
+		case "State":
+			dying = dying || strings.HasPrefix(value, "Z")
+		case "SigPnd", "ShdPnd":
+			mask, err := strconv.ParseUint(value, 16, 64)
+			dying = dying || err == nil && mask&sigkill != 0
+		}
+	}
+	return pid, dying
 }
 
 // checkFormat refuses a directory that another program, or another version of

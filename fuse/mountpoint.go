@@ -158,6 +158,24 @@ func unstale(dir string, timeout time.Duration) error {
 	}
 }
 
+// Abort ends the connection behind the mount at dir, if it is one of ours: whatever waits for its daemon gets an error.
+// It is for a daemon that has been killed and cannot die, because one of its threads waits for its own mount.
+func Abort(dir string) error {
+	path, err := resolve(dir)
+	if err != nil {
+		return err
+	}
+	m, ok, err := mountAt(path)
+	if err != nil || !ok || m.fstype != "fuse."+fsName {
+		return err
+	}
+	// MNT_FORCE aborts the connection, and then unmounts only if nobody has files open.
+	if err := unix.Unmount(path, unix.MNT_FORCE); err != nil && !errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("abort the mount %s: %w", path, err)
+	}
+	return nil
+}
+
 // isDead asks the mount at path something. A daemon that is stopped, or that was killed while one of its threads waited
 // for its own mount, leaves the question open for ever; the goroutine that asks then lives until the mount is aborted.
 func isDead(path string, timeout time.Duration) (bool, error) {

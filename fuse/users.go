@@ -41,8 +41,14 @@ func uses(proc string, m mountEntry, dir string) bool {
 			return true
 		}
 	}
-	infos, _ := os.ReadDir(filepath.Join(proc, "fdinfo"))
-	for _, f := range infos {
+	fds, _ := os.ReadDir(filepath.Join(proc, "fd"))
+	for _, f := range fds {
+		// What is no file of a file system is passed over: to read the fdinfo of an epoll takes its lock, which a process
+		// that hangs may hold for ever.
+		target, err := os.Readlink(filepath.Join(proc, "fd", f.Name()))
+		if err != nil || !strings.HasPrefix(target, "/") {
+			continue
+		}
 		info, err := os.ReadFile(filepath.Join(proc, "fdinfo", f.Name()))
 		if err == nil && mountID(string(info)) == m.id {
 			return true

@@ -111,6 +111,12 @@ func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *Nod
 // killed has left on it.
 func (n *Node) prepareMountPoint() error {
 	dir := n.cfg.Fuse.Dir
+	if pid, dying := litefs.DyingOwner(n.cfg.Data.Dir); dying {
+		n.logger.Warn("the daemon before this one was killed and waits for its own mount: the mount is aborted", "pid", pid, "mount", dir)
+		if err := fuse.Abort(dir); err != nil {
+			return err
+		}
+	}
 	if err := fuse.Unstale(dir); err != nil {
 		return err
 	}
