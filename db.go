@@ -50,6 +50,14 @@ type DB struct {
 	// this package. Applications on the mount lock in the kernel.
 	locks struct{ pending, reserved, shared RWMutex }
 
+	// ingest is held while the log takes an entry from the network, so that
+	// maintenance, which would wait for the network then, leaves the log alone.
+	// Before mu.
+	ingest sync.Mutex
+
+	// trouble is why a replica's database does not follow; nil when it does.
+	trouble atomic.Pointer[trouble]
+
 	mu     sync.Mutex // guards everything below
 	closed bool
 	txlog  *ltxlog.Log
@@ -208,6 +216,10 @@ func (db *DB) close() error {
 		errs = append(errs, db.releasePeer())
 	}
 	clean := !db.allDirty && len(db.dirty) == 0 && !db.stale
+	if db.store.Role() == RoleReplica {
+		entries, ok := db.unapplied()
+		clean = clean && ok && len(entries) == 0 // else the log is ahead of the files
+	}
 	if db.store.Role() != RoleReplica {
 		if err := db.captureWAL(true); err != nil {
 			clean = false

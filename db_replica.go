@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/superfly/ltx"
 
@@ -73,38 +74,149 @@ func (db *DB) leaveMount() error {
 	return db.releasePeer()
 }
 
+// errChecksum reports an entry that does not lead to the checksum it promises.
+var errChecksum = errors.New("checksum differs")
+
 // apply takes one LTX file of size bytes from r into the log, then into the
-// files. An entry that is in the log but not in the files is applied at the
-// next start.
+// files. db.mu is not held while r is read, which may be a network.
 func (db *DB) apply(ctx context.Context, r io.Reader, size int64) error {
+	db.ingest.Lock()
+	defer db.ingest.Unlock()
+	if _, err := db.txlog.Import(io.LimitReader(r, size), size, false); err != nil {
+		return err
+	}
+	_, err := db.catchUp(ctx)
+	return err
+}
+
+// catchUp applies the entries that are in the log and not in the files, and
+// returns the position from which the primary is to go on: zero when the files
+// cannot be brought to any.
+func (db *DB) catchUp(ctx context.Context) (Pos, error) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if db.closed {
-		return ErrDatabaseNotFound
+		return Pos{}, ErrDatabaseNotFound
 	}
-	e, err := db.txlog.Import(io.LimitReader(r, size), size, false)
-	if err != nil {
-		return err
+	if err := db.takePeerLocked(ctx); err != nil {
+		return Pos{}, err
 	}
-	if err := db.applyEntry(ctx, e); err != nil {
+	entries, ok := db.unapplied()
+	if !ok {
 		db.stale = true
-		return err
+		return db.noPos(), nil
 	}
-	return nil
+	for _, e := range entries {
+		if err := db.applyEntry(ctx, e); err != nil {
+			db.stale = db.stale || errors.Is(err, errChecksum)
+			return Pos{}, err
+		}
+	}
+	return db.wantedPosLocked(), nil
 }
 
-// applyEntry makes the newest entry of the log visible to readers. db.mu is
-// held.
-func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
-	if err := db.takePeerLocked(ctx); err != nil {
-		return err
+// unapplied returns the entries of the log that the files lack; false when the
+// log does not lead from the files to its head. db.mu is held.
+func (db *DB) unapplied() ([]ltxlog.Entry, bool) {
+	pos := db.Pos()
+	if head, ok := db.txlog.Head(); ok && !db.stale {
+		switch {
+		case head.Max == pos.TXID && head.Post == pos.Chksum:
+			return nil, true
+		case head.Min == pos.TXID+1 && head.Pre == pos.Chksum:
+			return []ltxlog.Entry{head}, true
+		}
 	}
+	entries := db.txlog.Entries()
+	snapshot := len(entries) == 1 && entries[0].Min == 1
+	if db.stale {
+		// Only what holds every page can be applied to files of unknown state.
+		return entries, snapshot
+	}
+	if pos.IsZero() && (len(entries) == 0 || entries[0].Min == 1) {
+		return entries, true
+	}
+	for i := len(entries) - 1; i >= 0; i-- {
+		if entries[i].Max == pos.TXID && entries[i].Post == pos.Chksum {
+			return entries[i+1:], true
+		}
+	}
+	return entries, snapshot
+}
+
+// noPos asks for a snapshot: a position with no checksum is on no history. The
+// zero position would bring the log from its start, and the past to readers.
+func (db *DB) noPos() Pos { return Pos{TXID: db.TXID()} }
+
+// wantedPos is where the primary is to continue the database.
+func (db *DB) wantedPos() Pos {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.wantedPosLocked()
+}
+
+func (db *DB) wantedPosLocked() Pos {
+	head, ok := db.txlog.Head()
+	if !ok {
+		return Pos{}
+	}
+	if _, ok := db.unapplied(); db.stale || !ok {
+		return db.noPos()
+	}
+	return Pos{TXID: head.Max, Chksum: head.Post}
+}
+
+// reached returns how far the database is on this node: in the log, in the log
+// and on disk, visible to readers. It needs no lock: the log of a database
+// that is known to the store is there to stay.
+func (db *DB) reached() (received, durable, applied Pos) {
+	if head, ok := db.txlog.Head(); ok {
+		received = Pos{TXID: head.Max, Chksum: head.Post}
+	}
+	if txid := db.txlog.Durable(); txid > 0 {
+		if e, ok := db.txlog.Find(txid); ok && e.Max == txid {
+			durable = Pos{TXID: txid, Chksum: e.Post}
+		}
+	}
+	return received, durable, db.Pos()
+}
+
+// trouble is why a database does not follow its primary.
+type trouble struct {
+	err   error
+	since time.Time
+	retry time.Duration // pause before it is tried again
+}
+
+// setTrouble marks the database with err; nil ends the trouble.
+func (db *DB) setTrouble(err error, retry time.Duration) {
+	old := db.trouble.Load()
+	if err == nil {
+		if old != nil && db.trouble.CompareAndSwap(old, nil) {
+			db.log().Info("database follows the primary again", "after", time.Since(old.since).Round(time.Millisecond))
+		}
+		return
+	}
+	t := &trouble{err: err, since: time.Now(), retry: retry}
+	if old != nil {
+		t.since = old.since
+	}
+	db.trouble.Store(t)
+}
+
+// applyEntry makes an entry of the log visible to readers. db.mu is held.
+func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
 	pgnos, sums, err := db.entryChanges(e)
 	if err != nil {
 		return err
 	}
 	if e.Commit == 0 {
 		return errors.New("the entry empties the database, which is not understood")
+	}
+	if ps := db.sums.PageSize(); e.Min == 1 && ps != 0 && ps != e.PageSize {
+		if err := db.replaceFiles(ctx); err != nil {
+			return fmt.Errorf("change the page size from %d to %d: %w", ps, e.PageSize, err)
+		}
 	}
 	keep := make(map[uint32]struct{}, len(pgnos))
 	for _, pgno := range pgnos {
@@ -121,6 +233,17 @@ func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
 	if err != nil {
 		return err
 	}
+	if err := db.recordApplied(e, pgnos, sums); err != nil {
+		return err
+	}
+	db.store.stats.Applied.Add(1)
+	db.publishAt(e)
+	db.store.MarkDirty(db.id)
+	return nil
+}
+
+// recordApplied brings the page checksums to the end of e. db.mu is held.
+func (db *DB) recordApplied(e ltxlog.Entry, pgnos []uint32, sums []uint64) error {
 	if db.sums.PageSize() != e.PageSize {
 		if err := db.sums.SetPageSize(e.PageSize); err != nil {
 			return err
@@ -138,10 +261,29 @@ func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
 		return err
 	}
 	db.stale = false
-	db.store.stats.Applied.Add(1)
-	db.publish()
-	db.store.MarkDirty(db.id)
 	return nil
+}
+
+// publishAt makes the end of e the position that others see: readers are there.
+func (db *DB) publishAt(e ltxlog.Entry) {
+	db.pos.Store(&Pos{TXID: e.Max, Chksum: e.Post})
+	db.epoch.Store(e.Epoch)
+}
+
+// replaceFiles makes way for a database of another page size, which no reader
+// of the old file can be led to: readers open it anew. db.mu is held.
+func (db *DB) replaceFiles(ctx context.Context) error {
+	if err := db.releasePeer(); err != nil {
+		return err
+	}
+	path := filepath.Join(db.store.MountDir(), db.Name())
+	for _, sfx := range []string{"-wal", "-shm", "-journal", ""} {
+		if err := os.Remove(path + sfx); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	db.log().Warn("the page size has changed: the file is replaced, readers must open it anew")
+	return db.takePeerLocked(ctx)
 }
 
 // entryChanges returns the pages of e that differ from what is here, with
@@ -172,7 +314,7 @@ func (db *DB) entryChanges(e ltxlog.Entry) (pgnos []uint32, sums []uint64, err e
 		}, e.Commit)
 	}
 	if rolling != e.Post {
-		return nil, nil, fmt.Errorf("checksum after %016x: got %016x, want %016x: a snapshot is fetched", e.Max, rolling, e.Post)
+		return nil, nil, fmt.Errorf("%w after %016x: got %016x, want %016x: a snapshot is fetched", errChecksum, e.Max, rolling, e.Post)
 	}
 	return pgnos, sums, nil
 }

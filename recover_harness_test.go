@@ -422,7 +422,11 @@ func (n *node) tryFollow(p *node, name string) error {
 		}
 	}
 	for {
-		rd, err := from.NextLTX(n.store.wantedPos()[to.ID()])
+		pos, err := to.catchUp(n.t.Context())
+		if err != nil {
+			return err
+		}
+		rd, err := from.NextLTX(pos)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}

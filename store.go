@@ -65,6 +65,11 @@ type Store struct {
 	watcher   *watch.Watcher
 	mountDev  atomic.Uint64 // st_dev of the mount; 0 without one
 	stats     Stats
+	replicas  ReplicaRegistry
+
+	// syncedAt is the primary's time, in milliseconds since 1970, at which this
+	// replica had all that the primary had; 0 for never.
+	syncedAt atomic.Int64
 
 	// ctx ends when the store closes; wg counts every goroutine started under
 	// it, and Close waits for them.
@@ -99,8 +104,9 @@ type Stats struct {
 	Captures, Commits, Barriers atomic.Uint64
 	// CaptureErrors counts captures that failed and will be tried again.
 	CaptureErrors atomic.Uint64
-	// Applied counts log entries applied on a replica.
-	Applied atomic.Uint64
+	// Applied counts log entries applied on a replica, ApplyErrors the times
+	// that a database could not go on.
+	Applied, ApplyErrors atomic.Uint64
 	// PageHashes counts pages hashed, a measure of work that tests assert.
 	PageHashes atomic.Uint64
 }

@@ -56,6 +56,10 @@ func (db *DB) syncLog() {
 // are made durable first: after a power cut both are mended from the entries
 // that are left, so no entry may go before what it changed is on disk.
 func (db *DB) retain(r Retention) {
+	if !db.ingest.TryLock() {
+		return // an entry is on its way in; next time
+	}
+	defer db.ingest.Unlock()
 	db.mu.Lock()
 	txlog, sums, closed := db.txlog, db.sums, db.closed
 	pos := db.Pos()
@@ -71,7 +75,19 @@ func (db *DB) retain(r Retention) {
 		db.log().Error("cannot compact the log; tried again later", "error", err)
 		return
 	}
-	n, bytes, err := txlog.Retain(db.now(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes, KeepFrom: pos.TXID + 1})
+	applied := pos.TXID + 1 // what the files still lack stays
+	keepFrom := applied
+	if from := db.store.replicas.neededFrom(db.id); from > 0 {
+		keepFrom = min(keepFrom, from)
+	}
+	n, bytes, err := txlog.Retain(db.now(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes, KeepFrom: keepFrom})
+	if err == nil && keepFrom < applied {
+		// A replica that falls ever further behind does not fill the disk.
+		var more int
+		var moreBytes int64
+		more, moreBytes, err = txlog.Retain(db.now(), ltxlog.Retention{MaxBytes: 2 * r.Bytes, KeepFrom: applied})
+		n, bytes = n+more, bytes+moreBytes
+	}
 	if err != nil {
 		db.log().Error("cannot remove old log entries; tried again later", "error", err)
 		return

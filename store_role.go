@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Role returns what this node may do now.
@@ -145,11 +146,7 @@ func (s *Store) startRole() {
 // followLoop takes the replica's locks on every database, then keeps a
 // connection to the primary until the store closes.
 func (s *Store) followLoop() {
-	for _, db := range s.DBs() {
-		if err := db.takePeer(s.ctx); err != nil {
-			db.log().Error("cannot take the replica's locks; tried again with the next transaction", "error", err)
-		}
-	}
+	s.takePeers(s.ctx)
 	last := ""
 	for s.ctx.Err() == nil {
 		err := s.follow(s.ctx)
@@ -167,6 +164,25 @@ func (s *Store) followLoop() {
 	}
 }
 
+// takePeers takes the replica's locks on all databases. One that a local
+// program is writing to holds the others up for a while only.
+func (s *Store) takePeers(ctx context.Context) {
+	const patience = 5 * time.Second
+	var g errgroup.Group
+	g.SetLimit(4)
+	for _, db := range s.DBs() {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
+			if err := db.takePeer(ctx); err != nil {
+				db.log().Error("cannot take the replica's locks; tried again with the next transaction", "error", err)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // no function of the group returns an error
+}
+
 // follow runs one connection to the primary to its end.
 func (s *Store) follow(ctx context.Context) error {
 	if s.Client == nil {
@@ -180,65 +196,16 @@ func (s *Store) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.consume(ctx, primary, stream)
-	return errors.Join(err, stream.Close())
+	return s.consume(ctx, primary, stream)
 }
 
-// wantedPos is where this replica wants each database to be continued. A
-// position with no checksum is on no history, so a snapshot of the head comes;
-// the zero position would bring the log from its start, and the past to readers.
+// wantedPos is where this replica wants each database to be continued.
 func (s *Store) wantedPos() map[uint32]Pos {
-	m := s.PosMap()
-	for id := range m {
-		if db := s.DB(id); db != nil && db.isStale() {
-			m[id] = Pos{TXID: m[id].TXID}
-		}
+	m := make(map[uint32]Pos)
+	for _, db := range s.DBs() {
+		m[db.ID()] = db.wantedPos()
 	}
 	return m
-}
-
-// consume applies the frames of a stream until it ends.
-func (s *Store) consume(ctx context.Context, primary string, stream StreamReader) error {
-	if p, ok := stream.(StreamPeer); ok {
-		if err := s.joinCluster(p.ClusterID(), p.Epoch()); err != nil {
-			return err
-		}
-	}
-	s.mu.Lock()
-	s.primaryURL = primary
-	s.mu.Unlock()
-	s.Logger.Info("connected to the primary", "url", primary)
-	var db *DB
-	for {
-		frame, err := stream.NextFrame()
-		if errors.Is(err, io.EOF) {
-			return errors.New("the primary ended the stream")
-		}
-		if err != nil {
-			return fmt.Errorf("stream from %s: %w", primary, err)
-		}
-		switch f := frame.(type) {
-		case *DBStreamFrame:
-			if db, err = s.introduce(ctx, f.DBID, f.Name); err != nil {
-				return err
-			}
-		case *LTXStreamFrame:
-			if db == nil {
-				return errors.New("stream: a transaction before any database was named")
-			}
-			if err := db.apply(ctx, stream, f.Size); err != nil {
-				return fmt.Errorf("apply to %s: %w", db.Name(), err)
-			}
-		case *DropDBStreamFrame:
-			if err := s.dropReplica(ctx, f.DBID); err != nil {
-				return err
-			}
-		case *HeartbeatStreamFrame:
-			if f.Epoch > s.Epoch() {
-				s.epoch.Store(f.Epoch)
-			}
-		}
-	}
 }
 
 // joinCluster checks that the primary is of this node's cluster. A node that

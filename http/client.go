@@ -94,11 +94,15 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 	if err != nil {
 		return nil, err
 	}
-	var body bytes.Buffer
-	if err := WritePosMap(&body, posMap); err != nil {
+	var positions bytes.Buffer
+	if err := WritePosMap(&positions, posMap); err != nil {
 		return nil, err
 	}
+	// The request's body stays open: it carries what the replica acknowledges.
+	acks, up := io.Pipe()
 	ctx, cancel := context.WithCancelCause(ctx)
+	// The transport does not look at the context while it reads the body.
+	context.AfterFunc(ctx, func() { _ = up.CloseWithError(context.Cause(ctx)) }) // never fails
 	conn := c.newConnection()
 	defer func() {
 		if err != nil {
@@ -106,7 +110,12 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 			conn.close()
 		}
 	}()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, &body)
+	// The transport closes the body when the request ends, which ends a read of it that waits.
+	body := struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(&positions, acks), acks}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, body)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +137,7 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 		}
 		return nil, err
 	}
-	s := &Stream{cancel: cancel, conn: conn, body: resp.Body}
+	s := &Stream{cancel: cancel, conn: conn, body: resp.Body, up: up}
 	if err := s.readHeader(resp.Header); err != nil {
 		return nil, errors.Join(err, resp.Body.Close())
 	}

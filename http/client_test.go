@@ -237,6 +237,7 @@ func TestStream_CloseWhileReading(t *testing.T) {
 	s := testStream(t, srv.URL(), nil)
 	wantBeat(t, s)
 	wantNext(t, s, "db 1 a.db")
+	wantBeat(t, s) // all is sent
 	got := make(chan error, 1)
 	go func() {
 		_, err := s.NextFrame()

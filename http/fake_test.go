@@ -34,7 +34,10 @@ type fakeSource struct {
 	subs       map[*fakeSub]bool
 	noSubs     chan struct{} // closed when the last subscription is
 	open       int           // LTX files not closed
+	replicas   litefs.ReplicaRegistry
 }
+
+func (s *fakeSource) ReplicaRegistry() *litefs.ReplicaRegistry { return &s.replicas }
 
 func newFakeSource(names ...string) *fakeSource {
 	s := &fakeSource{
@@ -283,7 +286,7 @@ func testClient(token string) *Client {
 }
 
 // testStream starts a stream that the end of the test closes.
-func testStream(tb testing.TB, url string, posMap map[uint32]litefs.Pos) *Stream {
+func testStream(tb testing.TB, url string, posMap map[uint32]litefs.Pos) *fakeReplica {
 	tb.Helper()
 	r, err := testClient("").Stream(tb.Context(), url, posMap)
 	if err != nil {
@@ -294,10 +297,47 @@ func testStream(tb testing.TB, url string, posMap map[uint32]litefs.Pos) *Stream
 			tb.Errorf("close stream: %v", err)
 		}
 	})
-	return r.(*Stream)
+	return &fakeReplica{Stream: r.(*Stream), parts: make(map[uint32][]byte), taken: make(map[uint32]int64)}
 }
 
-// next returns the next frame but heartbeats, as "db ID NAME", "ltx CONTENT" or "drop ID".
+// fakeReplica puts chunks together, and acknowledges what it has read.
+type fakeReplica struct {
+	*Stream
+	id    uint32 // the database named last
+	parts map[uint32][]byte
+	taken map[uint32]int64
+}
+
+// take acknowledges n bytes of a database.
+func (r *fakeReplica) take(id uint32, n int) error {
+	r.taken[id] += int64(n)
+	return r.WriteFrames(&litefs.AckStreamFrame{DBID: id, Taken: r.taken[id], Applied: posAt(id, uint64(r.taken[id]))})
+}
+
+// addPart adds a piece, and returns the file when it is whole.
+func (r *fakeReplica) addPart(f *litefs.ChunkStreamFrame) (file []byte, whole bool, err error) {
+	b, err := io.ReadAll(r)
+	switch {
+	case err != nil:
+		return nil, false, err
+	case len(b) != int(f.Len):
+		return nil, false, errors.New("piece of another size than announced")
+	case f.Len == 0:
+		delete(r.parts, f.DBID)
+		return nil, true, nil
+	case f.Offset != int64(len(r.parts[f.DBID])):
+		return nil, false, errors.New("pieces out of order")
+	}
+	file = append(r.parts[f.DBID], b...)
+	r.parts[f.DBID] = file
+	if f.Last() {
+		delete(r.parts, f.DBID)
+	}
+	return file, f.Last(), r.take(f.DBID, len(b))
+}
+
+// next returns the next frame but heartbeats, as "db ID NAME", "ltx CONTENT", "file ID CONTENT" of one
+// that came in pieces, "given up ID", "drop ID" or "resumed ID ASK".
 func next(tb testing.TB, s litefs.StreamReader) string {
 	tb.Helper()
 	line, err := tryNext(s)
@@ -314,7 +354,26 @@ func tryNext(s litefs.StreamReader) (string, error) {
 			return "", err
 		}
 		switch f := f.(type) {
+		case *litefs.ChunkStreamFrame:
+			r, ok := s.(*fakeReplica)
+			if !ok {
+				return "", errors.New("pieces for one who does not put them together")
+			}
+			file, whole, err := r.addPart(f)
+			switch {
+			case err != nil:
+				return "", err
+			case whole && file == nil:
+				return "given up " + strconv.Itoa(int(f.DBID)), nil
+			case whole:
+				return "file " + strconv.Itoa(int(f.DBID)) + " " + string(file), nil
+			}
+		case *litefs.ResumedStreamFrame:
+			return "resumed " + strconv.Itoa(int(f.DBID)) + " " + strconv.Itoa(int(f.Ask)), nil
 		case *litefs.DBStreamFrame:
+			if r, ok := s.(*fakeReplica); ok {
+				r.id = f.DBID
+			}
 			return "db " + strconv.Itoa(int(f.DBID)) + " " + f.Name, nil
 		case *litefs.DropDBStreamFrame:
 			return "drop " + strconv.Itoa(int(f.DBID)), nil
@@ -325,6 +384,11 @@ func tryNext(s litefs.StreamReader) (string, error) {
 			}
 			if int64(len(b)) != f.Size {
 				return "", errors.New("file of another size than announced")
+			}
+			if r, ok := s.(*fakeReplica); ok {
+				if err := r.take(r.id, len(b)); err != nil {
+					return "", err
+				}
 			}
 			return "ltx " + string(b), nil
 		}

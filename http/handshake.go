@@ -36,7 +36,8 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	}
 
 	rc := http.NewResponseController(w)
-	posMap, err := s.readPositions(rc, r.Body)
+	body := bufio.NewReader(r.Body)
+	posMap, err := s.readPositions(rc, body)
 	if err != nil {
 		s.refuse(w, r, http.StatusBadRequest, err.Error())
 		return
@@ -53,7 +54,10 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	logger := s.opt.Logger.With("replica", r.Header.Get(headerID), "remote", r.RemoteAddr)
 	logger.Info("replica connected", "databases", len(posMap))
 	out := newStreamWriter(w, rc, s.limits.stall)
-	err = s.runSession(r.Context(), out, posMap, logger)
+	err = s.runSession(r.Context(), out, posMap, ackSource{
+		r: body, rc: rc, stall: s.limits.stall,
+		conn: s.src.ReplicaRegistry().Connect(r.Header.Get(headerID), r.RemoteAddr),
+	}, logger)
 	level := slog.LevelInfo
 	if err != nil && r.Context().Err() == nil && s.ctx.Err() == nil {
 		level = slog.LevelWarn // neither side asked for the end
@@ -74,6 +78,8 @@ func (s *Server) checkHandshake(r *http.Request) (code int, line string) {
 	switch {
 	case id == "" || len(id) > maxIDLen:
 		return http.StatusBadRequest, fmt.Sprintf("%s is %d bytes, want 1 to %d", headerID, len(id), maxIDLen)
+	case id != printable(id):
+		return http.StatusBadRequest, fmt.Sprintf("%s has bytes that cannot be printed", headerID)
 	case len(cluster) > maxIDLen:
 		return http.StatusBadRequest, fmt.Sprintf("%s is %d bytes, want at most %d", headerClusterID, len(cluster), maxIDLen)
 	case id == s.src.NodeID():
@@ -92,12 +98,12 @@ func (s *Server) checkHandshake(r *http.Request) (code int, line string) {
 	return 0, ""
 }
 
-// readPositions reads the body, bounded in size and time.
+// readPositions reads the first part of the body, bounded in size and time.
 func (s *Server) readPositions(rc *http.ResponseController, body io.Reader) (map[uint32]litefs.Pos, error) {
 	if err := rc.SetReadDeadline(time.Now().Add(s.limits.body)); err != nil {
 		return nil, fmt.Errorf("read deadline: %w", err)
 	}
-	posMap, err := ReadPosMap(bufio.NewReader(body))
+	posMap, err := readPosMap(body)
 	if err != nil {
 		return nil, err
 	}

@@ -17,17 +17,29 @@ var (
 	errNotPrimary = errors.New("this node is not the primary any more")
 )
 
-// session is one stream to one replica, from its positions on. One goroutine runs it; preparing a
-// snapshot, which may take long, is the only thing done beside it.
+// Bounds of what is on its way to one replica.
+const (
+	// maxOutstanding is how many bytes, of all databases, the replica has not acknowledged. A database
+	// of which nothing is on its way may send one piece beyond.
+	maxOutstanding = 16 * litefs.StreamWindow
+
+	// maxSnapshots is how many snapshots are prepared or on their way: each takes the room of its
+	// database on the disk.
+	maxSnapshots = 4
+)
+
+// session is one stream to one replica, from its positions on. One goroutine runs it; beside it one
+// reads what the replica says, and one prepares a snapshot, which may take long.
 type session struct {
 	src    Source
 	sub    Subscription
 	out    *streamWriter
+	acks   *acks
 	limits limits
 	log    *slog.Logger
 
-	// pos is where the replica is once it has taken all that was sent. A database that is absent is
-	// at the zero position.
+	// pos is where the replica is once it has taken all files that were sent whole. A database that is
+	// absent is at the zero position.
 	pos map[uint32]litefs.Pos
 
 	named map[uint32]string // names the replica was told on this stream
@@ -35,17 +47,37 @@ type session struct {
 
 	due queue // databases that may have something to send; they take turns
 
-	failures map[uint32]failure // databases whose last turn failed
+	// files are those of which a part was sent. They take the turns of their databases.
+	files map[uint32]*outFile
 
-	// A database is in snapshots.held from the moment it needs a snapshot until it was sent or
+	// sent and taken count bytes of files, by database, since the stream began: the difference is on
+	// its way. A database that may not send now is in blocked until the replica acknowledges.
+	sent, taken map[uint32]int64
+	outstanding int64 // sum of the differences
+	blocked     map[uint32]struct{}
+
+	failures map[uint32]failure // databases whose last turn failed
+	beatOwed bool               // the last heartbeat told of a backlog: tell when it is gone
+
+	chunk []byte // what is sent at once
+
+	// A database is in snapshots.held from the moment it needs a snapshot until that is prepared or
 	// failed; it takes no turns meanwhile. One snapshot is prepared at a time.
 	snapshots struct {
 		held    map[uint32]struct{}
 		waiting []uint32
 		busy    bool
+		open    int           // prepared and not sent whole
 		ready   chan snapshot // capacity 1, so that the one at work never waits for the session
 		work    sync.WaitGroup
 	}
+}
+
+// outFile is a file that is sent in chunks.
+type outFile struct {
+	ltx      *litefs.LTXReader
+	offset   int64
+	snapshot bool
 }
 
 // failure says when a database that could not be read is tried again.
@@ -54,16 +86,9 @@ type failure struct {
 	delay time.Duration
 }
 
-// snapshot is a prepared snapshot, or why there is none.
-type snapshot struct {
-	db  Database
-	ltx *litefs.LTXReader
-	err error
-}
-
 // runSession streams to out until the replica, the server or the node's role ends it. The error says
 // which, or what failed.
-func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[uint32]litefs.Pos, logger *slog.Logger) (err error) {
+func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[uint32]litefs.Pos, up ackSource, logger *slog.Logger) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer context.AfterFunc(s.ctx, func() { cancel(errStopping) })()
 
@@ -71,16 +96,24 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 		src:      s.src,
 		sub:      s.src.Subscribe(),
 		out:      out,
+		acks:     newAcks(up),
 		limits:   s.limits,
 		log:      logger,
 		pos:      posMap,
 		named:    make(map[uint32]string),
+		files:    make(map[uint32]*outFile),
+		sent:     make(map[uint32]int64),
+		taken:    make(map[uint32]int64),
+		blocked:  make(map[uint32]struct{}),
+		chunk:    make([]byte, litefs.MaxStreamChunkSize),
 		failures: make(map[uint32]failure),
 	}
 	ss.snapshots.held = make(map[uint32]struct{})
 	ss.snapshots.ready = make(chan snapshot, 1)
+	go ss.acks.read(ctx)
 	defer func() {
 		cancel(err)
+		ss.endAcks()
 		err = errors.Join(err, ss.endSnapshots(), ss.sub.Close())
 	}()
 	defer func() {
@@ -100,6 +133,14 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 	return ss.run(ctx)
 }
 
+// endAcks waits for the goroutine that reads the replica: a body must not be read after its request.
+func (s *session) endAcks() {
+	// An error means that the stream is closed, and that ends the reading too.
+	_ = s.acks.src.rc.SetReadDeadline(time.Now())
+	<-s.acks.done
+	s.acks.src.conn.Close()
+}
+
 func (s *session) run(ctx context.Context) error {
 	tick := time.NewTicker(s.limits.heartbeat)
 	defer tick.Stop()
@@ -113,8 +154,8 @@ func (s *session) run(ctx context.Context) error {
 		var turn chan struct{}
 		if s.due.len() > 0 {
 			turn = always
-		} else if err := s.out.Flush(); err != nil {
-			return fmt.Errorf("flush: %w", err)
+		} else if err := s.settled(); err != nil {
+			return err
 		}
 
 		var err error
@@ -128,17 +169,34 @@ func (s *session) run(ctx context.Context) error {
 			for id := range s.sub.DirtySet() {
 				s.due.push(id)
 			}
+		case <-s.acks.notify:
+			err = s.takeAcks()
 		case snap := <-s.snapshots.ready:
-			err = s.takeSnapshot(snap)
-			s.prepareSnapshot(ctx)
+			s.takeSnapshot(snap)
 		case <-turn:
 			err = s.turn(s.due.pop())
-			s.prepareSnapshot(ctx)
 		}
 		if err != nil {
 			return err
 		}
+		s.prepareSnapshot(ctx)
 	}
+}
+
+// settled flushes when nothing is due.
+func (s *session) settled() error {
+	if s.beatOwed && s.behind() == 0 {
+		return s.heartbeat()
+	}
+	if err := s.out.Flush(); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
+}
+
+// behind counts the databases that have more to send.
+func (s *session) behind() uint32 {
+	return uint32(s.due.len() + len(s.files) + len(s.snapshots.held) + len(s.failures) + len(s.blocked))
 }
 
 // heartbeat also sends what was written before it: while databases take turns without end, nothing
@@ -147,7 +205,8 @@ func (s *session) heartbeat() error {
 	if !s.src.IsPrimary() {
 		return errNotPrimary
 	}
-	f := &litefs.HeartbeatStreamFrame{UnixMilli: time.Now().UnixMilli(), Epoch: s.src.Epoch()}
+	f := &litefs.HeartbeatStreamFrame{UnixMilli: time.Now().UnixMilli(), Epoch: s.src.Epoch(), Behind: s.behind()}
+	s.beatOwed = f.Behind > 0
 	if err := litefs.WriteStreamFrame(s.out, f); err != nil {
 		return fmt.Errorf("heartbeat: %w", err)
 	}
@@ -157,11 +216,12 @@ func (s *session) heartbeat() error {
 	return nil
 }
 
-// turn sends one file of a database, if there is one, and queues the database again then. The error is
-// one that the stream cannot go on after; an error of the database alone is noted for later.
+// turn sends a file of a database, or a piece of one, if there is one, and queues the database again
+// then. The error is one that the stream cannot go on after; an error of the database alone is noted
+// for later.
 func (s *session) turn(id uint32) error {
 	if _, ok := s.snapshots.held[id]; ok {
-		return nil // queued again when its snapshot was sent
+		return nil // queued again when its snapshot is prepared
 	}
 	if !s.src.IsPrimary() {
 		return errNotPrimary
@@ -178,6 +238,14 @@ func (s *session) turn(id uint32) error {
 			return err
 		}
 	}
+	if !s.maySend(id) {
+		s.blocked[id] = struct{}{}
+		return nil // queued again by an acknowledgement
+	}
+	if f, ok := s.files[id]; ok {
+		s.due.push(id)
+		return s.sendChunk(db, f)
+	}
 	ltx, err := db.NextLTX(s.pos[id])
 	switch {
 	case err == nil:
@@ -186,6 +254,11 @@ func (s *session) turn(id uint32) error {
 			return nil
 		}
 		s.due.push(id)
+		if ltx.Size > litefs.MaxStreamFileSize {
+			f := &outFile{ltx: ltx}
+			s.files[id] = f
+			return s.sendChunk(db, f)
+		}
 		return s.send(db, ltx)
 	case errors.Is(err, io.EOF):
 		delete(s.failures, id)
@@ -200,8 +273,80 @@ func (s *session) turn(id uint32) error {
 	}
 }
 
+// maySend reports whether a piece of the database may be sent before more is acknowledged.
+func (s *session) maySend(id uint32) bool {
+	n := s.sent[id] - s.taken[id]
+	return n == 0 || n < litefs.StreamWindow && s.outstanding < maxOutstanding
+}
+
+// count notes bytes of a file that were sent.
+func (s *session) count(id uint32, n int64) {
+	s.sent[id] += n
+	s.outstanding += n
+}
+
+// takeAcks takes what the replica has told.
+func (s *session) takeAcks() error {
+	taken, resume, err := s.acks.collect()
+	if err != nil {
+		return err
+	}
+	for id, n := range taken {
+		if n < s.taken[id] || n > s.sent[id] {
+			return fmt.Errorf("the replica acknowledges %d bytes of database %s, of %d that were sent", n, litefs.FormatDBID(id), s.sent[id])
+		}
+		if n > 0 {
+			s.outstanding -= n - s.taken[id]
+			s.taken[id] = n
+		}
+	}
+	for id := range s.blocked {
+		if s.maySend(id) {
+			delete(s.blocked, id)
+			s.due.push(id)
+		}
+	}
+	for id, f := range resume {
+		if err := s.resume(id, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// resume goes on from where the replica says, whatever was sent before.
+func (s *session) resume(id uint32, f litefs.ResumeStreamFrame) error {
+	if err := s.giveUp(id); err != nil {
+		s.log.Warn("file not closed", "error", err)
+	}
+	s.pos[id] = f.Pos
+	delete(s.failures, id)
+	s.due.push(id)
+	if err := litefs.WriteStreamFrame(s.out, &litefs.ResumedStreamFrame{DBID: id, Ask: f.Ask}); err != nil {
+		return fmt.Errorf("resume database %s: %w", litefs.FormatDBID(id), err)
+	}
+	s.log.Info("replica asks for a database anew", "id", litefs.FormatDBID(id), "pos", f.Pos.String())
+	return nil
+}
+
+// giveUp ends the file of a database that is being sent, if there is one.
+func (s *session) giveUp(id uint32) error {
+	f, ok := s.files[id]
+	if !ok {
+		return nil
+	}
+	delete(s.files, id)
+	if f.snapshot {
+		s.snapshots.open--
+	}
+	return f.ltx.Close()
+}
+
 // drop tells the replica, if it has the database, that it was dropped.
 func (s *session) drop(id uint32) error {
+	if err := s.giveUp(id); err != nil {
+		s.log.Warn("file not closed", "error", err)
+	}
 	_, has := s.pos[id]
 	_, named := s.named[id]
 	if !has && !named || !s.src.Dropped(id) {
@@ -210,8 +355,12 @@ func (s *session) drop(id uint32) error {
 	delete(s.pos, id)
 	delete(s.named, id)
 	delete(s.failures, id)
+	s.acks.src.conn.Forget(id)
 	if err := litefs.WriteStreamFrame(s.out, &litefs.DropDBStreamFrame{DBID: id}); err != nil {
 		return fmt.Errorf("drop database %s: %w", litefs.FormatDBID(id), err)
+	}
+	if s.last != nil && *s.last == id {
+		s.last = nil
 	}
 	return nil
 }
@@ -226,10 +375,15 @@ func (s *session) name(db Database) error {
 	return nil
 }
 
-// send sends a file and closes it.
+// send sends a small file whole, and closes it.
 func (s *session) send(db Database, ltx *litefs.LTXReader) (err error) {
 	defer func() { err = errors.Join(err, ltx.Close()) }()
 	id := db.ID()
+	b := s.chunk[:ltx.Size]
+	if _, err := io.ReadFull(ltx, b); err != nil {
+		s.fail(db, fmt.Errorf("transactions %d-%d: %w", ltx.MinTXID, ltx.MaxTXID, err))
+		return nil
+	}
 	if s.last == nil || *s.last != id {
 		if err := s.name(db); err != nil {
 			return err
@@ -238,68 +392,41 @@ func (s *session) send(db Database, ltx *litefs.LTXReader) (err error) {
 	if err := litefs.WriteStreamFrame(s.out, &litefs.LTXStreamFrame{Size: ltx.Size}); err != nil {
 		return fmt.Errorf("database %s: %w", db.Name(), err)
 	}
-	// Once the frame is out, so many bytes must follow: a file that is shorter ends the stream.
-	n, err := io.Copy(s.out, io.LimitReader(ltx, ltx.Size))
-	if err == nil && n < ltx.Size {
-		err = io.ErrUnexpectedEOF
+	if _, err := s.out.Write(b); err != nil {
+		return fmt.Errorf("database %s: transactions %d-%d: %w", db.Name(), ltx.MinTXID, ltx.MaxTXID, err)
 	}
-	if err != nil {
-		return fmt.Errorf("database %s: transactions %d-%d: sent %d of %d bytes: %w", db.Name(), ltx.MinTXID, ltx.MaxTXID, n, ltx.Size, err)
-	}
+	s.count(id, ltx.Size)
 	s.pos[id] = ltx.Pos()
 	delete(s.failures, id)
 	return nil
 }
 
-// prepareSnapshot starts on the next snapshot, unless one is at work.
-func (s *session) prepareSnapshot(ctx context.Context) {
-	for !s.snapshots.busy && len(s.snapshots.waiting) > 0 {
-		id := s.snapshots.waiting[0]
-		s.snapshots.waiting = s.snapshots.waiting[1:]
-		db, ok := s.src.Database(id)
-		if !ok {
-			s.release(id)
-			continue
-		}
-		s.snapshots.busy = true
-		s.snapshots.work.Go(func() {
-			ltx, err := db.SnapshotLTX(ctx)
-			s.snapshots.ready <- snapshot{db, ltx, err}
-		})
+// sendChunk sends the next piece of a file.
+func (s *session) sendChunk(db Database, f *outFile) error {
+	id := db.ID()
+	b := s.chunk[:min(int64(len(s.chunk)), f.ltx.Size-f.offset)]
+	frame := &litefs.ChunkStreamFrame{DBID: id, Size: f.ltx.Size, Offset: f.offset, Len: uint32(len(b))}
+	if _, err := io.ReadFull(f.ltx, b); err != nil {
+		s.fail(db, errors.Join(fmt.Errorf("transactions %d-%d: at byte %d of %d: %w", f.ltx.MinTXID, f.ltx.MaxTXID, f.offset, f.ltx.Size, err), s.giveUp(id)))
+		b, frame.Len = nil, 0 // the replica gives it up too
 	}
-}
-
-// takeSnapshot sends a prepared snapshot and lets its database take turns again.
-func (s *session) takeSnapshot(snap snapshot) error {
-	s.snapshots.busy = false
-	s.release(snap.db.ID())
-	if snap.err != nil {
-		s.fail(snap.db, fmt.Errorf("snapshot: %w", snap.err))
+	if err := litefs.WriteStreamFrame(s.out, frame); err != nil {
+		return fmt.Errorf("database %s: %w", db.Name(), err)
+	}
+	if _, err := s.out.Write(b); err != nil {
+		return fmt.Errorf("database %s: transactions %d-%d: at byte %d of %d: %w", db.Name(), f.ltx.MinTXID, f.ltx.MaxTXID, f.offset, f.ltx.Size, err)
+	}
+	s.count(id, int64(len(b)))
+	f.offset += int64(len(b))
+	if f.offset < f.ltx.Size {
 		return nil
 	}
-	if err := s.send(snap.db, snap.ltx); err != nil {
-		return err
+	if f.snapshot {
+		s.log.Info("snapshot sent", "database", db.Name(), "txid", f.ltx.MaxTXID, "bytes", f.ltx.Size)
 	}
-	s.log.Info("snapshot sent", "database", snap.db.Name(), "txid", snap.ltx.MaxTXID, "bytes", snap.ltx.Size)
-	return nil
-}
-
-func (s *session) release(id uint32) {
-	delete(s.snapshots.held, id)
-	s.due.push(id)
-}
-
-// endSnapshots waits for a snapshot at work, whose context has ended, and closes one that was not sent.
-func (s *session) endSnapshots() error {
-	s.snapshots.work.Wait()
-	select {
-	case snap := <-s.snapshots.ready:
-		if snap.err == nil {
-			return snap.ltx.Close()
-		}
-	default:
-	}
-	return nil
+	s.pos[id] = f.ltx.Pos()
+	delete(s.failures, id)
+	return s.giveUp(id) // sent whole
 }
 
 // fail notes that a database could not be read. The other databases go on.
@@ -318,30 +445,4 @@ func (s *session) retry(now time.Time) {
 			s.due.push(id)
 		}
 	}
-}
-
-// queue is a first-in-first-out of databases, each at most once in it.
-type queue struct {
-	ids []uint32
-	in  map[uint32]struct{}
-}
-
-func (q *queue) len() int { return len(q.ids) }
-
-func (q *queue) push(id uint32) {
-	if _, ok := q.in[id]; ok {
-		return
-	}
-	if q.in == nil {
-		q.in = make(map[uint32]struct{})
-	}
-	q.in[id] = struct{}{}
-	q.ids = append(q.ids, id)
-}
-
-func (q *queue) pop() uint32 {
-	id := q.ids[0]
-	q.ids = q.ids[1:]
-	delete(q.in, id)
-	return id
 }

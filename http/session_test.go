@@ -93,7 +93,7 @@ func TestStream_Snapshot(t *testing.T) {
 			src.dbs[1].first = 5
 			src.commit(1, "a6")
 			s := testStream(t, testServer(t, src, "", fastLimits()).URL(), map[uint32]litefs.Pos{1: pos})
-			wantNext(t, s, "db 1 a.db", "ltx snapshot of a.db")
+			wantNext(t, s, "db 1 a.db", "file 1 snapshot of a.db")
 			src.commit(1, "a7")
 			wantNext(t, s, "ltx a7")
 		})
@@ -123,7 +123,7 @@ func TestStream_SlowSnapshot(t *testing.T) {
 	wantBeat(t, s)
 	wantBeat(t, s)
 	close(goOn)
-	wantNext(t, s, "db 1 slow.db", "ltx snapshot of slow.db")
+	wantNext(t, s, "file 1 snapshot of slow.db")
 }
 
 func TestStream_EndDuringSnapshot(t *testing.T) {
@@ -169,43 +169,152 @@ func TestStream_DatabaseError(t *testing.T) {
 	src.mu.Lock()
 	broken = false
 	src.mu.Unlock()
-	wantNext(t, s, "db 3 nosnap.db", "ltx snapshot of nosnap.db")
+	wantNext(t, s, "file 3 snapshot of nosnap.db")
 }
 
-// A file that turns out shorter than announced cannot be mended within the stream.
+// A file that turns out shorter than announced is given up, and its database is tried again.
 func TestStream_ShortFile(t *testing.T) {
-	src := newFakeSource("a.db")
-	src.dbs[1].cut = 1
-	src.commit(1, "a1")
+	src := newFakeSource("small.db", "large.db")
+	large := strings.Repeat("x", litefs.MaxStreamFileSize+1)
+	src.dbs[1].cut, src.dbs[2].cut = 1, 1
+	src.commit(1, "s1")
+	src.commit(2, large)
 	s := testStream(t, testServer(t, src, "", fastLimits()).URL(), nil)
-	wantNext(t, s, "db 1 a.db")
-	if _, err := tryNext(s); !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Fatalf("%v, want an unexpected EOF", err)
+	wantNext(t, s, "db 1 small.db", "db 2 large.db", "given up 2")
+	src.mu.Lock()
+	src.dbs[1].cut, src.dbs[2].cut = 0, 0
+	src.mu.Unlock()
+	got := map[string]bool{}
+	for !got["ltx s1"] || !got["file 2 "+large] {
+		got[next(t, s)] = true
 	}
-	src.waitNoSubs(t)
 }
 
-func TestStream_LargeFileSkipped(t *testing.T) {
-	src := newFakeSource("a.db")
-	big := strings.Repeat("0123456789abcdef", 1<<16) // 1 MiB: many writes and reads
-	src.commit(1, big, "small", big)
+// Large files of several databases come in turns, and small ones between them.
+func TestStream_LargeFilesTakeTurns(t *testing.T) {
+	src := newFakeSource("a.db", "b.db", "c.db")
+	big := strings.Repeat("0123456789abcdef", 1<<16) // 1 MiB
+	src.commit(1, big)
+	src.commit(2, big)
+	src.commit(3, "c1")
 	s := testStream(t, testServer(t, src, "", fastLimits()).URL(), nil)
-	wantNext(t, s, "db 1 a.db")
-	for { // skip the first file whole
+	wantNext(t, s, "db 1 a.db", "db 2 b.db", "db 3 c.db", "ltx c1", "file 1 "+big, "file 2 "+big)
+}
+
+// A replica that does not acknowledge a database gets a window of it, and all of the others.
+func TestStream_Window(t *testing.T) {
+	src := newFakeSource("a.db", "b.db")
+	src.commit(1, string(make([]byte, 3*litefs.StreamWindow)))
+	l := fastLimits()
+	l.stall = patience
+	s := testStream(t, testServer(t, src, "", l).URL(), nil)
+	wantNext(t, s, "db 1 a.db", "db 2 b.db")
+	got := s.taken[1] // pieces came between the names
+	for f := (litefs.StreamFrame)(nil); got-s.taken[1] < litefs.StreamWindow; {
+		var err error
+		if f, err = s.NextFrame(); err != nil {
+			t.Fatal(err)
+		}
+		if c, ok := f.(*litefs.ChunkStreamFrame); ok {
+			got += int64(c.Len)
+		}
+	}
+	src.commit(2, "b1", "b2")
+	wantNext(t, s, "ltx b1", "ltx b2") // a piece of 1 would not be put together
+	for deadline := time.Now().Add(patience); ; {
+		list := src.replicas.List()
+		if len(list) == 1 && list[0].Connected && list[0].NodeID == "replica1" && !list[0].Databases[2].Applied.IsZero() {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the primary knows %+v", list)
+		}
+		wantBeat(t, s)
+	}
+	for f := (litefs.StreamFrame)(nil); got < 3*litefs.StreamWindow; {
+		if err := s.take(1, int(got-s.taken[1])); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if f, err = s.NextFrame(); err != nil {
+			t.Fatal(err)
+		}
+		if c, ok := f.(*litefs.ChunkStreamFrame); ok {
+			got += int64(c.Len)
+		}
+	}
+}
+
+// A replica may ask for a database anew, also in the middle of a file.
+func TestStream_Resume(t *testing.T) {
+	src := newFakeSource("a.db")
+	big := strings.Repeat("x", 2*litefs.StreamWindow)
+	src.commit(1, "a1", big, "a3")
+	s := testStream(t, testServer(t, src, "", fastLimits()).URL(), nil)
+	wantNext(t, s, "db 1 a.db", "ltx a1")
+	for {
 		f, err := s.NextFrame()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if ltx, ok := f.(*litefs.LTXStreamFrame); ok && ltx.Size == 5 {
+		if _, ok := f.(*litefs.ChunkStreamFrame); ok {
 			break
 		}
 	}
-	if b, err := io.ReadAll(s); err != nil || string(b) != "small" {
-		t.Fatalf("read %q, %v", b, err)
+	if err := s.WriteFrames(&litefs.ResumeStreamFrame{DBID: 1, Ask: 7, Pos: posAt(1, 2)}); err != nil {
+		t.Fatal(err)
 	}
-	if got := next(t, s); got != "ltx "+big {
-		t.Fatalf("read %d bytes, want the third file", len(got))
+	for {
+		f, err := s.NextFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, ok := f.(*litefs.ResumedStreamFrame); ok {
+			if r.DBID != 1 || r.Ask != 7 {
+				t.Fatalf("%+v", r)
+			}
+			break
+		}
 	}
+	// The window was never acknowledged: what fits goes on.
+	if err := s.take(1, 2*litefs.MaxStreamChunkSize); err != nil {
+		t.Fatal(err)
+	}
+	wantNext(t, s, "ltx a3")
+	if err := s.WriteFrames(&litefs.ResumeStreamFrame{DBID: 1, Ask: 8, Pos: litefs.Pos{TXID: 2, Chksum: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	wantNext(t, s, "resumed 1 8", "file 1 snapshot of a.db")
+}
+
+// What is not an acknowledgement, or cannot be true, ends the stream of that replica.
+func TestStream_BadAcks(t *testing.T) {
+	for name, f := range map[string]litefs.StreamFrame{
+		"of what was not sent": &litefs.AckStreamFrame{DBID: 1, Taken: 1 << 40},
+		"a primary's frame":    &litefs.DropDBStreamFrame{DBID: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			src := newFakeSource("a.db")
+			srv := testServer(t, src, "", fastLimits())
+			s := testStream(t, srv.URL(), nil)
+			wantNext(t, s, "db 1 a.db")
+			if err := s.WriteFrames(f); err != nil {
+				t.Fatal(err)
+			}
+			src.waitNoSubs(t)
+			wantNext(t, testStream(t, srv.URL(), nil), "db 1 a.db")
+		})
+	}
+}
+
+// A replica that falls silent loses its stream.
+func TestStream_SilentReplica(t *testing.T) {
+	src := newFakeSource("a.db")
+	l := fastLimits()
+	l.stall = 50 * time.Millisecond
+	s := testStream(t, testServer(t, src, "", l).URL(), nil)
+	wantNext(t, s, "db 1 a.db")
+	src.waitNoSubs(t)
 }
 
 func TestStream_Demoted(t *testing.T) {

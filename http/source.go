@@ -22,6 +22,9 @@ type Source interface {
 	Dropped(id uint32) bool
 
 	Subscribe() Subscription
+
+	// ReplicaRegistry is where the server notes what replicas acknowledge.
+	ReplicaRegistry() *litefs.ReplicaRegistry
 }
 
 // Database is one database of a Source.

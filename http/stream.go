@@ -2,6 +2,7 @@ package http
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,8 +15,8 @@ import (
 	"github.com/litefs/litefs"
 )
 
-// Stream is a stream of changes from a primary. NextFrame and Read are for one goroutine; Close may be
-// called from any, and ends them.
+// Stream is a stream of changes from a primary. NextFrame and Read are for one goroutine, WriteFrames
+// for one goroutine; Close may be called from any, and ends them.
 type Stream struct {
 	clusterID, nodeID string
 	epoch             uint64
@@ -24,6 +25,8 @@ type Stream struct {
 	conn   *connection
 	body   io.ReadCloser
 	in     *frameReader
+	up     *io.PipeWriter // the request's body
+	buf    bytes.Buffer   // of WriteFrames
 
 	closeOnce sync.Once
 	closeErr  error
@@ -32,6 +35,7 @@ type Stream struct {
 var (
 	_ litefs.StreamReader = (*Stream)(nil)
 	_ litefs.StreamPeer   = (*Stream)(nil)
+	_ litefs.StreamWriter = (*Stream)(nil)
 )
 
 // readHeader takes the primary's half of the handshake.
@@ -65,14 +69,26 @@ func (s *Stream) NodeID() string { return s.nodeID }
 // Epoch returns the primary's epoch at the start of the stream.
 func (s *Stream) Epoch() uint64 { return s.epoch }
 
-// NextFrame reads the next frame from the stream. After an LTX frame, its file can be read via Read()
-// until io.EOF; what is left of it is skipped by the next call. A DB frame's name is a valid one, and
-// an LTX frame follows a DB frame. Returns io.EOF if the primary ended the stream, ErrStalled if it
+// NextFrame reads the next frame from the stream. After an LTX or Chunk frame, its bytes can be read via
+// Read() until io.EOF; what is left of them is skipped by the next call. A DB frame's name is a valid
+// one, and files are of databases that were named. Returns io.EOF if the primary ended the stream, ErrStalled if it
 // went silent.
 func (s *Stream) NextFrame() (litefs.StreamFrame, error) { return s.in.NextFrame() }
 
 // Read reads from the file of the last frame, io.EOF at its end.
 func (s *Stream) Read(p []byte) (int, error) { return s.in.Read(p) }
+
+// WriteFrames sends frames to the primary, in one piece. It waits until the connection has taken them.
+func (s *Stream) WriteFrames(frames ...litefs.StreamFrame) error {
+	s.buf.Reset()
+	for _, f := range frames {
+		if err := litefs.WriteStreamFrame(&s.buf, f); err != nil {
+			return err
+		}
+	}
+	_, err := s.up.Write(s.buf.Bytes())
+	return err
+}
 
 // Close ends the stream and its connection. A read that waits then fails.
 func (s *Stream) Close() error {
@@ -92,11 +108,12 @@ type frameReader struct {
 	left int64 // bytes of the file after the last frame that were not read yet
 	db   bool  // an LTX frame may follow: a database is named
 	id   uint32
-	err  error // the first error; the stream cannot be read on after it
+	ids  map[uint32]struct{} // databases that were named and not dropped
+	err  error               // the first error; the stream cannot be read on after it
 }
 
 func newFrameReader(r io.Reader) *frameReader {
-	return &frameReader{r: bufio.NewReaderSize(r, 64<<10)}
+	return &frameReader{r: bufio.NewReaderSize(r, 64<<10), ids: make(map[uint32]struct{})}
 }
 
 func (fr *frameReader) NextFrame() (litefs.StreamFrame, error) {
@@ -127,6 +144,7 @@ func (fr *frameReader) take(f litefs.StreamFrame) error {
 			return fmt.Errorf("the node names database %s: %w", litefs.FormatDBID(f.DBID), err)
 		}
 		fr.db, fr.id = true, f.DBID
+		fr.ids[f.DBID] = struct{}{}
 	case *litefs.LTXStreamFrame:
 		if !fr.db {
 			return errors.New("the node sends an LTX frame before it names a database")
@@ -136,6 +154,15 @@ func (fr *frameReader) take(f litefs.StreamFrame) error {
 		if f.DBID == fr.id {
 			fr.db = false
 		}
+		delete(fr.ids, f.DBID)
+	case *litefs.ChunkStreamFrame:
+		if _, ok := fr.ids[f.DBID]; !ok {
+			return fmt.Errorf("the node sends a piece of database %s before it names it", litefs.FormatDBID(f.DBID))
+		}
+		fr.left = int64(f.Len)
+	case *litefs.HeartbeatStreamFrame, *litefs.ResumedStreamFrame:
+	default:
+		return fmt.Errorf("the node sends a frame of type %d, which is for primaries", f.Type())
 	}
 	return nil
 }

@@ -54,6 +54,22 @@ func WritePosMap(w io.Writer, posMap map[uint32]litefs.Pos) error {
 // bytes after the map: it reads no more than one byte beyond the largest map. Memory grows with what
 // was read, not with what the first bytes announce.
 func ReadPosMap(r io.Reader) (map[uint32]litefs.Pos, error) {
+	posMap, err := readPosMap(r)
+	if err != nil {
+		return nil, err
+	}
+	switch _, err := io.ReadFull(r, make([]byte, 1)); err {
+	case io.EOF:
+		return posMap, nil
+	case nil:
+		return nil, fmt.Errorf("position map: bytes after the last of %d databases", len(posMap))
+	default:
+		return nil, fmt.Errorf("position map: end: %w", err)
+	}
+}
+
+// readPosMap is ReadPosMap of a map that something may follow; it reads nothing of that.
+func readPosMap(r io.Reader) (map[uint32]litefs.Pos, error) {
 	var b [posSize]byte
 	if err := readFull(r, b[:4]); err != nil {
 		return nil, fmt.Errorf("position map: number of databases: %w", err)
@@ -73,14 +89,7 @@ func ReadPosMap(r io.Reader) (map[uint32]litefs.Pos, error) {
 		}
 		posMap[id] = litefs.Pos{TXID: binary.BigEndian.Uint64(b[4:]), Chksum: binary.BigEndian.Uint64(b[12:])}
 	}
-	switch _, err := io.ReadFull(r, b[:1]); err {
-	case io.EOF:
-		return posMap, nil
-	case nil:
-		return nil, fmt.Errorf("position map: bytes after the last of %d databases", n)
-	default:
-		return nil, fmt.Errorf("position map: end: %w", err)
-	}
+	return posMap, nil
 }
 
 // readFull is io.ReadFull for bytes that must be there: a clean end is an unexpected one.

@@ -1,0 +1,125 @@
+package http
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/litefs/litefs"
+)
+
+// ackSource is the replica's half of a stream, after its positions.
+type ackSource struct {
+	r     *bufio.Reader
+	rc    *http.ResponseController
+	stall time.Duration // a replica that says nothing for so long is gone
+	conn  *litefs.ReplicaConn
+}
+
+// maxAcked bounds how many databases a replica may speak of between two looks at it.
+const maxAcked = maxPositions
+
+// acks is what a replica has told and the session has not looked at. One goroutine reads the replica;
+// it never waits for the session.
+type acks struct {
+	src    ackSource
+	notify chan struct{} // capacity 1
+	done   chan struct{} // closed when the replica says no more
+
+	mu     sync.Mutex
+	taken  map[uint32]int64                    // newest for each database
+	resume map[uint32]litefs.ResumeStreamFrame // newest for each database
+	err    error                               // why no more is read
+}
+
+func newAcks(src ackSource) *acks {
+	return &acks{
+		src: src, notify: make(chan struct{}, 1), done: make(chan struct{}),
+		taken: make(map[uint32]int64), resume: make(map[uint32]litefs.ResumeStreamFrame),
+	}
+}
+
+// read reads frames until the replica, or the request, ends.
+func (a *acks) read(ctx context.Context) {
+	defer close(a.done)
+	err := a.readFrames()
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case errors.Is(err, io.EOF):
+		err = errors.New("the replica has ended the stream")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = ErrStalled
+	}
+	a.mu.Lock()
+	a.err = err
+	a.mu.Unlock()
+	a.wake()
+}
+
+func (a *acks) readFrames() error {
+	var armed time.Time
+	for {
+		// Setting a deadline costs a message to the connection's goroutine.
+		if now := time.Now(); now.Sub(armed) > a.src.stall/32 {
+			if err := a.src.rc.SetReadDeadline(now.Add(a.src.stall)); err != nil {
+				return fmt.Errorf("read deadline: %w", err)
+			}
+			armed = now
+		}
+		f, err := litefs.ReadStreamFrame(a.src.r)
+		if err != nil {
+			return err
+		}
+		if err := a.take(f); err != nil {
+			return err
+		}
+	}
+}
+
+func (a *acks) take(f litefs.StreamFrame) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch f := f.(type) {
+	case *litefs.HeartbeatStreamFrame:
+		a.src.conn.Alive()
+		return nil
+	case *litefs.AckStreamFrame:
+		if f.Taken < a.taken[f.DBID] {
+			return fmt.Errorf("the replica takes back what it acknowledged of database %s", litefs.FormatDBID(f.DBID))
+		}
+		a.src.conn.Acked(*f)
+		a.taken[f.DBID] = f.Taken
+	case *litefs.ResumeStreamFrame:
+		a.resume[f.DBID] = *f
+	default:
+		return fmt.Errorf("the replica sends a frame of type %d, which is for replicas", f.Type())
+	}
+	if len(a.taken) > maxAcked || len(a.resume) > maxAcked {
+		return fmt.Errorf("the replica speaks of more than %d databases", maxAcked)
+	}
+	a.wake()
+	return nil
+}
+
+func (a *acks) wake() {
+	select {
+	case a.notify <- struct{}{}:
+	default:
+	}
+}
+
+// collect returns what came since the last call.
+func (a *acks) collect() (taken map[uint32]int64, resume map[uint32]litefs.ResumeStreamFrame, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	taken, resume, err = a.taken, a.resume, a.err
+	a.taken, a.resume = make(map[uint32]int64), make(map[uint32]litefs.ResumeStreamFrame)
+	return taken, resume, err
+}

@@ -1,0 +1,145 @@
+package litefs
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// ReplicaRegistry is what a primary knows of its replicas. The zero value is
+// ready for use.
+type ReplicaRegistry struct {
+	mu       sync.Mutex
+	replicas map[string]*replica // by node id
+}
+
+// Bounds of the registry: what replicas tell is remembered, but not for ever,
+// and not of any number of them.
+const (
+	maxReplicas = 1024
+
+	// replicaMemory is how long a replica that does not answer any more is
+	// listed, and keeps its place in the logs.
+	replicaMemory = time.Hour
+)
+
+type replica struct {
+	remote      string
+	connections int
+	contact     time.Time
+	dbs         map[uint32]AckStreamFrame
+}
+
+// ReplicaStatus is one replica as its primary knows it.
+type ReplicaStatus struct {
+	NodeID    string
+	Remote    string // address of its connection
+	Connected bool
+	Contact   time.Time                 // when it was last heard of
+	Databases map[uint32]AckStreamFrame // by database id
+}
+
+// ReplicaConn notes what one connection of a replica tells. It is safe for
+// concurrent use.
+type ReplicaConn struct {
+	registry *ReplicaRegistry
+	r        *replica
+}
+
+// Connect notes that a replica is connected. Close ends it.
+func (g *ReplicaRegistry) Connect(nodeID, remote string) *ReplicaConn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.expire(time.Now())
+	r := g.replicas[nodeID]
+	if r == nil {
+		r = &replica{dbs: make(map[uint32]AckStreamFrame)}
+		if g.replicas == nil {
+			g.replicas = make(map[string]*replica)
+		}
+		if len(g.replicas) < maxReplicas {
+			g.replicas[nodeID] = r
+		}
+	}
+	r.connections++
+	r.remote, r.contact = remote, time.Now()
+	return &ReplicaConn{g, r}
+}
+
+// Alive notes that the replica was heard of.
+func (c *ReplicaConn) Alive() {
+	c.registry.mu.Lock()
+	defer c.registry.mu.Unlock()
+	c.r.contact = time.Now()
+}
+
+// Acked notes the positions of a database.
+func (c *ReplicaConn) Acked(ack AckStreamFrame) {
+	c.registry.mu.Lock()
+	defer c.registry.mu.Unlock()
+	c.r.contact = time.Now()
+	c.r.dbs[ack.DBID] = ack
+}
+
+// Forget removes a database that was dropped.
+func (c *ReplicaConn) Forget(dbID uint32) {
+	c.registry.mu.Lock()
+	defer c.registry.mu.Unlock()
+	delete(c.r.dbs, dbID)
+}
+
+// Close notes the end of the connection.
+func (c *ReplicaConn) Close() {
+	c.registry.mu.Lock()
+	defer c.registry.mu.Unlock()
+	c.r.connections--
+}
+
+// expire forgets replicas that have not been heard of. g.mu is held.
+func (g *ReplicaRegistry) expire(now time.Time) {
+	maps.DeleteFunc(g.replicas, func(_ string, r *replica) bool {
+		return r.connections == 0 && now.Sub(r.contact) > replicaMemory
+	})
+}
+
+// List returns the replicas, sorted by node id.
+func (g *ReplicaRegistry) List() []ReplicaStatus {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.expire(time.Now())
+	list := make([]ReplicaStatus, 0, len(g.replicas))
+	for id, r := range g.replicas {
+		list = append(list, ReplicaStatus{
+			NodeID: id, Remote: r.remote, Connected: r.connections > 0, Contact: r.contact, Databases: maps.Clone(r.dbs),
+		})
+	}
+	slices.SortFunc(list, func(a, b ReplicaStatus) int { return cmp.Compare(a.NodeID, b.NodeID) })
+	return list
+}
+
+// neededFrom returns the first transaction of a database that a replica heard
+// of lately still lacks; 0 when none lacks any.
+func (g *ReplicaRegistry) neededFrom(dbID uint32) uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.expire(time.Now())
+	var from uint64
+	for _, r := range g.replicas {
+		ack, ok := r.dbs[dbID]
+		if !ok || ack.Received.IsZero() || time.Since(r.contact) > replicaMemory {
+			continue
+		}
+		if next := ack.Received.TXID + 1; from == 0 || next < from {
+			from = next
+		}
+	}
+	return from
+}
+
+// Replicas returns what this node knows of the nodes that follow it.
+func (s *Store) Replicas() []ReplicaStatus { return s.replicas.List() }
+
+// ReplicaRegistry is where the server notes what replicas tell.
+func (s *Store) ReplicaRegistry() *ReplicaRegistry { return &s.replicas }

@@ -1,0 +1,434 @@
+package litefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// worker brings one database of a replica forward over one connection. It owns
+// the database: nobody else imports into its log, applies to its files, or
+// changes its name while the connection lasts.
+type worker struct {
+	f  *upstream
+	id uint32
+
+	// op is held while the worker is at its database, but not while it waits
+	// for the network, so that another worker may take the name away.
+	op semaphore
+
+	wake chan struct{} // capacity 1: something below has changed
+
+	mu   sync.Mutex // guards everything below
+	name string     // as the primary told it last; "": none, the worker waits
+	gone bool       // dropped by the primary
+
+	// pieces wait for the worker. While discard is set, what comes is thrown
+	// away: it belongs to the time before the primary has resumed.
+	pieces  []piece
+	queued  int64 // bytes in pieces
+	discard bool
+
+	taken  int64  // bytes taken from the queue or thrown away since the stream began
+	asked  int64  // of taken, what the primary was told
+	ask    uint32 // number of the last Resume
+	resume *Pos   // to be asked for; nil when nothing is
+
+	busy bool // a file is being imported or applied, or the database has failed
+	sent AckStreamFrame
+}
+
+// piece is a part of a file, or the whole of a small one.
+type piece struct {
+	size, offset int64
+	data         []byte // empty: the file is given up
+}
+
+var (
+	errGivenUp     = errors.New("the primary gave the file up")
+	errInterrupted = errors.New("interrupted")
+	errRenamed     = errors.New("renamed")
+)
+
+// Pauses before a database that has failed is tried again; the first time
+// there is none.
+const (
+	minRetry = 250 * time.Millisecond
+	maxRetry = 30 * time.Second
+)
+
+// applyTimeout bounds one apply: it waits for readers when the write-ahead log
+// has reached its hard limit.
+const applyTimeout = 30 * time.Second
+
+func newWorker(f *upstream, id uint32) *worker {
+	return &worker{f: f, id: id, op: newSemaphore(), wake: make(chan struct{}, 1)}
+}
+
+// push takes a piece from the connection. An error ends the connection: the
+// primary sends more than it may.
+func (w *worker) push(p piece) error {
+	w.mu.Lock()
+	n := int64(len(p.data))
+	if w.discard {
+		w.taken += n
+		w.mu.Unlock()
+		w.f.note(w, false)
+		return nil
+	}
+	if w.queued+n > StreamWindow+MaxStreamChunkSize {
+		w.mu.Unlock()
+		return fmt.Errorf("database %s: more than %d bytes that were not asked for", FormatDBID(w.id), StreamWindow)
+	}
+	w.pieces = append(w.pieces, p)
+	w.queued += n
+	w.mu.Unlock()
+	signal(w.wake)
+	return nil
+}
+
+// rename tells the worker the name that its database has on the primary.
+func (w *worker) rename(name string) {
+	w.mu.Lock()
+	w.name, w.gone = name, false
+	w.mu.Unlock()
+	signal(w.wake)
+}
+
+// drop tells the worker that the primary has dropped its database.
+func (w *worker) drop() {
+	w.mu.Lock()
+	w.gone = true
+	w.flush()
+	w.mu.Unlock()
+	signal(w.wake)
+	w.f.note(w, false)
+}
+
+// flush throws away what waits. w.mu is held.
+func (w *worker) flush() {
+	w.taken += w.queued
+	w.pieces, w.queued = nil, 0
+}
+
+// resumed ends the throwing away, if the answer is to the last question.
+func (w *worker) resumed(ask uint32) {
+	w.mu.Lock()
+	if ask == w.ask {
+		w.discard = false
+	}
+	w.mu.Unlock()
+}
+
+// idle reports whether all that has come was applied.
+func (w *worker) idle() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.busy && !w.discard && len(w.pieces) == 0
+}
+
+// run works until the connection ends.
+func (w *worker) run() {
+	ctx := w.f.ctx
+	var delay time.Duration
+	ask := false // the primary does not know where we are
+	for {
+		err := w.await(ctx)
+		if err == nil {
+			err = w.settle(ctx)
+		}
+		if err == nil {
+			err = w.prepare(ctx, ask)
+		}
+		if err == nil {
+			ask = false
+			err = w.drain(ctx, &delay)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, errRenamed) {
+			continue // nothing was taken or lost
+		}
+		if errors.Is(err, errInterrupted) {
+			ask = true
+			continue
+		}
+		w.fail(err, delay)
+		ask = true
+		if delay > 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(delay):
+			}
+		}
+		delay = min(max(2*delay, minRetry), maxRetry)
+	}
+}
+
+// await returns when the worker has a database to work on. It drops the one
+// that is gone.
+func (w *worker) await(ctx context.Context) error {
+	for {
+		w.mu.Lock()
+		name, gone := w.name, w.gone
+		if gone {
+			w.name, w.gone = "", false
+		}
+		w.mu.Unlock()
+		switch {
+		case gone:
+			if err := w.dropHere(ctx); err != nil {
+				w.mu.Lock()
+				w.gone = true // tried again
+				w.mu.Unlock()
+				return err
+			}
+			continue
+		case name != "":
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-w.wake:
+		}
+	}
+}
+
+// dropHere removes the database.
+func (w *worker) dropHere(ctx context.Context) error {
+	if err := w.f.structure.acquire(ctx); err != nil {
+		return err
+	}
+	defer w.f.structure.release()
+	return w.f.store.dropReplica(ctx, w.id)
+}
+
+// settle makes the database, or gives it the name that it has on the primary.
+// A database that has the name here is not the primary's any more.
+func (w *worker) settle(ctx context.Context) error {
+	s := w.f.store
+	if err := w.f.structure.acquire(ctx); err != nil {
+		return err
+	}
+	defer w.f.structure.release()
+	w.mu.Lock()
+	name := w.name
+	w.mu.Unlock()
+	if name == "" {
+		return errInterrupted
+	}
+	if db := s.DB(w.id); db != nil && db.Name() == name {
+		return nil
+	}
+	if old := s.DBByName(name); old != nil && old.ID() != w.id {
+		if other := w.f.worker(old.ID()); other != nil {
+			if err := other.takeAway(ctx); err != nil {
+				return err
+			}
+			defer other.op.release()
+		}
+	}
+	_, err := s.introduce(ctx, w.id, name)
+	return err
+}
+
+// takeAway stops the worker until the primary speaks of its database again,
+// and returns with op held.
+func (w *worker) takeAway(ctx context.Context) error {
+	w.mu.Lock()
+	w.name = ""
+	w.flush()
+	w.discard = true
+	w.mu.Unlock()
+	signal(w.wake)
+	return w.op.acquire(ctx)
+}
+
+// prepare applies what the log has and the files do not, and asks the primary
+// to go on from there when it does not know.
+func (w *worker) prepare(ctx context.Context, ask bool) error {
+	if err := w.op.acquire(ctx); err != nil {
+		return err
+	}
+	defer w.op.release()
+	db := w.f.store.DB(w.id)
+	if db == nil {
+		return errInterrupted
+	}
+	applyCtx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	pos, err := db.catchUp(applyCtx)
+	if err != nil {
+		return err
+	}
+	if !ask {
+		return nil
+	}
+	w.mu.Lock()
+	w.flush()
+	w.discard = true
+	w.ask++
+	w.resume = &pos
+	w.mu.Unlock()
+	w.f.note(w, true)
+	if !pos.IsZero() {
+		db.setTrouble(nil, 0) // the files are whole; what failed is repeated
+	}
+	return nil
+}
+
+// drain applies files as they come. It returns at the first that cannot be.
+func (w *worker) drain(ctx context.Context, delay *time.Duration) error {
+	for {
+		first, err := w.next(ctx, true)
+		if err != nil {
+			return err
+		}
+		if err := w.take(ctx, first); err != nil {
+			return err
+		}
+		*delay = 0
+	}
+}
+
+// take imports and applies the file that begins with first.
+func (w *worker) take(ctx context.Context, first piece) error {
+	if err := w.op.acquire(ctx); err != nil {
+		return err
+	}
+	defer w.op.release()
+	db := w.f.store.DB(w.id)
+	if db == nil {
+		return errInterrupted
+	}
+	if first.offset != 0 || len(first.data) == 0 {
+		return errGivenUp
+	}
+	r := &fileReader{ctx: ctx, w: w, size: first.size, rest: first.data, read: int64(len(first.data))}
+	applyCtx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	if first.size > int64(len(first.data)) {
+		applyCtx = ctx // a large file takes the time that the network takes
+	}
+	if err := db.apply(applyCtx, r, first.size); err != nil {
+		return err
+	}
+	db.setTrouble(nil, 0)
+	w.f.note(w, false)
+	return nil
+}
+
+// next returns the next piece. The first of a file may be long in coming.
+func (w *worker) next(ctx context.Context, first bool) (piece, error) {
+	for {
+		w.mu.Lock()
+		switch {
+		case w.gone || w.name == "":
+			w.mu.Unlock()
+			return piece{}, errInterrupted
+		case first && w.misnamed():
+			w.mu.Unlock()
+			return piece{}, errRenamed
+		case len(w.pieces) > 0:
+			p := w.pieces[0]
+			w.pieces = w.pieces[1:]
+			n := int64(len(p.data))
+			w.queued -= n
+			w.taken += n
+			w.busy = true
+			urgent := w.taken-w.asked >= StreamWindow/4
+			w.mu.Unlock()
+			w.f.note(w, urgent)
+			return p, nil
+		}
+		if first {
+			w.busy = false
+		}
+		w.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return piece{}, context.Cause(ctx)
+		case <-w.wake:
+		}
+	}
+}
+
+// misnamed reports whether the database's name is not the primary's. w.mu is
+// held.
+func (w *worker) misnamed() bool {
+	db := w.f.store.DB(w.id)
+	return db == nil || db.Name() != w.name
+}
+
+// fail marks the database with why it does not go on, and throws away what
+// comes for it until the primary has resumed.
+func (w *worker) fail(err error, retry time.Duration) {
+	w.mu.Lock()
+	w.flush()
+	w.discard, w.busy = true, true
+	name := w.name
+	w.mu.Unlock()
+	w.f.note(w, true)
+	if db := w.f.store.DB(w.id); db != nil {
+		name = db.Name()
+		db.setTrouble(err, retry)
+	}
+	w.f.store.stats.ApplyErrors.Add(1)
+	w.f.store.Logger.Error("database does not follow the primary; tried again", "db", name, "retry", retry, "error", err)
+}
+
+// report is what the primary is to know of the database now.
+func (w *worker) report() []StreamFrame {
+	ack := AckStreamFrame{DBID: w.id}
+	if db := w.f.store.DB(w.id); db != nil {
+		ack.Received, ack.Durable, ack.Applied = db.reached()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var frames []StreamFrame
+	ack.Taken = w.taken
+	if ack != w.sent {
+		w.sent, w.asked = ack, w.taken
+		frames = append(frames, &ack)
+	}
+	if w.resume != nil {
+		frames = append(frames, &ResumeStreamFrame{DBID: w.id, Ask: w.ask, Pos: *w.resume})
+		w.resume = nil
+	}
+	return frames
+}
+
+// fileReader reads one file, which comes in pieces.
+type fileReader struct {
+	ctx  context.Context
+	w    *worker
+	size int64
+	rest []byte // of the piece at hand
+	read int64  // bytes of the file up to the end of rest
+}
+
+func (r *fileReader) Read(b []byte) (int, error) {
+	for len(r.rest) == 0 {
+		if r.read == r.size {
+			return 0, io.EOF
+		}
+		p, err := r.w.next(r.ctx, false)
+		switch {
+		case err != nil:
+			return 0, err
+		case p.size != r.size || p.offset != r.read || len(p.data) == 0:
+			return 0, errGivenUp
+		}
+		r.rest = p.data
+		r.read += int64(len(p.data))
+	}
+	n := copy(b, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
