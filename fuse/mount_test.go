@@ -268,7 +268,11 @@ func (m *mount) put(path, content string) {
 
 // requests returns how many requests f has caused, by kind. FORGET comes when the kernel likes.
 func (m *mount) requests(f func()) map[string]uint64 {
+	// The kernel sends RELEASEDIR after the close(2) that causes it has returned.
 	before := m.Counts()
+	for deadline := time.Now().Add(patience); before["OPENDIR"] != before["RELEASEDIR"] && time.Now().Before(deadline); before = m.Counts() {
+		time.Sleep(time.Millisecond)
+	}
 	f()
 	var diff map[string]uint64
 	for op, n := range m.Counts() {
