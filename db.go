@@ -140,8 +140,26 @@ func (db *DB) SHMPath() string { return db.DatabasePath() + "-shm" }
 func (db *DB) LTXDir() string { return filepath.Join(db.dir, "ltx") }
 
 // Open initializes the database from files in its data directory, recovering
-// whatever the last run left unfinished. The tree must not be in use.
+// whatever the last run left unfinished, and makes it part of its store, which
+// must be open. The tree must not be in use. ErrDatabaseExists: the store has a
+// database with this id or name.
 func (db *DB) Open() error {
+	if db.store.watcher == nil {
+		return errors.New("the store of the database is not open")
+	}
+	if db.store.DB(db.id) != nil {
+		return ErrDatabaseExists
+	}
+	if err := db.open(); err != nil {
+		return err
+	}
+	if err := db.store.register(db); err != nil {
+		return errors.Join(err, db.close())
+	}
+	return nil
+}
+
+func (db *DB) open() error {
 	name, err := os.ReadFile(filepath.Join(db.dir, "name"))
 	if err != nil {
 		return fmt.Errorf("read its name: %w", err)
@@ -157,6 +175,7 @@ func (db *DB) Open() error {
 		return err
 	}
 	if err := db.recover(); err != nil {
+		db.closeWAL()
 		return errors.Join(err, db.closeRecord(false))
 	}
 	db.start()

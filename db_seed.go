@@ -91,6 +91,11 @@ func (db *DB) CommitJournal(mode JournalMode) error {
 	if db.store.Role() == RoleReplica {
 		return ErrReadOnlyReplica
 	}
+	switch mode {
+	case JournalModeDelete, JournalModeTruncate, JournalModePersist:
+	default:
+		return fmt.Errorf("commit: journal mode %q has no rollback journal", mode)
+	}
 	if _, err := os.Stat(db.JournalPath()); err != nil {
 		return fmt.Errorf("commit without a journal: %w", err)
 	}
@@ -102,15 +107,13 @@ func (db *DB) CommitJournal(mode JournalMode) error {
 		return os.Remove(db.JournalPath())
 	case JournalModeTruncate:
 		return os.Truncate(db.JournalPath(), 0)
-	case JournalModePersist:
+	default: // PERSIST
 		f, err := os.OpenFile(db.JournalPath(), os.O_RDWR, 0)
 		if err != nil {
 			return err
 		}
 		_, err = f.WriteAt(make([]byte, sqlitefile.JournalHeaderSize), 0)
 		return errors.Join(err, f.Close())
-	default:
-		return fmt.Errorf("commit: journal mode %q has no rollback journal", mode)
 	}
 }
 

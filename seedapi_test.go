@@ -469,6 +469,41 @@ func TestSeedAPILocks(t *testing.T) {
 	}
 }
 
+// TestSeedAPIOpen: a database belongs to one store, which closes it.
+func TestSeedAPIOpen(t *testing.T) {
+	store := openStore(t, &leaser{lessor: &lessor{}}, client{})
+	db, f, err := store.CreateDB("app.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	transact(t, db, f, litefs.JournalModeDelete, versions(t, 1)[0])
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := litefs.NewDB(store, db.ID(), db.Path()).Open(); !errors.Is(err, litefs.ErrDatabaseExists) {
+		t.Errorf("opened twice: %v, want %v", err, litefs.ErrDatabaseExists)
+	}
+	if err := litefs.NewDB(store, db.ID()+1, store.DBDir(db.ID()+1)).Open(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no record: %v, want %v", err, os.ErrNotExist)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := litefs.NewDB(store, db.ID(), db.Path()).Open(); err == nil {
+		t.Error("opened in a store that is closed")
+	}
+
+	again := litefs.NewStore(store.Path())
+	again.Leaser, again.Logger = &leaser{lessor: &lessor{}}, store.Logger
+	if err := again.Open(); err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close() //nolint:errcheck // of a test
+	if got := again.DB(db.ID()); got == nil || got.Pos() != db.Pos() || got.Name() != "app.db" {
+		t.Errorf("after a restart: %v, want app.db at %s", got, db.Pos())
+	}
+}
+
 func TestSeedAPIFrames(t *testing.T) {
 	var b bytes.Buffer
 	for _, f := range []litefs.StreamFrame{&litefs.DBStreamFrame{DBID: 7, Name: "app.db"}, &litefs.LTXStreamFrame{Size: 9}} {

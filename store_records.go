@@ -58,10 +58,7 @@ func (s *Store) openRecordOf(id uint32) {
 	db := NewDB(s, id, s.DBDir(id))
 	err := db.Open()
 	if err == nil {
-		if err = s.register(db); err == nil {
-			return
-		}
-		err = errors.Join(err, db.close())
+		return
 	}
 	if errors.Is(err, errFileGone) {
 		s.Logger.Warn("record without its file is set aside", "db", db.Name(), "id", FormatDBID(id), "reason", err)
