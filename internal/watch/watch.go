@@ -19,6 +19,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,6 +32,8 @@ type Watcher struct {
 	logger *slog.Logger
 	f      *os.File // pollable, so that Close wakes the reader
 	done   chan struct{}
+
+	closing chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	closed  bool
@@ -58,6 +61,7 @@ func New(logger *slog.Logger) (*Watcher, error) {
 		f:       os.NewFile(uintptr(fd), "inotify"),
 		done:    make(chan struct{}),
 		watches: map[int32][]*Watch{},
+		closing: make(chan struct{}),
 	}
 	go w.run()
 	return w, nil
@@ -134,6 +138,7 @@ func (w *Watcher) Close() error {
 		return nil
 	}
 	w.closed = true
+	close(w.closing)
 	w.mu.Unlock()
 	err := w.f.Close()
 	<-w.done
@@ -152,11 +157,28 @@ func (w *Watcher) control(fn func(fd int) error) error {
 	return inner
 }
 
+// rest is the least time between two reads of the descriptor while writes keep
+// coming. Waking up for each of them would cost the writer's machine more than
+// the writes; meanwhile they gather, and equal ones become one. The first write
+// after a quiet time is told at once.
+const rest = 300 * time.Microsecond
+
 func (w *Watcher) run() {
 	defer close(w.done)
 	buf := make([]byte, 64<<10)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var last time.Time
 	for {
+		if time.Since(last) < 2*rest {
+			timer.Reset(rest)
+			select {
+			case <-timer.C:
+			case <-w.closing:
+			}
+		}
 		n, err := w.f.Read(buf)
+		last = time.Now()
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				w.logger.Error("watching files ended: writes will go unnoticed until restart", "error", err)
