@@ -172,7 +172,11 @@ func (f *upstream) heartbeat(fr *HeartbeatStreamFrame) {
 	f.beat = true
 	for id, w := range f.workers {
 		f.pending[id] = w // the log may have become durable meanwhile
-		idle = idle && w.idle()
+		if !w.idle() {
+			idle = false
+		} else if db := s.DB(id); db != nil && fr.Behind == 0 {
+			db.setTrouble(nil, 0) // there is nothing that it lacks
+		}
 	}
 	f.mu.Unlock()
 	if idle {

@@ -277,9 +277,6 @@ func (w *worker) prepare(ctx context.Context, ask bool) error {
 	w.resume = &pos
 	w.mu.Unlock()
 	w.f.note(w, true)
-	if !pos.IsZero() {
-		db.setTrouble(nil, 0) // the files are whole; what failed is repeated
-	}
 	return nil
 }
 
