@@ -219,6 +219,9 @@ func (s *Store) Open() (err error) {
 	if s.lastRole, err = s.readRole(); err != nil {
 		return err
 	}
+	if err := s.readDropped(); err != nil {
+		return err
+	}
 	if err := s.openRecords(); err != nil {
 		return err
 	}

@@ -62,6 +62,11 @@ func (s *Store) openRecordOf(id uint32) {
 	}
 	if errors.Is(err, errFileGone) {
 		s.Logger.Warn("record without its file is set aside", "db", db.Name(), "id", FormatDBID(id), "reason", err)
+		if s.lastRole == RolePrimary {
+			if err := s.rememberDropped(id); err != nil {
+				s.Logger.Error("a follower that is away will not hear that a database was dropped", "db", db.Name(), "id", FormatDBID(id), "error", err)
+			}
+		}
 		if err := s.setAside(db.dir); err != nil {
 			s.Logger.Error("cannot set a record aside", "path", db.dir, "error", err)
 		}
@@ -98,15 +103,17 @@ func (s *Store) register(db *DB) error {
 	return nil
 }
 
-// unregister forgets db.
-func (s *Store) unregister(db *DB) {
+// unregister forgets db, and reports whether it was known.
+func (s *Store) unregister(db *DB) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	known := s.byID[db.id] == db
 	delete(s.byID, db.id)
 	if s.byName[db.Name()] == db {
 		delete(s.byName, db.Name())
 	}
 	s.dropped[db.id] = struct{}{}
+	return known
 }
 
 // Dropped reports whether a database with this id was here and was removed.
@@ -197,9 +204,15 @@ func (s *Store) adopt(name string) (*DB, error) {
 // capture loop, whose end is waited for, may itself be waiting for the
 // directory that the kernel has locked for that request.
 func (s *Store) drop(db *DB) {
-	s.unregister(db)
+	if !s.unregister(db) {
+		return
+	}
 	s.MarkDirty(db.id)
 	s.goRun(func() {
+		// First: the record is what tells of the drop until then.
+		if err := s.rememberDropped(db.id); err != nil {
+			db.log().Error("a follower that is away will not hear that the database was dropped", "id", FormatDBID(db.id), "error", err)
+		}
 		if err := errors.Join(db.close(), os.RemoveAll(db.dir)); err != nil {
 			db.log().Error("the record of a dropped database is not wholly removed", "record", db.dir, "error", err)
 			return

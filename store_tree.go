@@ -156,9 +156,7 @@ func (s *Store) Released(path string, writable, last bool) {
 		return
 	}
 	if wrote && s.hasHeader(name) && !journalHot(filepath.Join(s.FilesDir(), name)+"-journal") {
-		if _, err := s.adopt(name); err != nil {
-			s.Logger.Error("cannot record a new database; it is local until it is written again", "db", name, "error", err)
-		}
+		s.adoptClosed(name)
 	}
 }
 
@@ -359,9 +357,15 @@ func (s *Store) Renamed(old, new string, err error) {
 		}
 	}
 	if name, typ := fileOf(new); typ == FileTypeDatabase && s.DBByName(name) == nil && !s.isOpen(name) && s.hasHeader(name) {
-		if _, err := s.adopt(name); err != nil {
-			s.Logger.Error("cannot record a new database; it is local until it is written again", "db", name, "error", err)
-		}
+		s.adoptClosed(name)
+	}
+}
+
+// adoptClosed begins to record a database that nobody has open any more.
+func (s *Store) adoptClosed(name string) {
+	_, err := s.adopt(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed or renamed meanwhile: nothing to record
+		s.Logger.Error("cannot record a new database; it is local until it is written again", "db", name, "error", err)
 	}
 }
 
@@ -383,6 +387,9 @@ func (s *Store) renameOrDrop(db *DB, name string) {
 func (s *Store) moveOpens(old, new string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// What is replaced has no name from now on; its handles will be closed under none.
+	delete(s.opens, new)
+	delete(s.unseen, new)
 	moved := make(map[string]*openFile)
 	for path, f := range s.opens {
 		if rest, ok := strings.CutPrefix(path, old); ok && (rest == "" || rest[0] == '/') {

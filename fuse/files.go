@@ -101,8 +101,7 @@ func (fs *loopback) open(n *node, c Caller, flags uint32, created bool, out *gof
 func (fs *loopback) openAs(n *node, c Caller, flags uint32, created bool, asked Mode, askedFirst bool, out *gofuse.OpenOut) (code gofuse.Status, again bool) {
 	// A thread of this process may hold a lock that a Released in progress waits for.
 	if !c.Own() {
-		n.order.Lock()
-		defer n.order.Unlock()
+		defer fs.inOrder(n)()
 	}
 	h := &handle{node: n, fd: -1, writable: isWritable(flags)}
 	if code, again = fs.openBacked(n, h, flags, asked, askedFirst, out); !code.Ok() || again {
@@ -276,8 +275,7 @@ func (fs *loopback) release(fh uint64) {
 		return
 	}
 	defer fs.nodes.unref(h.node.id, 1)
-	h.node.order.Lock()
-	defer h.node.order.Unlock()
+	defer fs.inOrder(h.node)()
 	last := fs.closeBacked(h.node, h)
 	fs.backend.Released(fs.pathOrNone(h.node), h.writable, last)
 }

@@ -29,6 +29,10 @@ type loopback struct {
 	virtuals    virtualTable
 	complaints  complaints
 
+	// naming is held over a rename of a directory and the Renamed that tells it, and shared over every other event that
+	// names a path: so that the Backend hears of a file under the name by which it knows it. Taken before node.order.
+	naming sync.RWMutex
+
 	handles struct {
 		sync.RWMutex
 		last uint64

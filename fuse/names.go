@@ -1,6 +1,8 @@
 package fuse
 
 import (
+	"cmp"
+	"slices"
 	"syscall"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -141,12 +143,48 @@ func (fs *loopback) Unlink(_ <-chan struct{}, h *gofuse.InHeader, name string) g
 			return fs.refused("unlink", path, err)
 		}
 	}
+	if c := (Caller{h.Pid}); !c.Own() {
+		defer fs.inOrder(fs.nodes.known(st.Ino))()
+	}
 	err = unix.Unlinkat(dir.fd, name, 0)
 	fs.nodes.moved(st.Ino)
 	if named {
 		fs.backend.Unlinked(path, err)
 	}
 	return status(err)
+}
+
+// inOrder keeps other events of the nodes from the Backend until the returned function is called. A nil node has none.
+//
+// Without it a file that is closed and renamed at once (cp to a temporary name, then mv) would be told as closed under
+// a name that is gone already, and under the new one as open for ever.
+func (fs *loopback) inOrder(nodes ...*node) (done func()) {
+	slices.SortFunc(nodes, func(a, b *node) int {
+		if a == nil || b == nil {
+			return 0
+		}
+		return cmp.Compare(a.id, b.id)
+	})
+	fs.naming.RLock()
+	for _, n := range nodes {
+		if n != nil {
+			n.order.Lock()
+		}
+	}
+	return func() {
+		for _, n := range nodes {
+			if n != nil {
+				n.order.Unlock()
+			}
+		}
+		fs.naming.RUnlock()
+	}
+}
+
+// inOrderBelow is inOrder for a directory and all that is in it.
+func (fs *loopback) inOrderBelow() (done func()) {
+	fs.naming.Lock()
+	return fs.naming.Unlock
 }
 
 func (fs *loopback) Rmdir(_ <-chan struct{}, h *gofuse.InHeader, name string) gofuse.Status {
@@ -189,6 +227,9 @@ func (fs *loopback) Rename(_ <-chan struct{}, in *gofuse.RenameIn, oldName, newN
 			return fs.refused("rename", oldPath, err)
 		}
 	}
+	if c := (Caller{in.Pid}); !c.Own() {
+		defer fs.orderOfRename(&source, &target, replaces)()
+	}
 	err = unix.Renameat2(from.fd, oldName, to.fd, newName, uint(in.Flags))
 	if source.Mode&unix.S_IFMT == unix.S_IFDIR {
 		fs.nodes.moves.Add(1) // everything below has moved too
@@ -202,4 +243,15 @@ func (fs *loopback) Rename(_ <-chan struct{}, in *gofuse.RenameIn, oldName, newN
 		fs.backend.Renamed(oldPath, newPath, err)
 	}
 	return status(err)
+}
+
+func (fs *loopback) orderOfRename(source, target *unix.Stat_t, replaces bool) (done func()) {
+	if source.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return fs.inOrderBelow()
+	}
+	nodes := []*node{fs.nodes.known(source.Ino)}
+	if replaces && target.Ino != source.Ino {
+		nodes = append(nodes, fs.nodes.known(target.Ino))
+	}
+	return fs.inOrder(nodes...)
 }

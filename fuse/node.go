@@ -29,8 +29,8 @@ type node struct {
 	path  atomic.Pointer[pathAt]
 	moves atomic.Uint64 // counts renames and unlinks of this inode; counted after they happened
 
-	// order is held over a change of the open handles and the Opened or Released that tells it, so that the Backend
-	// hears them in the order they happened. Taken before mu.
+	// order is held over a change of the open handles or of the name and the Opened, Released, Renamed or Unlinked that
+	// tells it, so that the Backend hears them in the order they happened. Taken before mu; of two, the lower id first.
 	order sync.Mutex
 
 	mu      sync.Mutex
