@@ -54,11 +54,13 @@ func (s *Store) openDir() error {
 			return fmt.Errorf("data directory: %w", err)
 		}
 	}
+	s.keepApart(s.path)
 	for _, name := range []string{"dbs", "aside"} {
 		if err := os.MkdirAll(filepath.Join(s.path, name), 0o700); err != nil {
 			return fmt.Errorf("data directory: %w", err)
 		}
 	}
+	s.keepApart(filepath.Join(s.path, "dbs"))
 	if err := os.MkdirAll(s.FilesDir(), 0o755); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
@@ -93,6 +95,28 @@ func (s *Store) lockDir() error {
 			return errors.Join(fmt.Errorf("data directory %s is in use by another litefs (pid %d): stop that one first", s.path, lockOwner(s.path)), f.Close())
 		}
 		<-time.After(20 * time.Millisecond) // flock has no wake-up with a deadline
+	}
+}
+
+// keepApart has the file system put the directories below dir apart from each
+// other (the "top of a hierarchy" flag, chattr +T), where it knows how. SQLite
+// removes journals all the time, and ext4 without a journal looks at every
+// inode that was freed a moment ago in a group of blocks before it makes a file
+// there: without this, a new log entry took five times as long.
+func (s *Store) keepApart(dir string) {
+	f, err := os.Open(dir)
+	if err != nil {
+		s.Logger.Debug("directories are not kept apart", "dir", dir, "error", err)
+		return
+	}
+	defer f.Close() //nolint:errcheck // read only
+	const topDir = 0x00020000 // FS_TOPDIR_FL
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil && flags&topDir == 0 {
+		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|topDir))
+	}
+	if err != nil {
+		s.Logger.Debug("directories are not kept apart", "dir", dir, "error", err)
 	}
 }
 
