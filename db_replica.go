@@ -237,6 +237,7 @@ func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
 		return err
 	}
 	db.store.stats.Applied.Add(1)
+	db.store.stats.ApplyLatency.Observe(db.now().Sub(e.Timestamp))
 	db.publishAt(e)
 	db.store.MarkDirty(db.id)
 	return nil

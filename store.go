@@ -107,6 +107,9 @@ type Stats struct {
 	// Applied counts log entries applied on a replica, ApplyErrors the times
 	// that a database could not go on.
 	Applied, ApplyErrors atomic.Uint64
+	// ApplyLatency is the time from the commit on the primary, by its clock, to
+	// the moment at which readers here can see it.
+	ApplyLatency LatencyHistogram
 	// PageHashes counts pages hashed, a measure of work that tests assert.
 	PageHashes atomic.Uint64
 }

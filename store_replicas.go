@@ -30,6 +30,7 @@ type replica struct {
 	connections int
 	contact     time.Time
 	dbs         map[uint32]AckStreamFrame
+	snapshots   map[uint32]int64
 }
 
 // ReplicaStatus is one replica as its primary knows it.
@@ -39,6 +40,7 @@ type ReplicaStatus struct {
 	Connected bool
 	Contact   time.Time                 // when it was last heard of
 	Databases map[uint32]AckStreamFrame // by database id
+	Snapshots map[uint32]int64          // snapshots on their way, by database id: bytes
 }
 
 // ReplicaConn notes what one connection of a replica tells. It is safe for
@@ -55,7 +57,7 @@ func (g *ReplicaRegistry) Connect(nodeID, remote string) *ReplicaConn {
 	g.expire(time.Now())
 	r := g.replicas[nodeID]
 	if r == nil {
-		r = &replica{dbs: make(map[uint32]AckStreamFrame)}
+		r = &replica{dbs: make(map[uint32]AckStreamFrame), snapshots: make(map[uint32]int64)}
 		if g.replicas == nil {
 			g.replicas = make(map[string]*replica)
 		}
@@ -90,6 +92,18 @@ func (c *ReplicaConn) Forget(dbID uint32) {
 	delete(c.r.dbs, dbID)
 }
 
+// Sending notes that a snapshot of a database is on its way; 0 bytes, that none
+// is any more.
+func (c *ReplicaConn) Sending(dbID uint32, bytes int64) {
+	c.registry.mu.Lock()
+	defer c.registry.mu.Unlock()
+	if bytes == 0 {
+		delete(c.r.snapshots, dbID)
+	} else {
+		c.r.snapshots[dbID] = bytes
+	}
+}
+
 // Close notes the end of the connection.
 func (c *ReplicaConn) Close() {
 	c.registry.mu.Lock()
@@ -112,7 +126,7 @@ func (g *ReplicaRegistry) List() []ReplicaStatus {
 	list := make([]ReplicaStatus, 0, len(g.replicas))
 	for id, r := range g.replicas {
 		list = append(list, ReplicaStatus{
-			NodeID: id, Remote: r.remote, Connected: r.connections > 0, Contact: r.contact, Databases: maps.Clone(r.dbs),
+			NodeID: id, Remote: r.remote, Connected: r.connections > 0, Contact: r.contact, Databases: maps.Clone(r.dbs), Snapshots: maps.Clone(r.snapshots),
 		})
 	}
 	slices.SortFunc(list, func(a, b ReplicaStatus) int { return cmp.Compare(a.NodeID, b.NodeID) })

@@ -411,15 +411,18 @@ const posSuffix = "-pos"
 const maxFileName = 255
 
 // nodeFiles are the virtual files of the root directory.
-var nodeFiles = []string{".primary"}
+var nodeFiles = []string{".primary", ".lag"}
 
 // Virtual returns the content of a file that is not in the tree: the position
-// of a database, or the name of the primary.
+// of a database, the name of the primary, or how far this node is behind it.
 func (s *Store) Virtual(path string) ([]byte, bool) {
 	if name, ok := strings.CutSuffix(path, posSuffix); ok {
 		if db := s.DBByName(name); db != nil {
 			return []byte(db.Pos().String() + "\n"), true
 		}
+	}
+	if path == ".lag" {
+		return s.lagFile(), true
 	}
 	if path == ".primary" && s.Role() == RoleReplica {
 		if host := s.primaryHost(); host != "" {

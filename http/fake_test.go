@@ -21,6 +21,8 @@ import (
 // patience is how long a test waits for what should be quick.
 const patience = 30 * time.Second
 
+var discard = slog.New(slog.DiscardHandler)
+
 // fakeSource is a node in memory.
 type fakeSource struct {
 	mu         sync.Mutex
@@ -35,6 +37,17 @@ type fakeSource struct {
 	noSubs     chan struct{} // closed when the last subscription is
 	open       int           // LTX files not closed
 	replicas   litefs.ReplicaRegistry
+	stats      litefs.Stats
+}
+
+func (s *fakeSource) Stats() *litefs.Stats { return &s.stats }
+
+func (s *fakeSource) Status() litefs.Status {
+	st := litefs.Status{Role: litefs.RolePrimary, PrimaryURL: s.PrimaryURL(), Synced: true, Replicas: s.replicas.List()}
+	for _, db := range s.Databases() {
+		st.Databases = append(st.Databases, litefs.DBStatus{ID: db.ID(), Name: db.Name(), Pos: db.Pos(), Received: db.Pos()})
+	}
+	return st
 }
 
 func (s *fakeSource) ReplicaRegistry() *litefs.ReplicaRegistry { return &s.replicas }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -79,6 +78,7 @@ func newServer(src Source, opt Options, l limits) *Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", s.handleHealth)
 	mux.Handle("GET /info", s.authorized(s.handleInfo))
+	mux.Handle("GET /metrics", s.authorized(s.handleMetrics))
 	mux.Handle("POST /stream", s.authorized(s.handleStream))
 
 	var protocols http.Protocols
@@ -238,53 +238,6 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, code int, line s
 
 func (s *Server) handleHealth(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, "text/plain; charset=utf-8", []byte("ok\n"))
-}
-
-// Info is what a node tells of itself at GET /info. Numbers of 64 bits are strings of 16 hexadecimal
-// digits, for not every reader of JSON keeps them whole; the epoch is small.
-type Info struct {
-	ClusterID  string         `json:"clusterID"`
-	NodeID     string         `json:"nodeID"`
-	IsPrimary  bool           `json:"isPrimary"`
-	Candidate  bool           `json:"candidate"`
-	PrimaryURL string         `json:"primaryURL,omitempty"`
-	Epoch      uint64         `json:"epoch"`
-	Databases  []DatabaseInfo `json:"databases"`
-}
-
-// DatabaseInfo is one database in Info.
-type DatabaseInfo struct {
-	ID       string `json:"id"` // litefs.FormatDBID
-	Name     string `json:"name"`
-	TXID     string `json:"txid"`
-	Checksum string `json:"checksum"`
-}
-
-func (s *Server) handleInfo(w http.ResponseWriter, r *http.Request) {
-	info := Info{
-		ClusterID:  s.src.ClusterID(),
-		NodeID:     s.src.NodeID(),
-		IsPrimary:  s.src.IsPrimary(),
-		Candidate:  s.opt.Candidate,
-		PrimaryURL: s.src.PrimaryURL(),
-		Epoch:      s.src.Epoch(),
-		Databases:  []DatabaseInfo{},
-	}
-	for _, db := range s.src.Databases() {
-		pos := db.Pos()
-		info.Databases = append(info.Databases, DatabaseInfo{
-			ID:       litefs.FormatDBID(db.ID()),
-			Name:     db.Name(),
-			TXID:     fmt.Sprintf("%016x", pos.TXID),
-			Checksum: fmt.Sprintf("%016x", pos.Chksum),
-		})
-	}
-	b, err := json.MarshalIndent(info, "", "  ")
-	if err != nil {
-		s.refuse(w, r, http.StatusInternalServerError, fmt.Sprintf("encode: %v", err))
-		return
-	}
-	s.answer(w, r, "application/json", append(b, '\n'))
 }
 
 // answer writes a short body within the limit for it.

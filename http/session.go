@@ -338,6 +338,7 @@ func (s *session) giveUp(id uint32) error {
 	delete(s.files, id)
 	if f.snapshot {
 		s.snapshots.open--
+		s.acks.src.conn.Sending(id, 0)
 	}
 	return f.ltx.Close()
 }

@@ -44,6 +44,7 @@ func (s *session) takeSnapshot(snap snapshot) {
 	}
 	s.files[id] = &outFile{ltx: snap.ltx, snapshot: true}
 	s.snapshots.open++
+	s.acks.src.conn.Sending(id, snap.ltx.Size)
 }
 
 func (s *session) release(id uint32) {

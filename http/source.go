@@ -23,6 +23,9 @@ type Source interface {
 
 	Subscribe() Subscription
 
+	Status() litefs.Status
+	Stats() *litefs.Stats
+
 	// ReplicaRegistry is where the server notes what replicas acknowledge.
 	ReplicaRegistry() *litefs.ReplicaRegistry
 }

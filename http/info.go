@@ -1,0 +1,163 @@
+package http
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/litefs/litefs"
+)
+
+// Info is what a node tells of itself at GET /info. Numbers of 64 bits are strings of 16 hexadecimal
+// digits, for not every reader of JSON keeps them whole; the epoch is small.
+type Info struct {
+	ClusterID  string `json:"clusterID"`
+	NodeID     string `json:"nodeID"`
+	IsPrimary  bool   `json:"isPrimary"`
+	Candidate  bool   `json:"candidate"`
+	Role       string `json:"role"` // "primary", "replica" or "none"
+	PrimaryURL string `json:"primaryURL,omitempty"`
+	Hostname   string `json:"hostname,omitempty"` // of the primary
+	Epoch      uint64 `json:"epoch"`
+
+	Mount       string `json:"mount,omitempty"`
+	Passthrough bool   `json:"passthrough"`
+	LagMillis   *int64 `json:"lagMillis"` // null: never had all that the primary had
+
+	Databases []DatabaseInfo `json:"databases"`
+	Failed    []FailedInfo   `json:"failed,omitempty"`   // set aside: not open
+	Replicas  []ReplicaInfo  `json:"replicas,omitempty"` // on a primary
+}
+
+// DatabaseInfo is one database in Info.
+type DatabaseInfo struct {
+	ID       string `json:"id"` // litefs.FormatDBID
+	Name     string `json:"name"`
+	TXID     string `json:"txid"`
+	Checksum string `json:"checksum"`
+
+	Received string `json:"received,omitempty"` // TXID that is in the log
+	Durable  string `json:"durable,omitempty"`  // TXID that is in the log and on disk
+
+	PageSize   uint32 `json:"pageSize,omitempty"`
+	Pages      uint32 `json:"pages,omitempty"`
+	WALBytes   int64  `json:"walBytes"`
+	LogEntries int    `json:"logEntries"`
+	LogBytes   int64  `json:"logBytes"`
+
+	Error string     `json:"error,omitempty"` // why it does not follow the primary
+	Since *time.Time `json:"since,omitempty"` // when that began
+}
+
+// FailedInfo is a database that could not be opened.
+type FailedInfo struct {
+	Name  string `json:"name"`
+	Error string `json:"error"`
+}
+
+// ReplicaInfo is a replica as its primary knows it.
+type ReplicaInfo struct {
+	NodeID    string                `json:"nodeID"`
+	Remote    string                `json:"remote"`
+	Connected bool                  `json:"connected"`
+	Contact   time.Time             `json:"contact"`
+	Databases []ReplicaDatabaseInfo `json:"databases"`
+}
+
+// ReplicaDatabaseInfo is how far a replica is with one database.
+type ReplicaDatabaseInfo struct {
+	ID       string `json:"id"`
+	Name     string `json:"name"`
+	Received string `json:"received"`
+	Durable  string `json:"durable"`
+	Applied  string `json:"applied"`
+
+	LagTransactions uint64 `json:"lagTransactions"` // that are committed and not applied
+	SnapshotBytes   int64  `json:"snapshotBytes,omitempty"`
+}
+
+func (s *Server) handleInfo(w http.ResponseWriter, r *http.Request) {
+	b, err := json.MarshalIndent(s.info(), "", "  ")
+	if err != nil {
+		s.refuse(w, r, http.StatusInternalServerError, fmt.Sprintf("encode: %v", err))
+		return
+	}
+	s.answer(w, r, "application/json", append(b, '\n'))
+}
+
+func (s *Server) info() Info {
+	st := s.src.Status()
+	info := Info{
+		ClusterID:   s.src.ClusterID(),
+		NodeID:      s.src.NodeID(),
+		IsPrimary:   s.src.IsPrimary(),
+		Candidate:   s.opt.Candidate,
+		Role:        st.Role.String(),
+		PrimaryURL:  st.PrimaryURL,
+		Hostname:    st.Hostname,
+		Epoch:       s.src.Epoch(),
+		Mount:       st.MountDir,
+		Passthrough: st.Passthrough,
+		Databases:   []DatabaseInfo{},
+	}
+	if st.Synced {
+		ms := st.Lag.Milliseconds()
+		info.LagMillis = &ms
+	}
+	for _, db := range st.Databases {
+		info.Databases = append(info.Databases, databaseInfo(db))
+	}
+	for name, err := range st.Failed {
+		info.Failed = append(info.Failed, FailedInfo{name, err.Error()})
+	}
+	slices.SortFunc(info.Failed, func(a, b FailedInfo) int { return cmp.Compare(a.Name, b.Name) })
+	for _, r := range st.Replicas {
+		info.Replicas = append(info.Replicas, replicaInfo(r, st.Databases))
+	}
+	return info
+}
+
+func databaseInfo(db litefs.DBStatus) DatabaseInfo {
+	d := DatabaseInfo{
+		ID:         litefs.FormatDBID(db.ID),
+		Name:       db.Name,
+		TXID:       hex16(db.Pos.TXID),
+		Checksum:   hex16(db.Pos.Chksum),
+		Received:   hex16(db.Received.TXID),
+		Durable:    hex16(db.Durable.TXID),
+		PageSize:   db.PageSize,
+		Pages:      db.Pages,
+		WALBytes:   db.WALSize,
+		LogEntries: db.LogEntries,
+		LogBytes:   db.LogBytes,
+	}
+	if db.Trouble != nil {
+		d.Error, d.Since = db.Trouble.Error(), &db.Since
+	}
+	return d
+}
+
+func replicaInfo(r litefs.ReplicaStatus, dbs []litefs.DBStatus) ReplicaInfo {
+	info := ReplicaInfo{
+		NodeID: r.NodeID, Remote: r.Remote, Connected: r.Connected, Contact: r.Contact,
+		Databases: []ReplicaDatabaseInfo{},
+	}
+	for _, db := range dbs {
+		ack := r.Databases[db.ID] // zero: nothing was heard
+		d := ReplicaDatabaseInfo{
+			ID: litefs.FormatDBID(db.ID), Name: db.Name,
+			Received: hex16(ack.Received.TXID), Durable: hex16(ack.Durable.TXID), Applied: hex16(ack.Applied.TXID),
+			SnapshotBytes: r.Snapshots[db.ID],
+		}
+		if db.Pos.TXID > ack.Applied.TXID {
+			d.LagTransactions = db.Pos.TXID - ack.Applied.TXID
+		}
+		info.Databases = append(info.Databases, d)
+	}
+	return info
+}
+
+func hex16(n uint64) string { return fmt.Sprintf("%016x", n) }

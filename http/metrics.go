@@ -1,0 +1,121 @@
+package http
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/litefs/litefs"
+)
+
+// handleMetrics answers in the text format of Prometheus, version 0.0.4. Names that LiteFS 0.5 has mean
+// the same here; what passthrough makes uncountable (writes to the files) is left out.
+func (s *Server) handleMetrics(w http.ResponseWriter, r *http.Request) {
+	s.answer(w, r, "text/plain; version=0.0.4; charset=utf-8", []byte(s.metrics()))
+}
+
+func (s *Server) metrics() string {
+	st, stats := s.src.Status(), s.src.Stats()
+	var m metricsWriter
+	m.one("litefs_is_primary", "gauge", "1 on the primary.", boolValue(st.Role == litefs.RolePrimary))
+	m.one("litefs_db_count", "gauge", "Databases that are open.", float64(len(st.Databases)))
+	m.one("litefs_db_failed_count", "gauge", "Databases that were set aside.", float64(len(st.Failed)))
+	if st.Synced { // before, there is no number that is true
+		m.one("litefs_lag_seconds", "gauge", "Time since this node had all that the primary had.", st.Lag.Seconds())
+	}
+	m.one("litefs_http_stream_count", "gauge", "Replicas that are connected.", float64(connected(st.Replicas)))
+
+	m.one("litefs_commits_total", "counter", "Local transactions that were captured.", float64(stats.Commits.Load()))
+	m.one("litefs_captures_total", "counter", "Log entries written for them.", float64(stats.Captures.Load()))
+	m.one("litefs_capture_errors_total", "counter", "Captures that failed and were tried again.", float64(stats.CaptureErrors.Load()))
+	m.one("litefs_net_gaps_total", "counter", "Captures that found pages changed behind their back.", float64(stats.NetGaps.Load()))
+	m.one("litefs_barriers_total", "counter", "Checkpoints that waited for a capture.", float64(stats.Barriers.Load()))
+	m.one("litefs_applied_total", "counter", "Log entries applied.", float64(stats.Applied.Load()))
+	m.one("litefs_apply_errors_total", "counter", "Times that a database could not follow the primary.", float64(stats.ApplyErrors.Load()))
+	m.histogram("litefs_commit_to_apply_seconds", "Time from a commit on the primary to its visibility here.", &stats.ApplyLatency)
+
+	perDB := func(name, help string, value func(litefs.DBStatus) float64) {
+		m.head(name, "gauge", help)
+		for _, db := range st.Databases {
+			m.sample(name, value(db), "db", db.Name)
+		}
+	}
+	perDB("litefs_db_txid", "Last transaction.", func(db litefs.DBStatus) float64 { return float64(db.Pos.TXID) })
+	perDB("litefs_db_ltx_count", "Entries of the log.", func(db litefs.DBStatus) float64 { return float64(db.LogEntries) })
+	perDB("litefs_db_ltx_bytes", "Bytes of the log.", func(db litefs.DBStatus) float64 { return float64(db.LogBytes) })
+	perDB("litefs_db_wal_bytes", "Bytes of the write-ahead log.", func(db litefs.DBStatus) float64 { return float64(db.WALSize) })
+	perDB("litefs_db_in_trouble", "1 for a database that does not follow the primary.", func(db litefs.DBStatus) float64 { return boolValue(db.Trouble != nil) })
+
+	m.head("litefs_replica_connected", "gauge", "1 for a replica that is connected.")
+	for _, r := range st.Replicas {
+		m.sample("litefs_replica_connected", boolValue(r.Connected), "node", r.NodeID)
+	}
+	m.head("litefs_replica_lag_transactions", "gauge", "Transactions that a replica has not applied.")
+	for _, r := range st.Replicas {
+		for _, db := range replicaInfo(r, st.Databases).Databases {
+			m.sample("litefs_replica_lag_transactions", float64(db.LagTransactions), "node", r.NodeID, "db", db.Name)
+		}
+	}
+	return m.String()
+}
+
+func connected(replicas []litefs.ReplicaStatus) (n int) {
+	for _, r := range replicas {
+		if r.Connected {
+			n++
+		}
+	}
+	return n
+}
+
+func boolValue(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// metricsWriter writes the text format: of each metric its head, then its samples.
+type metricsWriter struct{ strings.Builder }
+
+func (m *metricsWriter) head(name, typ, help string) {
+	fmt.Fprintf(m, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, typ)
+}
+
+// sample writes a value with labels, given as names and values in turn.
+func (m *metricsWriter) sample(name string, value float64, labels ...string) {
+	m.WriteString(name)
+	for i := 0; i+1 < len(labels); i += 2 {
+		m.WriteString([]string{"{", ","}[min(i, 1)])
+		fmt.Fprintf(m, `%s="%s"`, labels[i], labelEscapes.Replace(labels[i+1]))
+	}
+	if len(labels) > 0 {
+		m.WriteString("}")
+	}
+	m.WriteString(" " + strconv.FormatFloat(value, 'g', -1, 64) + "\n")
+}
+
+var labelEscapes = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+
+func (m *metricsWriter) one(name, typ, help string, value float64) {
+	m.head(name, typ, help)
+	m.sample(name, value)
+}
+
+func (m *metricsWriter) histogram(name, help string, h *litefs.LatencyHistogram) {
+	m.head(name, "histogram", help)
+	buckets, sum := h.Counts()
+	var n uint64
+	for i, bound := range litefs.ApplyLatencyBounds {
+		n += buckets[i]
+		m.sample(name+"_bucket", float64(n), "le", seconds(bound))
+	}
+	n += buckets[len(buckets)-1]
+	m.sample(name+"_bucket", float64(n), "le", "+Inf")
+	m.sample(name+"_sum", sum.Seconds())
+	m.sample(name+"_count", float64(n))
+}
+
+func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'g', -1, 64) }

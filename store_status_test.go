@@ -1,0 +1,32 @@
+package litefs
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The file .lag is a number of milliseconds with a sign.
+func TestLagFile(t *testing.T) {
+	p := openNode(t, filepath.Join(t.TempDir(), "primary"))
+	if got := string(p.store.lagFile()); got != "+000000000\n" {
+		t.Errorf("primary: %q", got)
+	}
+	n := openNode(t, filepath.Join(t.TempDir(), "replica"), asReplica)
+	if b, ok := n.store.Virtual(".lag"); !ok || string(b) != "+2147483647\n" {
+		t.Errorf("never synced: %q", b)
+	}
+	for lag, prefix := range map[time.Duration]string{
+		time.Hour:             "+0036",
+		-time.Hour:            "-0035",
+		-10000 * time.Hour:    "-2147483647\n",
+		1 << 60:               "+2147483647\n",
+		100 * time.Nanosecond: "+0000000",
+	} {
+		n.store.syncedAt.Store(time.Now().Add(-lag).UnixMilli())
+		if got := string(n.store.lagFile()); !strings.HasPrefix(got, prefix) || len(got) > 12 {
+			t.Errorf("lag of %v: %q, want %q...", lag, got, prefix)
+		}
+	}
+}
