@@ -34,23 +34,28 @@ const (
 	walNews
 )
 
-// relate decides walState for a write-ahead log with committed frames. head is
-// the newest log entry, end the last committed frame that the checksum chain
-// proves, n the frame that the head was captured up to.
-func relate(head ltxlog.Entry, hdr sqlitefile.WALHeader, end, n uint32) walState {
-	switch {
-	case n > 0 && head.Salt1 == hdr.Salt1 && head.Salt2 == hdr.Salt2:
-		if end < n {
-			return walBehind
+// relate decides walState for a write-ahead log with committed frames. entries
+// are those of the log, end is the last committed frame that the checksum chain
+// proves. For walJoined, n is the frame that the head was captured up to.
+func relate(entries []ltxlog.Entry, hdr sqlitefile.WALHeader, end uint32) (state walState, n uint32) {
+	for i := len(entries) - 1; i >= 0; i-- {
+		e := entries[i]
+		switch {
+		case e.Salt1 == 0 && e.Salt2 == 0:
+			// not captured from a write-ahead log
+		case e.Salt1 == hdr.Salt1 && e.Salt2 == hdr.Salt2:
+			n = sqlitefile.FrameCount(e.WALOffset+e.WALSize, e.PageSize)
+			if i < len(entries)-1 || end < n {
+				return walBehind, n
+			}
+			return walJoined, n
+		case e.Salt1 == hdr.Salt1+1:
+			// A restart adds one to the first salt (SQLite: walRestartHdr). The
+			// restart itself was lost with the power, the log entry was not.
+			return walBehind, 0
 		}
-		return walJoined
-	case n > 0 && hdr.Salt1+1 == head.Salt1:
-		// A restart adds one to the first salt (SQLite: walRestartHdr). The
-		// restart itself was lost with the power, the log entry was not.
-		return walBehind
-	default:
-		return walNews
 	}
+	return walNews, 0
 }
 
 // found is what the last run has left, as seen before recovery changes a thing.
@@ -170,7 +175,7 @@ func (db *DB) openWALNow() error {
 
 // recoverPrimary recovers a database that this node wrote last.
 func (db *DB) recoverPrimary(f found) error {
-	state, err := db.locate(f.head)
+	state, err := db.locate()
 	if err != nil {
 		return err
 	}
@@ -336,7 +341,7 @@ func (db *DB) compareFiles() (pgnos []uint32, whole bool, err error) {
 }
 
 // locate finds where in the write-ahead log on disk the log's head ends.
-func (db *DB) locate(head ltxlog.Entry) (walState, error) {
+func (db *DB) locate() (walState, error) {
 	all, err := db.scanWAL()
 	if err != nil || all.Commits == 0 {
 		return walNone, err
@@ -345,11 +350,7 @@ func (db *DB) locate(head ltxlog.Entry) (walState, error) {
 	if err != nil {
 		return walNone, err
 	}
-	var n uint32
-	if head.Salt1 != 0 || head.Salt2 != 0 {
-		n = sqlitefile.FrameCount(head.WALOffset+head.WALSize, head.PageSize)
-	}
-	state := relate(head, hdr, all.To.Frame, n)
+	state, n := relate(db.txlog.Entries(), hdr, all.To.Frame)
 	switch state {
 	case walJoined:
 		if db.at, err = capture.At(db.wal.file, n); err != nil {
