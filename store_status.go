@@ -12,6 +12,7 @@ type Status struct {
 	Role        Role
 	PrimaryURL  string // "" when none is known
 	Hostname    string // of the primary
+	DataDir     string
 	MountDir    string
 	Passthrough bool
 
@@ -47,6 +48,7 @@ func (s *Store) Status() Status {
 	st := Status{
 		Role:     s.Role(),
 		Hostname: s.primaryHost(),
+		DataDir:  s.path,
 		MountDir: s.MountDir(),
 		Lag:      lag,
 		Synced:   synced,

@@ -23,6 +23,7 @@ type Info struct {
 	Hostname   string `json:"hostname,omitempty"` // of the primary
 	Epoch      uint64 `json:"epoch"`
 
+	Path        string `json:"path,omitempty"` // of the data directory
 	Mount       string `json:"mount,omitempty"`
 	Passthrough bool   `json:"passthrough"`
 	LagMillis   *int64 `json:"lagMillis"` // null: never had all that the primary had
@@ -99,6 +100,7 @@ func (s *Server) info() Info {
 		PrimaryURL:  st.PrimaryURL,
 		Hostname:    st.Hostname,
 		Epoch:       s.src.Epoch(),
+		Path:        st.DataDir,
 		Mount:       st.MountDir,
 		Passthrough: st.Passthrough,
 		Databases:   []DatabaseInfo{},

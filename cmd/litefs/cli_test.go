@@ -169,7 +169,7 @@ func TestHelp(t *testing.T) {
 	if code != 0 || stderr != "" {
 		t.Fatalf("litefs help: exit code %d, %q", code, stderr)
 	}
-	for _, cmd := range []string{"mount", "config", "demo", "bench", "verify", "ltx", "version"} {
+	for _, cmd := range []string{"mount", "config", "demo", "bench", "status", "verify", "ltx", "version"} {
 		if !strings.Contains(usage, "\n  "+cmd+" ") {
 			t.Errorf("litefs help does not list %s", cmd)
 		}

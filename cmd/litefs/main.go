@@ -53,6 +53,7 @@ func commands(signals *signals) []command {
 		{"config", "check a configuration and print what is in force", runConfig},
 		{"demo", "two nodes on this machine, for a first look", runDemo},
 		{"bench", "measure the mount against a plain directory", runBench},
+		{"status", "role, databases, replicas and lag of the running node", runStatus},
 		{"verify", "check logs, checksums and databases of a node", runVerify},
 		{"ltx", "list and dump the transactions of a database", runLTX},
 		{"version", "print the version", runVersion},

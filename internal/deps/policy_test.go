@@ -40,7 +40,7 @@ var edges = map[string][]string{
 
 	// The command: the only place that ends the process.
 	"cmd/litefs": {
-		"", "internal/daemon", "internal/config", "internal/supervise", "internal/sqlapp",
+		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/sqlapp",
 		"internal/verify", "internal/demo", "internal/bench",
 	},
 

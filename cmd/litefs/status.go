@@ -1,0 +1,251 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	node "github.com/litefs/litefs/http"
+	"github.com/litefs/litefs/internal/config"
+)
+
+func runStatus(ctx context.Context, args []string, std stdio) error {
+	f := newFlags("status", "litefs status [flags] [DIR]",
+		"Asks the running node of this machine for its role, its databases and how far\n"+
+			"its replicas are. A replica also asks its primary, to tell how many transactions\n"+
+			"it is behind. The exit code is 1 when a database is set aside or does not follow.",
+		"litefs status -config litefs.yml -watch")
+	var c configFlags
+	c.register(f)
+	url := f.String("url", "", "`URL` of the node, like http://127.0.0.1:20202; "+config.TokenVariable+" holds its credential")
+	asJSON := f.Bool("json", false, "print what the node answers")
+	watch := f.Bool("watch", false, "print again each second, until interrupted")
+	dirs, err := f.parse(args, std)
+	if err != nil {
+		return err
+	}
+	s, err := newStatusSource(c, dirs, *url)
+	if err != nil {
+		return err
+	}
+	for {
+		report, err := s.ask(ctx)
+		if ctx.Err() != nil {
+			return nil // interrupted
+		}
+		if err == nil {
+			err = report.print(std.out, *asJSON, *watch)
+		}
+		if err != nil || !*watch {
+			if err == nil {
+				err = report.fault()
+			}
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// statusSource is a node to be asked.
+type statusSource struct {
+	url   string
+	token config.Secret
+}
+
+func newStatusSource(c configFlags, dirs []string, url string) (s statusSource, err error) {
+	if url != "" {
+		if c.path != "" || len(dirs) > 0 {
+			return s, usagef("give -url, or a configuration, not both")
+		}
+		if s.url, err = config.NodeURL(url); err != nil {
+			return s, usagef("-url %v", err)
+		}
+		s.token, err = config.EnvToken(config.Source{})
+		return s, err
+	}
+	cfg, err := c.load(dirs)
+	if err != nil {
+		return s, err
+	}
+	host, port, err := net.SplitHostPort(cfg.HTTP.Addr)
+	if err != nil {
+		return s, config.Invalid(fmt.Errorf("http.addr %s: %w", cfg.HTTP.Addr, err))
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return statusSource{"http://" + net.JoinHostPort(host, port), cfg.HTTP.Token}, nil
+}
+
+// statusReport is what a node tells, and what its primary does.
+type statusReport struct {
+	Node node.Info
+	// Primary is nil on a primary, and when the primary cannot be asked.
+	Primary *node.Info
+}
+
+func (s statusSource) ask(ctx context.Context) (r statusReport, err error) {
+	if err := getJSON(ctx, s.url+"/info", s.token, &r.Node); err != nil {
+		return r, err
+	}
+	if r.Node.PrimaryURL != "" && !r.Node.IsPrimary {
+		var primary node.Info
+		if err := getJSON(ctx, r.Node.PrimaryURL+"/info", s.token, &primary); err == nil {
+			r.Primary = &primary // without it the lag in transactions is unknown, and printed so
+		}
+	}
+	return r, nil
+}
+
+// fault is the first thing that is wrong with the node.
+func (r statusReport) fault() error {
+	for _, db := range r.Node.Failed {
+		return fmt.Errorf("%s is set aside: %s", db.Name, db.Error)
+	}
+	for _, db := range r.Node.Databases {
+		if db.Error != "" {
+			return fmt.Errorf("%s does not follow the primary: %s", db.Name, db.Error)
+		}
+	}
+	return nil
+}
+
+// clearScreen puts the next report in the place of the last.
+const clearScreen = "\x1b[H\x1b[2J"
+
+func (r statusReport) print(w io.Writer, asJSON, again bool) error {
+	var b bytes.Buffer
+	if asJSON {
+		enc := json.NewEncoder(&b)
+		if !again { // one line a report, else
+			enc.SetIndent("", "  ")
+		}
+		if err := enc.Encode(r.Node); err != nil {
+			return err
+		}
+	} else {
+		if again {
+			b.WriteString(clearScreen)
+		}
+		if err := r.printTables(&b); err != nil {
+			return err
+		}
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+func (r statusReport) printTables(w io.Writer) error {
+	n := r.Node
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(tw, "node\t%s\n", n.NodeID)
+	fmt.Fprintf(tw, "role\t%s\n", n.Role)
+	if n.PrimaryURL != "" {
+		fmt.Fprintf(tw, "primary\t%s\n", n.PrimaryURL)
+	}
+	fmt.Fprintf(tw, "cluster\t%s, epoch %d\n", n.ClusterID, n.Epoch)
+	fmt.Fprintf(tw, "mount\t%s, %s\n", n.Mount, ioMode(n.Passthrough))
+	if !n.IsPrimary {
+		fmt.Fprintf(tw, "lag\t%s\n", lagText(n.LagMillis))
+	}
+	fmt.Fprint(tw, "\nDATABASE\tTXID\tSIZE\tWAL\tLOG\tSTATE\n")
+	for _, db := range n.Databases {
+		fmt.Fprintf(tw, "%q\t%s\t%s\t%s\t%s in %d\t%s\n", db.Name, db.TXID, size(int64(db.Pages)*int64(db.PageSize)),
+			size(db.WALBytes), size(db.LogBytes), db.LogEntries, r.state(db))
+	}
+	for _, db := range n.Failed {
+		fmt.Fprintf(tw, "%q\t\t\t\t\tset aside: %s\n", db.Name, db.Error)
+	}
+	if n.IsPrimary {
+		printReplicas(tw, n.Replicas)
+	}
+	return tw.Flush()
+}
+
+func printReplicas(w io.Writer, replicas []node.ReplicaInfo) {
+	fmt.Fprint(w, "\nREPLICA\tDATABASE\tAPPLIED\tDURABLE\tBEHIND\n")
+	for _, rep := range replicas {
+		who := rep.NodeID + " " + rep.Remote
+		if !rep.Connected {
+			who += ", gone for " + time.Since(rep.Contact).Round(time.Second).String()
+		}
+		for _, db := range rep.Databases {
+			behind := strconv.FormatUint(db.LagTransactions, 10)
+			if db.SnapshotBytes > 0 {
+				behind += ", a snapshot of " + size(db.SnapshotBytes) + " is on its way"
+			}
+			fmt.Fprintf(w, "%s\t%q\t%s\t%s\t%s\n", who, db.Name, db.Applied, db.Durable, behind)
+		}
+		if len(rep.Databases) == 0 {
+			fmt.Fprintf(w, "%s\t\t\t\t\n", who)
+		}
+	}
+}
+
+// state says in a few words how a database is.
+func (r statusReport) state(db node.DatabaseInfo) string {
+	switch {
+	case db.Error != "":
+		return "does not follow: " + db.Error
+	case r.Node.IsPrimary:
+		return "ok"
+	case r.Primary == nil:
+		return "primary not reached"
+	}
+	for _, p := range r.Primary.Databases {
+		if p.ID == db.ID {
+			return behindText(p.TXID, db.TXID)
+		}
+	}
+	return "not on the primary"
+}
+
+// behindText compares TXIDs in hexadecimal. The primary was asked later.
+func behindText(primary, own string) string {
+	p, perr := strconv.ParseUint(primary, 16, 64)
+	o, oerr := strconv.ParseUint(own, 16, 64)
+	switch {
+	case perr != nil || oerr != nil:
+		return "?"
+	case p > o:
+		return fmt.Sprintf("%d behind", p-o)
+	}
+	return "ok"
+}
+
+func ioMode(passthrough bool) string {
+	if passthrough {
+		return "passthrough"
+	}
+	return "cached"
+}
+
+func lagText(ms *int64) string {
+	if ms == nil {
+		return "never had all that the primary has"
+	}
+	return (time.Duration(*ms) * time.Millisecond).String()
+}
+
+// size prints bytes with a unit.
+func size(n int64) string {
+	const units = "kMGT"
+	if n < 1024 {
+		return strconv.FormatInt(n, 10) + " B"
+	}
+	f, i := float64(n)/1024, 0
+	for ; f >= 1024 && i < len(units)-1; i++ {
+		f /= 1024
+	}
+	return fmt.Sprintf("%.1f %ciB", f, units[i])
+}
