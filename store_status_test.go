@@ -30,3 +30,20 @@ func TestLagFile(t *testing.T) {
 		}
 	}
 }
+
+// Events come from the log, each once, and not before readers see what they tell of.
+func TestEventsAfter(t *testing.T) {
+	s := makeReplicaStages(t)
+	db := s.primary.db("app.db")
+	events := db.EventsAfter(0)
+	if len(events) == 0 || events[len(events)-1].Pos != db.Pos() || events[0].PageSize != 4096 || events[0].Commit == 0 {
+		t.Fatalf("%+v at %s", events, db.Pos())
+	}
+	s.primary.rows("app.db", s.conn, 2)
+	if more := db.EventsAfter(events[len(events)-1].Pos.TXID); len(more) != 2 || more[1].Pos != db.Pos() {
+		t.Fatalf("%+v at %s, want 2", more, db.Pos())
+	}
+	if more := db.EventsAfter(db.TXID()); len(more) != 0 {
+		t.Fatalf("%+v after the last", more)
+	}
+}

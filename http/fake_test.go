@@ -43,7 +43,11 @@ type fakeSource struct {
 func (s *fakeSource) Stats() *litefs.Stats { return &s.stats }
 
 func (s *fakeSource) Status() litefs.Status {
-	st := litefs.Status{Role: litefs.RolePrimary, PrimaryURL: s.PrimaryURL(), Synced: true, Replicas: s.replicas.List()}
+	role := litefs.RoleReplica
+	if s.IsPrimary() {
+		role = litefs.RolePrimary
+	}
+	st := litefs.Status{Role: role, Hostname: "host1", PrimaryURL: s.PrimaryURL(), Synced: true, Replicas: s.replicas.List()}
 	for _, db := range s.Databases() {
 		st.Databases = append(st.Databases, litefs.DBStatus{ID: db.ID(), Name: db.Name(), Pos: db.Pos(), Received: db.Pos()})
 	}
@@ -195,6 +199,14 @@ func (db *fakeDB) Pos() litefs.Pos {
 }
 
 func (db *fakeDB) head() uint64 { return db.first + uint64(len(db.log)) }
+
+func (db *fakeDB) EventsAfter(txid uint64) (events []litefs.TxEvent) {
+	for head := db.Pos().TXID; txid < head; {
+		txid++
+		events = append(events, litefs.TxEvent{Pos: posAt(db.id, txid), PageSize: 4096, Commit: 2, Timestamp: time.Unix(1, 0)})
+	}
+	return events
+}
 
 func (db *fakeDB) NextLTX(pos litefs.Pos) (*litefs.LTXReader, error) {
 	db.src.mu.Lock()

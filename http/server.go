@@ -78,6 +78,7 @@ func newServer(src Source, opt Options, l limits) *Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", s.handleHealth)
 	mux.Handle("GET /info", s.authorized(s.handleInfo))
+	mux.Handle("GET /events", s.authorized(s.handleEvents))
 	mux.Handle("GET /metrics", s.authorized(s.handleMetrics))
 	mux.Handle("POST /stream", s.authorized(s.handleStream))
 

@@ -40,6 +40,9 @@ type Database interface {
 	// litefs.ErrSnapshotNeeded if only a snapshot leads on. It does not wait for anything long.
 	NextLTX(pos litefs.Pos) (*litefs.LTXReader, error)
 
+	// EventsAfter returns what became visible after txid, oldest first.
+	EventsAfter(txid uint64) []litefs.TxEvent
+
 	// SnapshotLTX returns the whole database as one LTX file. It may take its time.
 	SnapshotLTX(ctx context.Context) (*litefs.LTXReader, error)
 }
