@@ -41,6 +41,10 @@ type Store struct {
 	// go through the mount, so that the kernel's cache knows them.
 	Invalidator Invalidator
 
+	// ReadOnlyReplica refuses to open a replica's databases for writing. Without
+	// it they open, and a write is told that the database is locked.
+	ReadOnlyReplica bool
+
 	// Logger receives one line for each change of state. Defaults to slog's.
 	Logger *slog.Logger
 

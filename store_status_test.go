@@ -1,8 +1,10 @@
 package litefs
 
 import (
+	"errors"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -45,5 +47,31 @@ func TestEventsAfter(t *testing.T) {
 	}
 	if more := db.EventsAfter(db.TXID()); len(more) != 0 {
 		t.Fatalf("%+v after the last", more)
+	}
+}
+
+// A read-only replica refuses to open databases for writing, and nothing else.
+func TestReadOnlyReplica(t *testing.T) {
+	n := openNode(t, makeReplicaStages(t).later, asReplica)
+	for _, c := range []struct {
+		path          string
+		readOnly      bool
+		own, writable bool
+		want          error
+	}{
+		{"app.db", false, false, true, nil},
+		{"app.db", true, false, true, syscall.EROFS},
+		{"app.db", true, false, false, nil},
+		{"app.db", true, true, true, nil},
+		{"app.db-shm", true, false, true, nil},
+		{"app.db-wal", true, false, true, nil},
+		{"notes.txt", true, false, true, nil},
+	} {
+		n.store.ReadOnlyReplica = c.readOnly
+		for _, first := range []bool{true, false} {
+			if _, err := n.store.Opening(c.own, c.path, c.writable, first); !errors.Is(err, c.want) {
+				t.Errorf("%+v, first %v: %v", c, first, err)
+			}
+		}
 	}
 }

@@ -69,6 +69,9 @@ type Config struct {
 	Lease Lease
 	Log   Log
 
+	// ReplicaReadOnly: databases of a replica do not open for writing.
+	ReplicaReadOnly bool
+
 	// Exec is run once the mount is ready: all but the last to their end, one
 	// after the other; the last one is supervised, and its exit ends the node.
 	Exec []Command

@@ -70,6 +70,8 @@ func keyTable() []key {
 			return err
 		})},
 
+		{path: "replica.open", set: text(setReplicaOpen)},
+
 		{path: "exec", set: setExec},
 		{path: "exit-on-error", set: boolean(func(c *Config) *bool { return &c.ExitOnError })},
 		{path: "skip-sync", set: boolean(func(c *Config) *bool { return &c.SkipSync })},
@@ -123,6 +125,18 @@ func setPassthrough(c *Config, s string) error {
 		c.Fuse.Passthrough = false
 	default:
 		return fmt.Errorf("%q is neither auto nor off", s)
+	}
+	return nil
+}
+
+func setReplicaOpen(c *Config, s string) error {
+	switch s {
+	case "writable":
+		c.ReplicaReadOnly = false
+	case "readonly":
+		c.ReplicaReadOnly = true
+	default:
+		return fmt.Errorf("%q is neither writable nor readonly", s)
 	}
 	return nil
 }

@@ -50,6 +50,12 @@ func (c *Config) YAML() ([]byte, error) {
 	add(lease, "candidate", plain(fmt.Sprint(c.Lease.Candidate)))
 	add(lease, "reconnect-delay", str(c.Lease.ReconnectDelay.String()))
 
+	open := "writable"
+	if c.ReplicaReadOnly {
+		open = "readonly"
+	}
+	add(group("replica"), "open", str(open))
+
 	if len(c.Exec) > 0 {
 		list := &yaml.Node{Kind: yaml.SequenceNode}
 		for _, cmd := range c.Exec {

@@ -144,6 +144,7 @@ func (n *Node) newStore() error {
 		Bytes:    n.cfg.Data.MaxSize,
 		Interval: n.cfg.Data.RetentionMonitorInterval,
 	}
+	n.store.ReadOnlyReplica = n.cfg.ReplicaReadOnly
 	n.store.PrimaryHostname = n.cfg.Lease.Hostname
 	n.store.Client = http.NewClient(n.store, string(n.cfg.HTTP.Token))
 	return nil
