@@ -13,17 +13,21 @@ import (
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
-const seeds = 3
-
 // TestRecoverRandom crashes a database in the middle of a life of its own, over
 // and over: transactions of all sizes, checkpoints, changes of journal mode,
 // VACUUM. Table c counts the transactions, so that its value names the state.
+// LITEFS_SOAK is how long new lives are begun.
 func TestRecoverRandom(t *testing.T) {
-	for seed := range uint64(seeds) {
-		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
-			t.Parallel()
-			newLife(t, seed).run(25)
-		})
+	until := time.Now()
+	if v := os.Getenv("LITEFS_SOAK"); v != "" {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			t.Fatalf("LITEFS_SOAK: %v", err)
+		}
+		until = until.Add(d)
+	}
+	for seed := uint64(0); seed < 2 || time.Now().Before(until); seed++ {
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { newLife(t, seed).run(12) })
 	}
 }
 
