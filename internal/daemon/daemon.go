@@ -155,7 +155,7 @@ func (n *Node) openStore() error {
 	if errors.Is(err, litefs.ErrDataDir) {
 		return config.Invalid(err)
 	}
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOTDIR) {
 		return config.Invalid(fmt.Errorf("data.dir: %w", err))
 	}
 	return err
