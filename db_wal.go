@@ -79,7 +79,7 @@ func (db *DB) closeWAL() {
 		errs = append(errs, w.watch.Close())
 	}
 	if w.shm != nil {
-		errs = append(errs, w.shm.Close())
+		errs = append(errs, db.closeIndex(w))
 	}
 	if err := errors.Join(append(errs, w.file.Close())...); err != nil {
 		db.log().Warn("close the write-ahead log", "error", err)
@@ -313,9 +313,9 @@ func (db *DB) logBatch(batch capture.Batch) error {
 // publishedLimit returns how far the wal-index has published the write-ahead
 // log. db.mu is held.
 func (db *DB) publishedLimit() (capture.Limit, error) {
-	if !db.store.isOpen(db.Name() + "-shm") {
-		// Nobody maps the wal-index: what the file says may be left from a
-		// connection that died, and a stale limit would hide commits.
+	if !db.store.indexInUse(db.Name() + "-shm") {
+		// What the file says may be left from a connection that died, and a
+		// stale limit would hide commits.
 		return capture.Limit{}, nil
 	}
 	b := make([]byte, 2*sqlitefile.IndexHeaderSize)
@@ -377,6 +377,7 @@ func (db *DB) prepareIndex() {
 	}
 	db.mu.Lock()
 	if db.wal != nil && db.wal.shm == nil {
+		db.store.countOwn(db.Name()+"-shm", 1)
 		db.wal.shm, f = f, nil
 	}
 	db.mu.Unlock()
@@ -392,11 +393,20 @@ func (db *DB) shmGone() {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if db.wal != nil && db.wal.shm != nil {
-		if err := db.wal.shm.Close(); err != nil {
+		if err := db.closeIndex(db.wal); err != nil {
 			db.log().Warn("close the wal-index", "error", err)
 		}
-		db.wal.shm = nil
 	}
+}
+
+// closeIndex closes the wal-index of w, which is open.
+func (db *DB) closeIndex(w *walFile) error {
+	if db.store.throughMount() {
+		db.store.countOwn(db.Name()+"-shm", -1)
+	}
+	f := w.shm
+	w.shm = nil
+	return f.Close()
 }
 
 // barrier captures and makes durable everything the write-ahead log holds. It

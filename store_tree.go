@@ -28,7 +28,15 @@ const (
 )
 
 // openFile counts the handles that are open on a path of the mount.
-type openFile struct{ handles, writers int }
+type openFile struct {
+	handles, writers int
+	own              int // of handles, those that captures read a wal-index through
+
+	// begun: the size of the file was set since an application first opened it.
+	// Until then a -shm is what a connection that is gone has left there: whoever
+	// opens it first empties it, and recovers (SQLite: unixLockSharedMemory).
+	begun bool
+}
 
 // isOpen reports whether an application has the file at path open.
 func (s *Store) isOpen(path string) bool {
@@ -45,6 +53,25 @@ func (s *Store) MountDir() string {
 		return s.FilesDir()
 	}
 	return s.mountDir
+}
+
+// indexInUse reports whether applications share the wal-index at path, so that
+// it says which frames are committed.
+func (s *Store) indexInUse(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.opens[path]
+	return f != nil && f.handles > f.own && f.begun
+}
+
+// countOwn notes that captures have opened (1) or will close (-1) the wal-index
+// at path.
+func (s *Store) countOwn(path string, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.opens[path]; f != nil {
+		f.own = max(0, f.own+n)
+	}
 }
 
 // throughMount reports whether shared memory must be read through the mount.
@@ -147,6 +174,7 @@ func (s *Store) Released(path string, writable, last bool) {
 			delete(s.unseen, path)
 		} else {
 			wrote = false
+			f.begun = f.begun && f.handles > f.own
 		}
 	}
 	s.mu.Unlock()
@@ -235,6 +263,12 @@ func (s *Store) Truncating(own bool, path string, size int64) error {
 		if db != nil && !own {
 			return s.refuse(name, db.walRemoving())
 		}
+	case FileTypeSHM:
+		s.mu.Lock()
+		if f := s.opens[path]; f != nil {
+			f.begun = true
+		}
+		s.mu.Unlock()
 	case FileTypeJournal:
 		if size == 0 && journalHot(filepath.Join(s.FilesDir(), path)) {
 			return s.journalEnds(own, name)
