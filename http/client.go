@@ -3,10 +3,12 @@ package http
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -65,6 +67,7 @@ const (
 type Client struct {
 	identity Identity
 	token    string
+	tls      *certificates // nil: what the system trusts
 	timeouts timeouts
 }
 
@@ -74,6 +77,12 @@ var _ litefs.Client = (*Client)(nil)
 // this machine only. identity may be nil for a client that starts no streams.
 func NewClient(identity Identity, token string) *Client {
 	return &Client{identity: identity, token: token, timeouts: defaultTimeouts()}
+}
+
+// UseTLS makes the client show, and ask for, certificates of files. It is called before any request.
+func (c *Client) UseTLS(files TLSFiles, logger *slog.Logger) (err error) {
+	c.tls, err = openCertificates(files, logger)
+	return err
 }
 
 // Stream starts a stream of changes from the node at rawurl, from the positions in posMap on. It is a
@@ -246,7 +255,7 @@ func endpoint(rawurl, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if u.Scheme != "http" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+	if u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return "", fmt.Errorf("%q is no URL of a node, want one like http://10.0.0.1:20202", rawurl)
 	}
 	return u.JoinPath(path).String(), nil
@@ -269,9 +278,16 @@ func (c *Client) newConnection() *connection {
 	}
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
+	protocols.SetHTTP2(true)
+	var tlsConfig *tls.Config
+	if c.tls != nil {
+		tlsConfig = c.tls.client()
+	}
 	conn := &connection{}
 	conn.transport = &http.Transport{
 		Protocols:              &protocols,
+		TLSClientConfig:        tlsConfig,
+		TLSHandshakeTimeout:    c.timeouts.dial,
 		DisableCompression:     true,                                          // LTX files are compressed
 		HTTP2:                  &http.HTTP2Config{MaxReadFrameSize: maxWrite}, // one write of the server, one frame
 		MaxResponseHeaderBytes: 16 << 10,

@@ -22,6 +22,7 @@ type Options struct {
 	Addr      string       // host:port to listen on; port 0 picks one
 	Token     string       // bearer token that requests must carry; "" admits loopback addresses only
 	Candidate bool         // told by GET /info
+	TLS       TLSFiles     // without a certificate connections are in the clear
 	Logger    *slog.Logger // required
 }
 
@@ -109,6 +110,18 @@ func (s *Server) Listen() error {
 	if s.opt.Addr == "" {
 		return errors.New("http.addr is empty: set it to a host and port like 127.0.0.1:20202")
 	}
+	if !s.opt.TLS.IsZero() {
+		if s.opt.TLS.Cert == "" {
+			return errNoCert
+		}
+		id, err := openCertificates(s.opt.TLS, s.opt.Logger)
+		if err != nil {
+			return err
+		}
+		s.srv.TLSConfig = id.server()
+		s.srv.Protocols.SetHTTP2(true)
+		s.srv.Protocols.SetUnencryptedHTTP2(false)
+	}
 	var lc net.ListenConfig
 	if s.opt.Token == "" {
 		lc.Control = checkListen
@@ -126,11 +139,15 @@ func (s *Server) URL() string {
 	if s.ln == nil {
 		return ""
 	}
+	scheme := "http://"
+	if !s.opt.TLS.IsZero() {
+		scheme = "https://"
+	}
 	addr, ok := s.ln.Addr().(*net.TCPAddr)
 	if ok && addr.IP.IsUnspecified() {
-		return "http://" + net.JoinHostPort("localhost", strconv.Itoa(addr.Port))
+		return scheme + net.JoinHostPort("localhost", strconv.Itoa(addr.Port))
 	}
-	return "http://" + s.ln.Addr().String()
+	return scheme + s.ln.Addr().String()
 }
 
 // Serve answers requests until ctx ends or Close is called, and returns nil then; else the error that
@@ -140,7 +157,13 @@ func (s *Server) Serve(ctx context.Context) error {
 		return errors.New("http server: Serve before Listen")
 	}
 	served := make(chan error, 1)
-	go func() { served <- s.srv.Serve(s.ln) }()
+	go func() {
+		if s.srv.TLSConfig != nil {
+			served <- s.srv.ServeTLS(s.ln, "", "")
+		} else {
+			served <- s.srv.Serve(s.ln)
+		}
+	}()
 
 	var err error
 	select {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -58,8 +59,8 @@ func runStatus(ctx context.Context, args []string, std stdio) error {
 
 // statusSource is a node to be asked.
 type statusSource struct {
-	url   string
-	token config.Secret
+	url    string
+	client *node.Client
 }
 
 func newStatusSource(c configFlags, dirs []string, url string) (s statusSource, err error) {
@@ -70,7 +71,8 @@ func newStatusSource(c configFlags, dirs []string, url string) (s statusSource, 
 		if s.url, err = config.NodeURL(url); err != nil {
 			return s, usagef("-url %v", err)
 		}
-		s.token, err = config.EnvToken(config.Source{})
+		token, err := config.EnvToken(config.Source{})
+		s.client = node.NewClient(nil, string(token))
 		return s, err
 	}
 	cfg, err := c.load(dirs)
@@ -84,7 +86,18 @@ func newStatusSource(c configFlags, dirs []string, url string) (s statusSource, 
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "localhost"
 	}
-	return statusSource{"http://" + net.JoinHostPort(host, port), cfg.HTTP.Token}, nil
+	s.url = "http://" + net.JoinHostPort(host, port)
+	s.client = node.NewClient(nil, string(cfg.HTTP.Token))
+	if files := node.TLSFiles(cfg.HTTP.TLS); !files.IsZero() {
+		if err := s.client.UseTLS(files, nil); err != nil {
+			return s, config.Invalid(err)
+		}
+		s.url = "https" + strings.TrimPrefix(s.url, "http")
+		if cfg.Lease.Candidate && cfg.Lease.AdvertiseURL != "" {
+			s.url = cfg.Lease.AdvertiseURL // the name that the certificate is for
+		}
+	}
+	return s, nil
 }
 
 // statusReport is what a node tells, and what its primary does.
@@ -95,12 +108,11 @@ type statusReport struct {
 }
 
 func (s statusSource) ask(ctx context.Context) (r statusReport, err error) {
-	if err := getJSON(ctx, s.url+"/info", s.token, &r.Node); err != nil {
+	if r.Node, err = s.client.Info(ctx, s.url); err != nil {
 		return r, err
 	}
 	if r.Node.PrimaryURL != "" && !r.Node.IsPrimary {
-		var primary node.Info
-		if err := getJSON(ctx, r.Node.PrimaryURL+"/info", s.token, &primary); err == nil {
+		if primary, err := s.client.Info(ctx, r.Node.PrimaryURL); err == nil {
 			r.Primary = &primary // without it the lag in transactions is unknown, and printed so
 		}
 	}

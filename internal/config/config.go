@@ -103,7 +103,12 @@ type Data struct {
 type HTTP struct {
 	Addr  string // host:port
 	Token Secret // shared by all nodes; "" only when Addr is loopback
+	TLS   TLS
 }
+
+// TLS names PEM files; the zero value is no TLS. Cert and Key come together; a
+// primary with a CA has them.
+type TLS struct{ Cert, Key, CA string }
 
 // Lease says who may write.
 type Lease struct {

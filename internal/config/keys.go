@@ -58,6 +58,10 @@ func keyTable() []key {
 		{path: "http.token", set: setToken},
 		{path: "http.token-file", set: setTokenFile},
 
+		{path: "http.tls.cert", set: text(func(c *Config, s string) error { c.HTTP.TLS.Cert = s; return nil })},
+		{path: "http.tls.key", set: text(func(c *Config, s string) error { c.HTTP.TLS.Key = s; return nil })},
+		{path: "http.tls.ca", set: text(func(c *Config, s string) error { c.HTTP.TLS.CA = s; return nil })},
+
 		{path: "lease.type", set: text(setLeaseType)},
 		{path: "lease.hostname", set: text(func(c *Config, s string) error { c.Lease.Hostname = s; return nil })},
 		{path: "lease.advertise-url", set: text(func(c *Config, s string) error {

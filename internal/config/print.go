@@ -41,6 +41,16 @@ func (c *Config) YAML() ([]byte, error) {
 		http.Content[len(http.Content)-2].HeadComment = "# a token is set; it is not shown"
 	}
 
+	if t := c.HTTP.TLS; t != (TLS{}) {
+		files := &yaml.Node{Kind: yaml.MappingNode}
+		for _, kv := range [][2]string{{"cert", t.Cert}, {"key", t.Key}, {"ca", t.CA}} {
+			if kv[1] != "" {
+				add(files, kv[0], str(kv[1]))
+			}
+		}
+		add(http, "tls", files)
+	}
+
 	lease := group("lease")
 	add(lease, "type", str(c.Lease.Type))
 	add(lease, "hostname", str(c.Lease.Hostname))

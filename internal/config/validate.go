@@ -31,6 +31,9 @@ func (p *parser) conclude() error {
 	if err := p.concludeHostname(); err != nil {
 		return err
 	}
+	if err := c.checkTLS(); err != nil {
+		return err
+	}
 	return c.checkExposure()
 }
 
@@ -117,6 +120,20 @@ func (c *Config) checkExposure() error {
 			return fmt.Errorf("lease.advertise-url %s is on another machine and there is no http.token: %s",
 				c.Lease.AdvertiseURL, remedy)
 		}
+	}
+	return nil
+}
+
+// checkTLS wants what a server needs, and a URL that says what it speaks.
+func (c *Config) checkTLS() error {
+	t := c.HTTP.TLS
+	switch {
+	case t == TLS{}:
+		return nil
+	case t.Cert == "" || t.Key == "":
+		return errors.New("http.tls needs both cert and key: every node has a certificate")
+	case strings.HasPrefix(c.Lease.AdvertiseURL, "http:"):
+		return fmt.Errorf("lease.advertise-url %s is in the clear and http.tls is set: write https", c.Lease.AdvertiseURL)
 	}
 	return nil
 }

@@ -146,7 +146,13 @@ func (n *Node) newStore() error {
 	}
 	n.store.ReadOnlyReplica = n.cfg.ReplicaReadOnly
 	n.store.PrimaryHostname = n.cfg.Lease.Hostname
-	n.store.Client = http.NewClient(n.store, string(n.cfg.HTTP.Token))
+	client := http.NewClient(n.store, string(n.cfg.HTTP.Token))
+	if files := http.TLSFiles(n.cfg.HTTP.TLS); !files.IsZero() {
+		if err := client.UseTLS(files, n.logger); err != nil {
+			return config.Invalid(err)
+		}
+	}
+	n.store.Client = client
 	return nil
 }
 
@@ -172,6 +178,7 @@ func (n *Node) listen() error {
 	n.server = http.NewServer(n.store, http.Options{
 		Addr:      n.cfg.HTTP.Addr,
 		Token:     string(n.cfg.HTTP.Token),
+		TLS:       http.TLSFiles(n.cfg.HTTP.TLS),
 		Candidate: n.cfg.Lease.Candidate,
 		Logger:    n.logger,
 	})
