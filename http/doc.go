@@ -3,8 +3,8 @@
 //
 // # Stream
 //
-// A replica sends POST /stream over HTTP/2 (cleartext, with prior knowledge; HTTP/1.1 is refused with
-// 426). The request's headers are the handshake:
+// A replica sends POST /stream over HTTP/2 (in the clear with prior knowledge, or over TLS; HTTP/1.1 is
+// refused with 426). The request's headers are the handshake:
 //
 //	Litefs-Protocol: 1             version of this exchange
 //	Litefs-Ltx: 3                  version of the LTX files in it; they do not tell it themselves
@@ -13,15 +13,23 @@
 //	Litefs-Epoch: 7                the latest epoch the replica knows, decimal
 //	Authorization: Bearer ...      when a token is configured
 //
-// Its body is the position that the replica has of each of its databases: their number as uint32, then
-// for each its id uint32, TXID uint64 and checksum uint64, all big-endian.
+// Its body begins with the position that the replica has of each of its databases: their number as
+// uint32, then for each its id uint32, TXID uint64 and checksum uint64, all big-endian. It stays open,
+// for Ack, Resume and Heartbeat frames.
 //
 // The answer is refused with a status and one line of text, or it is 200 with the same headers, of the
 // primary, and an endless body of stream frames (litefs.StreamFrame). A DB frame names a database; the
 // LTX frames that follow it are of that database, each followed by a whole LTX file that joins the
-// position the replica has then, or that is a snapshot. Databases take turns, one file each, so that
-// none waits for the backlog of another. Between files a heartbeat comes each second: a replica that gets
-// no byte for five gives the connection up.
+// position the replica has then, or that is a snapshot. Larger files come in Chunk frames, which name
+// their database themselves. Databases take turns, one file or chunk each, so that none waits for the
+// backlog of another; one whose bytes are not acknowledged waits. Heartbeats come each second, from both
+// sides: a replica that gets no byte for five gives the connection up.
+//
+// docs/replication.md has the whole of it.
+//
+// # Others
+//
+// GET /health, and with the token GET /info (JSON), /metrics (Prometheus) and /events (NDJSON).
 //
 // A node without a token accepts and makes connections on loopback addresses only.
 package http
