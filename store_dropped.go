@@ -47,21 +47,32 @@ func (s *Store) readDropped() error {
 }
 
 // rememberDropped adds an id to the list, durably.
-func (s *Store) rememberDropped(id uint32) error {
+func (s *Store) rememberDropped(id uint32) {
 	s.mu.Lock()
 	s.dropped[id] = struct{}{}
 	s.mu.Unlock()
+	if err := s.writeDropped(id); err != nil {
+		s.Logger.Error("a follower that is away will not hear that a database was dropped", "id", FormatDBID(id), "error", err)
+	}
+}
+
+// rememberGone is rememberDropped for a record that is set aside at the start.
+// On a replica it is not dropped: the primary sends it again.
+func (s *Store) rememberGone(id uint32) {
+	if s.lastRole == RolePrimary {
+		s.rememberDropped(id)
+	}
+}
+
+func (s *Store) writeDropped(id uint32) error {
 	f, err := os.OpenFile(filepath.Join(s.path, "dropped"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return fmt.Errorf("list of dropped databases: %w", err)
+		return err
 	}
 	// A line of its own, whatever a power cut left of the last one.
 	_, err = f.WriteString("\n" + FormatDBID(id) + "\n")
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close(), syncDir(s.path)); err != nil {
-		return fmt.Errorf("list of dropped databases: %w", err)
-	}
-	return nil
+	return errors.Join(err, f.Close(), syncDir(s.path))
 }

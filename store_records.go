@@ -38,6 +38,7 @@ func (s *Store) openRecords() error {
 		_, twice := named[string(name)]
 		if twice || errors.Is(err, fs.ErrNotExist) {
 			s.Logger.Warn("record is set aside: another one has its name, or it has none", "db", string(name), "id", FormatDBID(id))
+			s.rememberGone(id)
 			if err := s.setAside(s.DBDir(id)); err != nil {
 				return fmt.Errorf("set a record aside: %w", err)
 			}
@@ -62,11 +63,7 @@ func (s *Store) openRecordOf(id uint32) {
 	}
 	if errors.Is(err, errFileGone) {
 		s.Logger.Warn("record without its file is set aside", "db", db.Name(), "id", FormatDBID(id), "reason", err)
-		if s.lastRole == RolePrimary {
-			if err := s.rememberDropped(id); err != nil {
-				s.Logger.Error("a follower that is away will not hear that a database was dropped", "db", db.Name(), "id", FormatDBID(id), "error", err)
-			}
-		}
+		s.rememberGone(id)
 		if err := s.setAside(db.dir); err != nil {
 			s.Logger.Error("cannot set a record aside", "path", db.dir, "error", err)
 		}
@@ -209,10 +206,7 @@ func (s *Store) drop(db *DB) {
 	}
 	s.MarkDirty(db.id)
 	s.goRun(func() {
-		// First: the record is what tells of the drop until then.
-		if err := s.rememberDropped(db.id); err != nil {
-			db.log().Error("a follower that is away will not hear that the database was dropped", "id", FormatDBID(db.id), "error", err)
-		}
+		s.rememberDropped(db.id) // first: the record is what tells of the drop until then
 		if err := errors.Join(db.close(), os.RemoveAll(db.dir)); err != nil {
 			db.log().Error("the record of a dropped database is not wholly removed", "record", db.dir, "error", err)
 			return
