@@ -251,6 +251,12 @@ func (db *DB) close() error {
 		clean = false
 		errs = append(errs, err)
 	}
+	if clean {
+		if err := db.noteState(); err != nil {
+			clean = false
+			errs = append(errs, fmt.Errorf("note the state of the files: %w", err))
+		}
+	}
 	return errors.Join(append(errs, db.closeRecord(clean))...)
 }
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/litefs/litefs/internal/capture"
 	"github.com/litefs/litefs/internal/ltxlog"
@@ -63,7 +64,8 @@ type found struct {
 	head   ltxlog.Entry
 	logged bool // there is a head
 
-	// clean: the record was closed with files and log on disk and in agreement.
+	// clean: the record was closed with files and log on disk and in agreement,
+	// and nobody has written to the files since.
 	clean bool
 	// lost: writes that were not synced may be missing. Otherwise only
 	// processes died, and all that they wrote is there.
@@ -71,9 +73,12 @@ type found struct {
 	// cut: entries at the end of the log are gone, so that files and checksums
 	// may be ahead of it by more than the write-ahead log tells.
 	cut bool
-	// lagging: the log has entries that the checksums were never brought up to.
+	// lagging: the log has entries, or a history, that the checksums were never
+	// brought up to.
 	lagging bool
 	hot     bool // there is a rollback journal with a transaction in it
+	// wasClean: the stop was clean, whatever has happened to the files since.
+	wasClean bool
 }
 
 // look reads what the last run has left.
@@ -86,9 +91,14 @@ func (db *DB) look() (found, error) {
 		return found{}, err
 	}
 	f.cut = len(db.txlog.Dropped()) > 0 || stamp.TXID > f.head.Max
-	f.lagging = stamp.TXID < f.head.Max
-	f.clean = stamp.Clean && f.logged && !f.cut && !f.lagging && !interrupted
-	f.lost = !f.clean && (!stamp.SameBoot || interrupted)
+	f.lagging = stamp.TXID < f.head.Max || !db.sumsMatch(f.head)
+	untouched, err := db.untouched()
+	if err != nil {
+		return found{}, err
+	}
+	f.clean = stamp.Clean && untouched && f.logged && !f.cut && !f.lagging && !interrupted
+	f.wasClean = stamp.Clean
+	f.lost = interrupted || !stamp.SameBoot && !stamp.Clean
 	f.hot = journalHot(db.JournalPath())
 	return f, nil
 }
@@ -121,8 +131,8 @@ func (db *DB) recover() error {
 	} else {
 		err = db.recoverPrimary(f)
 	}
-	if err != nil {
-		return err
+	if err != nil || db.stale {
+		return err // a stale replica is recovered by the snapshot that it asks for
 	}
 	return db.recovered()
 }
@@ -154,6 +164,50 @@ func (db *DB) recovered() error {
 		return fmt.Errorf("note that a recovery has ended: %w", err)
 	}
 	return nil
+}
+
+// The state of the files at a clean stop, by size and time of the last change.
+// Somebody may open the data directory while the daemon is down; what they
+// change in place leaves no other trace.
+func (db *DB) statePath() string { return filepath.Join(db.dir, "files") }
+
+func (db *DB) filesState() (string, error) {
+	var b strings.Builder
+	for _, path := range []string{db.DatabasePath(), db.WALPath()} {
+		fi, err := os.Stat(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			b.WriteString("none\n")
+		case err != nil:
+			return "", err
+		default:
+			fmt.Fprintf(&b, "%d %d\n", fi.Size(), fi.ModTime().UnixNano())
+		}
+	}
+	return b.String(), nil
+}
+
+// untouched reports whether the files are as a clean stop has left them.
+func (db *DB) untouched() (bool, error) {
+	was, err := os.ReadFile(db.statePath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	is, err := db.filesState()
+	return err == nil && is == string(was), err
+}
+
+// noteState records the state of the files. It need not be durable: without it
+// the next start looks at every page.
+func (db *DB) noteState() error {
+	state, err := db.filesState()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(db.statePath(), []byte(state), 0o600)
 }
 
 // openWALNow is openWAL that must succeed when there is a write-ahead log: to
@@ -212,7 +266,7 @@ func (db *DB) recoverPrimary(f found) error {
 // changed since the head.
 func (db *DB) mustVerify(f found, state walState) bool {
 	switch {
-	case f.hot || f.cut || f.lost || state == walBehind:
+	case f.hot || f.cut || f.lost || state == walBehind || f.wasClean && !f.clean:
 		return true
 	case f.clean:
 		return false
@@ -434,7 +488,7 @@ func (db *DB) recoverReplica(f found) error {
 		db.log().Warn("page checksums do not match the log and cannot be rebuilt: a snapshot is fetched from the primary")
 		return nil
 	}
-	if !f.cut && !f.lost && !f.lagging {
+	if f.clean || !f.cut && !f.lost && !f.lagging && !f.wasClean {
 		return nil
 	}
 	pgnos, whole, err := db.compareFiles()
@@ -471,8 +525,10 @@ func (db *DB) promote() error {
 	if err := db.locateAll(); err != nil {
 		return err
 	}
-	if db.wal == nil || db.allDirty {
-		return nil
+	if db.wal != nil && !db.allDirty {
+		if err := db.materialise(nil); err != nil {
+			return err
+		}
 	}
-	return db.materialise(nil)
+	return db.recovered()
 }

@@ -45,7 +45,7 @@ func (db *DB) takePeerLocked(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("directory of %s: %w", db.Name(), err)
 	}
-	p, err := peer.Open(ctx, peer.Options{Path: path, Logger: db.log(), SoftWAL: replicaSoftWAL, HardWAL: replicaHardWAL})
+	p, err := peer.Open(ctx, peer.Options{Path: path, Backing: db.DatabasePath(), Logger: db.log(), SoftWAL: replicaSoftWAL, HardWAL: replicaHardWAL})
 	if err != nil {
 		return err
 	}
@@ -260,6 +260,11 @@ func (db *DB) recordApplied(e ltxlog.Entry, pgnos []uint32, sums []uint64) error
 	}
 	if err := db.sums.Mark(e.Max); err != nil {
 		return err
+	}
+	if db.stale {
+		if err := db.recovered(); err != nil {
+			return err
+		}
 	}
 	db.stale = false
 	return nil

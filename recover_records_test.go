@@ -164,3 +164,95 @@ func TestStartCutOff(t *testing.T) {
 	}
 	openNode(t, dir).close()
 }
+
+// TestRecoverTouched: a clean stop vouches for nothing that somebody has done to
+// the files since, however little of it shows.
+func TestRecoverTouched(t *testing.T) {
+	for _, mode := range []string{"wal", "delete"} {
+		for _, boot := range []string{boot1, boot2} {
+			t.Run(mode+", "+boot, func(t *testing.T) {
+				t.Parallel()
+				r := newReader(t)
+				n := openNode(t, filepath.Join(t.TempDir(), "data"))
+				c := r.app.Open(n.path("app.db"), "journal_mode="+mode)
+				c.MustExec(createT)
+				n.adopt("app.db")
+				n.rows("app.db", c, 3)
+				c.Close()
+				n.db("app.db").walRemoved()
+				n.close()
+				c = r.app.Open(n.path("app.db"))
+				c.MustExec("UPDATE t SET b = zeroblob(2500) WHERE id = 2")
+				c.Close()
+				n = openNode(t, n.store.Path(), onBoot(boot))
+				if got := r.value(n.path("app.db"), "SELECT count(*) FROM t WHERE b = zeroblob(2500)"); got != "1" {
+					t.Errorf("%s rows are changed, want 1", got)
+				}
+				n.mustAgree(r, "app.db")
+				n.mustGoOn(r, "app.db")
+			})
+		}
+	}
+}
+
+// TestRecoverStaysStale: a replica that needs a snapshot needs it after any
+// number of stops and kills.
+func TestRecoverStaysStale(t *testing.T) {
+	s := makeReplicaStages(t)
+	r := newReader(t)
+	dir := retained(mixed(s.later, s.none, files), 6)(t)
+	if err := os.WriteFile(inFiles(dir, "app.db"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := openNode(t, dir, asReplica, onBoot(boot2))
+	for range 2 {
+		if !n.db("app.db").isStale() {
+			t.Fatal("it does not ask for a snapshot")
+		}
+		dir := n.crash()
+		n.close()
+		n = openNode(t, n.store.Path(), asReplica, onBoot(boot2))
+		if !n.db("app.db").isStale() {
+			t.Fatal("it does not ask for a snapshot after a stop")
+		}
+		n = openNode(t, dir, asReplica, onBoot(boot2))
+	}
+	n.follow(s.primary, "app.db")
+	n.mustAgree(r, "app.db")
+	n = openNode(t, n.crash(), asReplica, onBoot(boot2))
+	if n.db("app.db").isStale() {
+		t.Error("it asks for a snapshot again")
+	}
+	n.mustAgree(r, "app.db")
+}
+
+// TestRecoverOtherHistory: a snapshot of another history that was imported and
+// not applied, with the transaction ids of the old one.
+func TestRecoverOtherHistory(t *testing.T) {
+	s := makeReplicaStages(t)
+	r := newReader(t)
+	// A primary that diverged after the early stage, at the same id as later.
+	p := openNode(t, mix(t, s.early, s.early))
+	c := sqlitetest.Open(t, p.path("app.db"))
+	for p.db("app.db").TXID() < laterTXID {
+		c.MustExec("INSERT INTO t(b) VALUES ('of the other history')")
+		p.capture("app.db")
+	}
+	n := openNode(t, mix(t, s.later, s.later), asReplica)
+	db := n.db("app.db")
+	rd, err := p.db("app.db").SnapshotLTX(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.txlog.Import(rd, rd.Size, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := rd.Close(); err != nil {
+		t.Error(err)
+	}
+	n = openNode(t, n.crash(), asReplica)
+	if got, want := n.db("app.db").Pos(), p.db("app.db").Pos(); got != want {
+		t.Errorf("position %s, want %s", got, want)
+	}
+	n.mustAgree(r, "app.db")
+}
