@@ -109,7 +109,7 @@ func (s *Store) keepApart(dir string) {
 		s.Logger.Debug("directories are not kept apart", "dir", dir, "error", err)
 		return
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()           //nolint:errcheck // read only
 	const topDir = 0x00020000 // FS_TOPDIR_FL
 	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 	if err == nil && flags&topDir == 0 {
