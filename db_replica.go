@@ -223,7 +223,8 @@ func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
 		keep[pgno] = struct{}{}
 	}
 	err = db.peer.Apply(ctx, e.Commit, e.PageSize, func(yield func(pgno uint32, data []byte) error) error {
-		return db.txlog.Pages(e, func(pgno uint32, data []byte) error {
+		// The peer publishes nothing unless this returns nil.
+		return db.txlog.Stream(e, func(pgno uint32, data []byte) error {
 			if _, ok := keep[pgno]; !ok {
 				return nil
 			}
@@ -298,7 +299,7 @@ func (db *DB) entryChanges(e ltxlog.Entry) (pgnos []uint32, sums []uint64, err e
 	snapshot := e.Min == 1
 	samePages := db.sums.PageSize() == e.PageSize && !db.stale
 	rolling := uint64(ltx.ChecksumFlag)
-	err = db.txlog.Pages(e, func(pgno uint32, data []byte) error {
+	err = db.txlog.Stream(e, func(pgno uint32, data []byte) error {
 		sum := uint64(ltx.ChecksumPage(pgno, data))
 		rolling ^= sum &^ uint64(ltx.ChecksumFlag)
 		if snapshot && samePages && pgno <= db.sums.Count() && db.sums.Get(pgno) == sum {
