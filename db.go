@@ -74,6 +74,9 @@ type DB struct {
 	dirty    map[uint32]struct{}
 	allDirty bool
 
+	// sumsErr is set when the page checksums lag behind the log for good.
+	sumsErr error
+
 	// leftWAL is set when the write-ahead log went while the database file was
 	// open with passthrough: what is written in another journal mode since then
 	// comes to us only where a journal ends, and not at all without one.
@@ -234,7 +237,7 @@ func (db *DB) close() error {
 	if db.peer != nil {
 		errs = append(errs, db.releasePeer())
 	}
-	clean := !db.allDirty && len(db.dirty) == 0 && !db.stale
+	clean := db.sumsErr == nil && !db.allDirty && len(db.dirty) == 0 && !db.stale
 	if db.store.Role() == RoleReplica {
 		entries, ok := db.unapplied()
 		clean = clean && ok && len(entries) == 0 // else the log is ahead of the files

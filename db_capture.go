@@ -117,14 +117,12 @@ func (db *DB) appendChange(c change) error {
 		hdr.WALOffset = sqlitefile.FrameOffset(from+1, c.pageSize)
 		hdr.WALSize = sqlitefile.FrameOffset(c.wal.Frame+1, c.pageSize) - hdr.WALOffset
 	}
-	// Room for the checksums first: once the entry is in the log there must be
-	// nothing left that a full disk can refuse.
-	count := db.sums.Count()
-	if err := db.sums.Resize(max(count, c.count)); err != nil {
-		return fmt.Errorf("page checksums: %w", err)
+	undo, err := db.reserveSums(c.count)
+	if err != nil {
+		return err
 	}
 	if _, err := db.txlog.Append(hdr, db.pageSeq(c), post, c.durable); err != nil {
-		return errors.Join(fmt.Errorf("write the log: %w", err), db.sums.Resize(count))
+		return errors.Join(fmt.Errorf("write the log: %w", err), undo())
 	}
 	for i, pgno := range c.pgnos {
 		if err := db.sums.Set(pgno, sums[i]); err != nil {
@@ -183,12 +181,26 @@ func (db *DB) page(size uint32) []byte {
 }
 
 // sumsFailed is the end of a change that is in the log but not in the page
-// checksums (a full disk, as the file grows): the log is right, so the
-// checksums are brought up from it at the next start. Until then this database
-// takes no more captures.
+// checksums: the log is right, so the checksums are brought up from it at the
+// next start. Until then this database takes no more captures, whose checksums
+// would be wrong.
 func (db *DB) sumsFailed(err error) error {
-	db.allDirty = true
-	return fmt.Errorf("page checksums are behind the log until the next start: %w", err)
+	db.sumsErr = fmt.Errorf("page checksums are behind the log until the next start: %w", err)
+	return db.sumsErr
+}
+
+// reserveSums makes room for the checksums of count pages, so that nothing is
+// left that a full disk can refuse once the change is in the log. undo takes it
+// back when the log refuses.
+func (db *DB) reserveSums(count uint32) (undo func() error, err error) {
+	if db.sumsErr != nil {
+		return nil, db.sumsErr
+	}
+	old := db.sums.Count()
+	if err := db.sums.Resize(max(old, count)); err != nil {
+		return nil, fmt.Errorf("page checksums: %w", err)
+	}
+	return func() error { return db.sums.Resize(old) }, nil
 }
 
 // captureGap is the last net: the write-ahead log was changed behind our back,
@@ -229,17 +241,22 @@ func (db *DB) compareAll(commits uint64) error {
 		return err
 	}
 	defer img.Close() //nolint:errcheck // read only
-	if img.pageSize != db.sums.PageSize() {
-		return db.appendChange(db.wholeChange(img, commits))
-	}
-	pgnos, err := db.differing(img)
-	if err != nil {
+	if err := db.appendDifference(img, commits); err != nil {
 		return err
 	}
 	db.allDirty = false
 	clear(db.dirty)
-	if len(pgnos) == 0 && img.count == db.sums.Count() {
-		return nil
+	return nil
+}
+
+// appendDifference logs the pages of the image that are not those on record.
+func (db *DB) appendDifference(img *image, commits uint64) error {
+	if img.pageSize != db.sums.PageSize() {
+		return db.appendChange(db.wholeChange(img, commits))
+	}
+	pgnos, err := db.differing(img)
+	if err != nil || len(pgnos) == 0 && img.count == db.sums.Count() {
+		return err
 	}
 	return db.appendChange(change{
 		commits: commits, pageSize: img.pageSize, count: img.count,
@@ -323,8 +340,12 @@ func (db *DB) replaceLog(c change) error {
 		hdr.WALOffset = sqlitefile.FrameOffset(1, c.pageSize)
 		hdr.WALSize = sqlitefile.FrameOffset(c.wal.Frame+1, c.pageSize) - hdr.WALOffset
 	}
+	undo, err := db.reserveSums(c.count)
+	if err != nil {
+		return err
+	}
 	if _, err := db.txlog.Append(hdr, db.pageSeq(c), post, true); err != nil {
-		return fmt.Errorf("write the log: %w", err)
+		return errors.Join(fmt.Errorf("write the log: %w", err), undo())
 	}
 	if err := db.resetSums(c.pageSize, c.count, c.pgnos, sums); err != nil {
 		return db.sumsFailed(err)
