@@ -2,15 +2,19 @@ package peer
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // file is one of the three files of a database. What changes its content goes
 // through here, so that a test can fail or cut off the i-th change.
 type file struct {
 	*os.File
-	before func(c change) error // nil outside tests
+	backing *os.File             // the same file outside the mount; nil: none
+	before  func(c change) error // nil outside tests
 }
 
 // change is something that is about to be done to a file.
@@ -21,13 +25,55 @@ type change struct {
 	at int64  // of a write
 }
 
-func (p *Peer) openFile(name string, flag int, perm os.FileMode) (*file, error) {
-	f, err := os.OpenFile(name, flag, perm)
+// openFile opens the file with the suffix.
+func (p *Peer) openFile(suffix string, flag int, perm os.FileMode) (*file, error) {
+	of, err := os.OpenFile(p.opt.Path+suffix, flag, perm)
 	if err != nil {
 		return nil, err
 	}
-	return &file{File: f, before: p.opt.before}, nil
+	f := &file{File: of, before: p.opt.before}
+	if p.opt.Backing != "" {
+		if err := f.openBacking(p.opt.Backing + suffix); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	return f, nil
 }
+
+func (f *file) openBacking(name string) (err error) {
+	if f.backing, err = os.Open(name); err != nil {
+		return err
+	}
+	var through, behind unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(f.Fd()), &through), unix.Fstat(int(f.backing.Fd()), &behind)); err != nil {
+		return err
+	}
+	if through.Ino != behind.Ino { // the mount shows the inode numbers of its files
+		return fmt.Errorf("%s is not the file behind %s: inode %d, want %d", name, f.Name(), behind.Ino, through.Ino)
+	}
+	return nil
+}
+
+// real is the file outside the mount, if there is a mount. Sizes are asked from
+// it and syncs go to it: the mount keeps no write to itself, and a process that
+// waits for its own mount when it is killed cannot die.
+func (f *file) real() *os.File {
+	if f.backing != nil {
+		return f.backing
+	}
+	return f.File
+}
+
+// Close closes the file.
+func (f *file) Close() error {
+	if f.backing == nil {
+		return f.File.Close()
+	}
+	return errors.Join(f.backing.Close(), f.File.Close())
+}
+
+// Stat is os.File's.
+func (f *file) Stat() (os.FileInfo, error) { return f.real().Stat() }
 
 func (f *file) announce(c change) error {
 	if f.before == nil {
@@ -58,7 +104,7 @@ func (f *file) Sync() error {
 	if err := f.announce(change{op: "sync"}); err != nil {
 		return err
 	}
-	return f.File.Sync()
+	return f.real().Sync()
 }
 
 // remove unlinks the file.

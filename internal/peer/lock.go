@@ -171,7 +171,7 @@ func (p *Peer) journalWithContent() (bool, error) {
 	if err != nil || fi.Size() == 0 {
 		return false, err
 	}
-	f, err := os.Open(p.opt.Path + "-journal")
+	f, err := os.Open(p.opt.realPath() + "-journal")
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}

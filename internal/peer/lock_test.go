@@ -314,3 +314,30 @@ func TestClosedPeer(t *testing.T) {
 		}
 	}
 }
+
+// What needs no lock is asked from the file outside the mount, when it is the
+// same file.
+func TestBackingFile(t *testing.T) {
+	app := sqlitetest.Start(t)
+	p := newPrimary(t, app, "delete", 4096)
+	dir := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink(dir, link))
+	r := &replica{t: t, path: filepath.Join(dir, "app.db")}
+	r.opt = Options{Path: r.path, Backing: filepath.Join(link, "app.db")}
+	r.open()
+	r.apply(p.tx("CREATE TABLE t(a INTEGER PRIMARY KEY, b)"))
+	r.apply(p.tx("INSERT INTO t(b) VALUES (1)"))
+	r.close()
+	r.open()
+	r.check(p.img)
+	r.checkFile(p.img)
+	r.close()
+
+	must(t, os.WriteFile(filepath.Join(dir, "other.db"), nil, 0o600))
+	_, err := Open(patient(t), Options{Path: r.path, Backing: filepath.Join(dir, "other.db")})
+	if err == nil {
+		t.Fatal("another file behind the mount: no error")
+	}
+	sqlitetest.CheckIntegrity(t, r.path)
+}

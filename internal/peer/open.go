@@ -16,7 +16,7 @@ import (
 
 func (p *Peer) open(ctx context.Context) error {
 	var err error
-	if p.db, err = p.openFile(p.opt.Path, os.O_RDWR|os.O_CREATE, 0o644); err != nil {
+	if p.db, err = p.openFile("", os.O_RDWR|os.O_CREATE, 0o644); err != nil {
 		return err
 	}
 	if err := p.lockDatabase(ctx); err != nil {
@@ -27,7 +27,7 @@ func (p *Peer) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	hasWAL, err := notEmpty(p.opt.Path + "-wal")
+	hasWAL, err := notEmpty(p.opt.realPath() + "-wal")
 	if err != nil {
 		return err
 	}
@@ -142,12 +142,11 @@ func (p *Peer) openBeside(suffix string) (*file, error) {
 	if err != nil {
 		return nil, err
 	}
-	name := p.opt.Path + suffix
-	f, err := p.openFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	f, err := p.openFile(suffix, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}
-	if f, err = p.openFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, fi.Mode().Perm()); err != nil {
+	if f, err = p.openFile(suffix, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, fi.Mode().Perm()); err != nil {
 		return nil, err
 	}
 	if err := p.likeDatabase(f, fi.Mode().Perm()); err != nil {

@@ -88,8 +88,9 @@ const (
 
 // Options tell Open what to open.
 type Options struct {
-	Path   string       // of the database, as the applications open it; -wal and -shm lie beside it
-	Logger *slog.Logger // nil: silent
+	Path    string       // of the database, as the applications open it; -wal and -shm lie beside it
+	Backing string       // of the same file outside the mount, when Path is in a mount of this process
+	Logger  *slog.Logger // nil: silent
 
 	SoftWAL int64 // bytes; a larger WAL is checkpointed, 0 = DefaultSoftWAL
 	HardWAL int64 // bytes; at a larger WAL Apply waits for readers, 0 = DefaultHardWAL
@@ -108,6 +109,14 @@ func (o *Options) ensureDefaults() {
 		o.HardWAL = DefaultHardWAL
 	}
 	o.HardWAL = max(o.HardWAL, o.SoftWAL)
+}
+
+// realPath is where to look without asking the mount.
+func (o *Options) realPath() string {
+	if o.Backing != "" {
+		return o.Backing
+	}
+	return o.Path
 }
 
 // Peer is one such connection. Its methods may be called from any goroutine;
