@@ -69,6 +69,7 @@ type Client struct {
 	token    string
 	tls      *certificates // nil: what the system trusts
 	timeouts timeouts
+	filter   filter // databases to follow
 }
 
 var _ litefs.Client = (*Client)(nil)
@@ -83,6 +84,13 @@ func NewClient(identity Identity, token string) *Client {
 func (c *Client) UseTLS(files TLSFiles, logger *slog.Logger) (err error) {
 	c.tls, err = openCertificates(files, logger)
 	return err
+}
+
+// Follow limits streams to databases whose names match one of the patterns, as path.Match has them. It is
+// called before any request; without it all are wanted.
+func (c *Client) Follow(patterns []string) error {
+	c.filter = patterns
+	return c.filter.validate()
 }
 
 // Stream starts a stream of changes from the node at rawurl, from the positions in posMap on. It is a
@@ -134,6 +142,8 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 	req.Header.Set(headerClusterID, c.identity.ClusterID())
 	req.Header.Set(headerID, c.identity.NodeID())
 	req.Header.Set(headerEpoch, strconv.FormatUint(c.identity.Epoch(), 10))
+
+	c.filter.write(req.Header)
 
 	watchdog := time.AfterFunc(c.timeouts.handshake, func() { cancel(ErrStalled) })
 	resp, err := c.do(conn, req)

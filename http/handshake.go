@@ -35,6 +35,11 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
+	wanted, err := readFilter(r.Header)
+	if err != nil {
+		s.refuse(w, r, http.StatusBadRequest, err.Error())
+		return
+	}
 	rc := http.NewResponseController(w)
 	body := bufio.NewReader(r.Body)
 	posMap, err := s.readPositions(rc, body)
@@ -54,7 +59,7 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	logger := s.opt.Logger.With("replica", r.Header.Get(headerID), "remote", r.RemoteAddr)
 	logger.Info("replica connected", "databases", len(posMap))
 	out := newStreamWriter(w, rc, s.limits.stall)
-	err = s.runSession(r.Context(), out, posMap, ackSource{
+	err = s.runSession(r.Context(), out, posMap, wanted, ackSource{
 		r: body, rc: rc, stall: s.limits.stall,
 		conn: s.src.ReplicaRegistry().Connect(r.Header.Get(headerID), r.RemoteAddr),
 	}, logger)

@@ -37,6 +37,7 @@ type session struct {
 	acks   *acks
 	limits limits
 	log    *slog.Logger
+	wanted filter
 
 	// pos is where the replica is once it has taken all files that were sent whole. A database that is
 	// absent is at the zero position.
@@ -88,7 +89,7 @@ type failure struct {
 
 // runSession streams to out until the replica, the server or the node's role ends it. The error says
 // which, or what failed.
-func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[uint32]litefs.Pos, up ackSource, logger *slog.Logger) (err error) {
+func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[uint32]litefs.Pos, wanted filter, up ackSource, logger *slog.Logger) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer context.AfterFunc(s.ctx, func() { cancel(errStopping) })()
 
@@ -99,6 +100,7 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 		acks:     newAcks(up),
 		limits:   s.limits,
 		log:      logger,
+		wanted:   wanted,
 		pos:      posMap,
 		named:    make(map[uint32]string),
 		files:    make(map[uint32]*outFile),
@@ -227,7 +229,12 @@ func (s *session) turn(id uint32) error {
 		return errNotPrimary
 	}
 	db, ok := s.src.Database(id)
-	if !ok {
+	switch {
+	case !ok && !s.src.Dropped(id):
+		s.forget(id) // not to be had at the moment: the replica keeps what it has
+		return nil
+	case !ok, !s.wanted.wants(db.Name()):
+		// A copy that is not followed any more would grow old and not say so.
 		return s.drop(id)
 	}
 	if f, ok := s.failures[id]; ok && time.Now().Before(f.at) {
@@ -343,19 +350,24 @@ func (s *session) giveUp(id uint32) error {
 	return f.ltx.Close()
 }
 
-// drop tells the replica, if it has the database, that it was dropped.
-func (s *session) drop(id uint32) error {
+// forget stops sending a database.
+func (s *session) forget(id uint32) {
 	if err := s.giveUp(id); err != nil {
 		s.log.Warn("file not closed", "error", err)
 	}
+	delete(s.failures, id)
+}
+
+// drop tells the replica, if it has the database, to drop it.
+func (s *session) drop(id uint32) error {
+	s.forget(id)
 	_, has := s.pos[id]
 	_, named := s.named[id]
-	if !has && !named || !s.src.Dropped(id) {
+	if !has && !named {
 		return nil
 	}
 	delete(s.pos, id)
 	delete(s.named, id)
-	delete(s.failures, id)
 	s.acks.src.conn.Forget(id)
 	if err := litefs.WriteStreamFrame(s.out, &litefs.DropDBStreamFrame{DBID: id}); err != nil {
 		return fmt.Errorf("drop database %s: %w", litefs.FormatDBID(id), err)

@@ -252,13 +252,14 @@ func TestStream_Resume(t *testing.T) {
 	src.commit(1, "a1", big, "a3")
 	s := testStream(t, testServer(t, src, "", fastLimits()).URL(), nil)
 	wantNext(t, s, "db 1 a.db", "ltx a1")
-	for {
+	got := 0
+	for got == 0 {
 		f, err := s.NextFrame()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, ok := f.(*litefs.ChunkStreamFrame); ok {
-			break
+		if c, ok := f.(*litefs.ChunkStreamFrame); ok {
+			got += int(c.Len)
 		}
 	}
 	if err := s.WriteFrames(&litefs.ResumeStreamFrame{DBID: 1, Ask: 7, Pos: posAt(1, 2)}); err != nil {
@@ -275,9 +276,12 @@ func TestStream_Resume(t *testing.T) {
 			}
 			break
 		}
+		if c, ok := f.(*litefs.ChunkStreamFrame); ok {
+			got += int(c.Len)
+		}
 	}
-	// The window was never acknowledged: what fits goes on.
-	if err := s.take(1, 2*litefs.MaxStreamChunkSize); err != nil {
+	// What is thrown away is acknowledged too.
+	if err := s.take(1, got); err != nil {
 		t.Fatal(err)
 	}
 	wantNext(t, s, "ltx a3")
@@ -381,5 +385,37 @@ func TestQueue(t *testing.T) {
 	}
 	if got.String() != "3121" {
 		t.Fatalf("popped %s, want 3121", got.String())
+	}
+}
+
+// A replica gets the databases that it wants, and is told to drop those that it does not want any more.
+func TestStream_Filter(t *testing.T) {
+	src := newFakeSource("a.db", "logs/b.db", "c.db")
+	c := testClient("")
+	if err := c.Follow([]string{"a*", "logs/?.db"}); err != nil {
+		t.Fatal(err)
+	}
+	srv := testServer(t, src, "", fastLimits())
+	s, err := c.Stream(t.Context(), srv.URL(), map[uint32]litefs.Pos{3: posAt(3, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	wantNext(t, s, "db 1 a.db", "db 2 logs/b.db", "drop 3")
+	src.commit(3, "c1")
+	src.commit(2, "b1")
+	wantNext(t, s, "ltx b1")
+	src.change(1, func() { src.dbs[1].name = "x.db" })
+	wantNext(t, s, "drop 1")
+	src.change(3, func() { src.dbs[3].name = "ac.db" })
+	wantNext(t, s, "db 3 ac.db", "ltx c1")
+
+	for _, bad := range [][]string{{"["}, {""}, make([]string, maxPatterns+1)} {
+		if err := c.Follow(bad); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+		if _, err := c.Stream(t.Context(), srv.URL(), nil); err == nil || !strings.Contains(err.Error(), "pattern") {
+			t.Errorf("%.100q: %v, want a refusal", bad, err)
+		}
 	}
 }

@@ -119,6 +119,10 @@ type Lease struct {
 	// Candidate is the role under a static lease: true is the primary.
 	Candidate bool
 
+	// Databases are patterns, as path.Match has them, of the databases that a
+	// node that is no candidate follows; empty: all.
+	Databases []string
+
 	ReconnectDelay time.Duration // between two attempts to reach the primary; > 0
 }
 

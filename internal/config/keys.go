@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"path"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -24,7 +25,6 @@ const (
 	noTracing = "the trace log is not built yet; remove the key and use log.debug"
 	noConsul  = "the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"
 	noHandoff = "moving the primary role is not built yet: roles are static; remove the key"
-	noFilter  = "replicating a part of the databases is not built yet; remove the key"
 	noTimeout = "a time limit for snapshots is not built yet; remove the key"
 	noStrict  = "verification of each transaction is not built yet; remove the key and use litefs verify"
 	noIf      = "if-candidate is not built yet; remove the key"
@@ -69,6 +69,7 @@ func keyTable() []key {
 			return checkURL(s)
 		})},
 		{path: "lease.candidate", set: boolean(func(c *Config) *bool { return &c.Lease.Candidate })},
+		{path: "lease.databases", set: setDatabases},
 		{path: "lease.reconnect-delay", set: text(func(c *Config, s string) (err error) {
 			c.Lease.ReconnectDelay, err = parsePositive(s)
 			return err
@@ -88,7 +89,6 @@ func keyTable() []key {
 		{noStrict, "strict-verify"},
 		{noTimeout, "http.snapshot-timeout"},
 		{noHandoff, "lease.promote lease.demote-delay"},
-		{noFilter, "lease.databases"},
 		{noConsul, "lease.consul.url lease.consul.key lease.consul.ttl lease.consul.lock-delay"},
 		{noConsul, "consul.url consul.key consul.ttl consul.lock-delay consul.hostname consul.advertise-url"},
 		{noProxy, "proxy.addr proxy.target proxy.db proxy.max-lag proxy.debug proxy.passthrough proxy.always-forward " +
@@ -202,6 +202,29 @@ func setTokenFile(p *parser, n *yaml.Node) error {
 		return fmt.Errorf("the token in %s %w", name, err)
 	}
 	p.cfg.HTTP.Token = Secret(s)
+	return nil
+}
+
+// setDatabases takes a pattern, or a list of them. Empty ones are absent.
+func setDatabases(p *parser, n *yaml.Node) error {
+	items := []*yaml.Node{n}
+	if n.Kind == yaml.SequenceNode {
+		items = n.Content
+	}
+	p.cfg.Lease.Databases = nil
+	for _, item := range items {
+		pattern, err := p.scalar(resolve(item))
+		if err != nil {
+			return err
+		}
+		if pattern == "" {
+			continue
+		}
+		if _, err := path.Match(pattern, ""); err != nil {
+			return fmt.Errorf("%q is no pattern: %w", pattern, err)
+		}
+		p.cfg.Lease.Databases = append(p.cfg.Lease.Databases, pattern)
+	}
 	return nil
 }
 

@@ -58,6 +58,13 @@ func (c *Config) YAML() ([]byte, error) {
 		add(lease, "advertise-url", str(c.Lease.AdvertiseURL))
 	}
 	add(lease, "candidate", plain(fmt.Sprint(c.Lease.Candidate)))
+	if len(c.Lease.Databases) > 0 {
+		list := &yaml.Node{Kind: yaml.SequenceNode}
+		for _, pattern := range c.Lease.Databases {
+			list.Content = append(list.Content, str(pattern))
+		}
+		add(lease, "databases", list)
+	}
 	add(lease, "reconnect-delay", str(c.Lease.ReconnectDelay.String()))
 
 	open := "writable"

@@ -31,6 +31,9 @@ func (p *parser) conclude() error {
 	if err := p.concludeHostname(); err != nil {
 		return err
 	}
+	if c.Lease.Candidate && len(c.Lease.Databases) > 0 {
+		return errors.New("lease.databases is for nodes with lease.candidate: false; a candidate has all databases")
+	}
 	if err := c.checkTLS(); err != nil {
 		return err
 	}

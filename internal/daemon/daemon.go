@@ -152,6 +152,9 @@ func (n *Node) newStore() error {
 			return config.Invalid(err)
 		}
 	}
+	if err := client.Follow(n.cfg.Lease.Databases); err != nil {
+		return fmt.Errorf("lease.databases: %w", err)
+	}
 	n.store.Client = client
 	return nil
 }
