@@ -285,3 +285,52 @@ func TestFollow_OneDatabaseHeldUp(t *testing.T) {
 	})
 	app.Exit()
 }
+
+// Names that change hands, databases that are dropped and made again: the replica ends with the same.
+func TestFollow_NamesAndDrops(t *testing.T) {
+	app := sqlitetest.Start(t)
+	primary, srv := startPrimary(t, t.TempDir())
+	for i, name := range []string{"x.db", "y.db", "z.db"} {
+		c := create(t, primary, app, name)
+		write(t, c, i+1, 100)
+		c.MustExec("PRAGMA journal_mode=delete") // no log beside it when it is renamed
+		c.Close()
+		primary.Released(name, true, true)
+	}
+	replica := startReplica(t, t.TempDir(), srv.URL())
+	for i, name := range []string{"x.db", "y.db", "z.db"} {
+		eventually(t, name+" is on the replica", func() bool { return hasRows(t, app, replica, name, int64(i+1)) })
+	}
+	rename := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(filepath.Join(primary.FilesDir(), from), filepath.Join(primary.FilesDir(), to)); err != nil {
+			t.Fatal(err)
+		}
+		primary.Renamed(from, to, nil)
+	}
+	drop := func(name string) {
+		t.Helper()
+		if err := os.Remove(filepath.Join(primary.FilesDir(), name)); err != nil {
+			t.Fatal(err)
+		}
+		primary.Unlinked(name, nil)
+	}
+	rename("x.db", "t.db")
+	rename("y.db", "x.db")
+	rename("t.db", "y.db")
+	eventually(t, "x.db and y.db have changed places", func() bool {
+		return hasRows(t, app, replica, "x.db", 2) && hasRows(t, app, replica, "y.db", 1)
+	})
+	drop("z.db")
+	rename("y.db", "z.db")
+	eventually(t, "z.db is what y.db was", func() bool {
+		return hasRows(t, app, replica, "z.db", 1) && replica.DBByName("y.db") == nil
+	})
+	drop("x.db")
+	write(t, create(t, primary, app, "x.db"), 5, 100)
+	eventually(t, "x.db is another database", func() bool { return hasRows(t, app, replica, "x.db", 5) })
+	if got, want := len(replica.DBs()), len(primary.DBs()); got != want {
+		t.Errorf("%d databases on the replica, %d on the primary", got, want)
+	}
+	app.Exit()
+}
