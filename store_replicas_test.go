@@ -23,7 +23,7 @@ func TestRetainForReplicas(t *testing.T) {
 	conn.Acked(AckStreamFrame{DBID: db.ID(), Received: Pos{TXID: e.Max, Chksum: e.Post}})
 	retain := func(r Retention) (oldest uint64) {
 		t.Helper()
-		r.Interval = time.Hour           // nothing is merged
+		r.Interval = time.Hour // nothing is merged
 		db.retain(r)
 		tail, ok := db.txlog.Tail()
 		if !ok {
