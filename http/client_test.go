@@ -72,6 +72,10 @@ func TestClient_FaultyStream(t *testing.T) {
 		"empty name":     {frameBytes(t, &litefs.DBStreamFrame{DBID: 1}), "invalid database name"},
 		"wal":            {frameBytes(t, &litefs.DBStreamFrame{DBID: 1, Name: "a.db-wal"}), "invalid database name"},
 		"file of none":   {frameBytes(t, &litefs.LTXStreamFrame{Size: 1}), "before it names a database"},
+		"piece of none":  {frameBytes(t, &litefs.ChunkStreamFrame{DBID: 1, Size: 1, Len: 1}), "before it names it"},
+		"cut piece":      {append(frameBytes(t, db, &litefs.ChunkStreamFrame{DBID: 1, Size: 10, Len: 10}), "abc"...), "unexpected EOF"},
+		"large piece":    {append(frameBytes(t, db), 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0), "at once are allowed"},
+		"its own words":  {frameBytes(t, &litefs.AckStreamFrame{DBID: 1}), "for primaries"},
 		"file of no one": {frameBytes(t, db, &litefs.DropDBStreamFrame{DBID: 1}, &litefs.LTXStreamFrame{Size: 1}), "before it names a database"},
 	} {
 		t.Run(name, func(t *testing.T) {
