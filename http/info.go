@@ -148,7 +148,10 @@ func replicaInfo(r litefs.ReplicaStatus, dbs []litefs.DBStatus) ReplicaInfo {
 		Databases: []ReplicaDatabaseInfo{},
 	}
 	for _, db := range dbs {
-		ack := r.Databases[db.ID] // zero: nothing was heard
+		ack, told := r.Databases[db.ID]
+		if !told && r.Snapshots[db.ID] == 0 {
+			continue // it may not want this one
+		}
 		d := ReplicaDatabaseInfo{
 			ID: litefs.FormatDBID(db.ID), Name: db.Name,
 			Received: hex16(ack.Received.TXID), Durable: hex16(ack.Durable.TXID), Applied: hex16(ack.Applied.TXID),

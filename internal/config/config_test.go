@@ -196,7 +196,6 @@ func TestErrors(t *testing.T) {
 		{"log format", dir + "log: {format: xml}\n", `f.yml: log.format at line 2: "xml" is neither text nor json`},
 		{"addr", dir + "http: {addr: '20202'}\n", `f.yml: http.addr at line 2: "20202" is not an address like 127.0.0.1:20202`},
 		{"port", dir + "http: {addr: 'localhost:http'}\n", `f.yml: http.addr at line 2: "localhost:http": the port "http" is not a number from 0 to 65535`},
-		{"https", dir + "lease: {advertise-url: 'https://a:1'}\n", "f.yml: lease.advertise-url at line 2: https between nodes is not built yet: use http:// on a private network"},
 		{"password in URL", dir + "lease: {advertise-url: 'http://u:pw@a:1'}\n", "f.yml: lease.advertise-url at line 2: must not carry a user or password: the credential is http.token"},
 		{"quote", dir + "exec: \"a 'b\"\n", "f.yml: exec at line 2: a ' without its second one"},
 		{"no cmd", dir + "exec:\n  - {}\n", "f.yml: exec at line 2: line 3: the item has no cmd"},

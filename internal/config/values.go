@@ -122,10 +122,7 @@ func checkURL(s string) error {
 	if u.User != nil {
 		return errors.New("must not carry a user or password: the credential is http.token")
 	}
-	if u.Scheme == "https" {
-		return errors.New("https between nodes is not built yet: use http:// on a private network")
-	}
-	if u.Scheme != "http" || u.Hostname() == "" {
+	if u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
 		return fmt.Errorf("%q is not a URL like http://10.0.0.1:%s", s, DefaultPort)
 	}
 	if port := u.Port(); port != "" {
