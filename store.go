@@ -74,6 +74,8 @@ type Store struct {
 	// syncedAt is the primary's time, in milliseconds since 1970, at which this
 	// replica had all that the primary had; 0 for never.
 	syncedAt atomic.Int64
+	synced   chan struct{} // closed at the first such time
+	syncOnce sync.Once
 
 	// ctx ends when the store closes; wg counts every goroutine started under
 	// it, and Close waits for them.
@@ -169,6 +171,7 @@ func (r Retention) withDefaults() Retention {
 func NewStore(path string) *Store {
 	return &Store{
 		path:           path,
+		synced:         make(chan struct{}),
 		Logger:         slog.Default(),
 		ReconnectDelay: time.Second,
 		byID:           make(map[uint32]*DB),

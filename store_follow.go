@@ -181,6 +181,7 @@ func (f *upstream) heartbeat(fr *HeartbeatStreamFrame) {
 	f.mu.Unlock()
 	if idle {
 		s.syncedAt.Store(fr.UnixMilli)
+		s.syncOnce.Do(func() { close(s.synced) })
 	}
 	signal(f.notify)
 }

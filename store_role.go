@@ -30,6 +30,10 @@ func (s *Store) PrimaryURL() string {
 	return s.primaryURL
 }
 
+// Synced is closed once a replica has had everything of its primary for the
+// first time in this run. On a primary it stays open.
+func (s *Store) Synced() <-chan struct{} { return s.synced }
+
 // primaryHost is the primary's host name, while one is known.
 func (s *Store) primaryHost() string {
 	if s.PrimaryURL() != "" && s.PrimaryHostname != "" {

@@ -27,7 +27,8 @@ type Options struct {
 	Config *config.Config
 	Logger *slog.Logger
 
-	// Ready is called once the mount serves.
+	// Ready is called once the mount serves and, on a replica without
+	// skip-sync, once it has caught up with its primary for the first time.
 	Ready func(*Node)
 }
 
@@ -55,12 +56,35 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if o.Ready != nil {
+	if o.Ready != nil && n.awaitSync(ctx) {
 		o.Ready(n)
 	}
 	err = n.Wait(ctx)
 	// ctx has ended by now; the shutdown has its own time.
 	return errors.Join(err, n.Close(context.WithoutCancel(ctx)))
+}
+
+// awaitSync waits until an application may be started; false when the node is
+// to stop before that.
+func (n *Node) awaitSync(ctx context.Context) bool {
+	if n.store.IsPrimary() || n.cfg.SkipSync {
+		return true
+	}
+	select {
+	case <-n.store.Synced():
+		return true
+	default:
+		n.logger.Info("waiting for the first sync with the primary (skip-sync does not)")
+	}
+	select {
+	case <-n.store.Synced():
+		return true
+	case <-ctx.Done():
+	case <-n.session.Done():
+	case err := <-n.failed:
+		n.failed <- err
+	}
+	return false
 }
 
 // Start brings a node up. When it returns without an error the mount serves.
