@@ -318,6 +318,11 @@ func (db *DB) publishedLimit() (capture.Limit, error) {
 		// stale limit would hide commits.
 		return capture.Limit{}, nil
 	}
+	if db.wal.shm == nil && db.store.throughMount() {
+		// Not open through the mount yet, and the backing file is old: what the
+		// checksum chain proves is at most one commit ahead of the wal-index.
+		return capture.Limit{}, nil
+	}
 	b := make([]byte, 2*sqlitefile.IndexHeaderSize)
 	for range 100 {
 		n, err := db.readIndex(b)
@@ -343,11 +348,7 @@ func (db *DB) readIndex(b []byte) (int, error) {
 		} else if err != nil {
 			return 0, fmt.Errorf("open the wal-index: %w", err)
 		}
-		if !db.store.throughMount() {
-			db.wal.shm = f
-		} else {
-			defer f.Close() //nolint:errcheck // read only
-		}
+		db.wal.shm = f
 	}
 	n, err := f.ReadAt(b, 0)
 	if err != nil && !errors.Is(err, io.EOF) {

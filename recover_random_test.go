@@ -179,7 +179,11 @@ func (l *life) look() {
 			return
 		}
 		dir := mix(l.t, now.dir, now.dir)
-		edit(l.t, inFiles(dir, "app.db-wal"), func(b []byte) []byte { return b[:max(0, len(b)-cut)] })
+		wal := inFiles(dir, "app.db-wal")
+		if _, err := os.Stat(wal); err != nil {
+			return // every connection is closed
+		}
+		edit(l.t, wal, func(b []byte) []byte { return b[:max(0, len(b)-cut)] })
 		l.crashedAtLeast(fmt.Sprintf("write-ahead log shorter by %d, power cut", cut), dir, boot2, n, now.n)
 	}
 }
