@@ -24,6 +24,7 @@ type worker struct {
 
 	mu   sync.Mutex // guards everything below
 	name string     // as the primary told it last; "": none, the worker waits
+	lost bool       // its database was dropped for another one: the primary must be asked
 	gone bool       // dropped by the primary
 
 	// pieces wait for the worker. While discard is set, what comes is thrown
@@ -228,7 +229,7 @@ func (w *worker) settle(ctx context.Context) error {
 	}
 	if old := s.DBByName(name); old != nil && old.ID() != w.id {
 		if other := w.f.worker(old.ID()); other != nil {
-			if err := other.takeAway(ctx); err != nil {
+			if err := other.takeAway(ctx, name); err != nil {
 				return err
 			}
 			defer other.op.release()
@@ -238,13 +239,17 @@ func (w *worker) settle(ctx context.Context) error {
 	return err
 }
 
-// takeAway stops the worker until the primary speaks of its database again,
-// and returns with op held.
-func (w *worker) takeAway(ctx context.Context) error {
+// takeAway stops the worker, whose database is about to be dropped for another
+// one that has its name here, until the primary speaks of it again, and returns
+// with op held. A name that the worker was told since and has not given to its
+// database yet is kept: it will not be told twice.
+func (w *worker) takeAway(ctx context.Context, name string) error {
 	w.mu.Lock()
-	w.name = ""
+	if w.name == name {
+		w.name = ""
+	}
 	w.flush()
-	w.discard = true
+	w.discard, w.lost = true, true
 	w.mu.Unlock()
 	signal(w.wake)
 	return w.op.acquire(ctx)
@@ -326,7 +331,8 @@ func (w *worker) next(ctx context.Context, first bool) (piece, error) {
 	for {
 		w.mu.Lock()
 		switch {
-		case w.gone || w.name == "":
+		case w.gone || w.name == "" || w.lost:
+			w.lost = false
 			w.mu.Unlock()
 			return piece{}, errInterrupted
 		case first && w.misnamed():
