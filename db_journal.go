@@ -166,8 +166,27 @@ func (db *DB) headerGone(size int64, err error) error {
 	return nil
 }
 
+// stillDatabase returns ErrNotDatabase when the file was emptied or overwritten by
+// something else, with nothing in a write-ahead log. db.mu is held.
+func (db *DB) stillDatabase() error {
+	if db.walInUse() {
+		return nil
+	}
+	f, err := os.Open(db.DatabasePath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it will be dropped
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	_, _, err = readHeader(f)
+	return err
+}
+
 // lastClose captures what was written without a transaction that we could
-// see: a copy into the mount, or a database with no journal.
+// see: a copy into the mount, or a database with no journal. ErrNotDatabase means
+// that the file is none any more.
 func (db *DB) lastClose() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -176,6 +195,12 @@ func (db *DB) lastClose() error {
 	}
 	if journalHot(db.JournalPath()) {
 		return nil // SQLite plays it back at the next open
+	}
+	if err := db.captureWAL(false); err != nil {
+		return err
+	}
+	if err := db.stillDatabase(); err != nil {
+		return err
 	}
 	if err := db.captureFile(); err != nil {
 		return err

@@ -196,18 +196,25 @@ func (s *Store) adopt(name string) (*DB, error) {
 	return db, nil
 }
 
-// drop forgets a database whose file is gone. The record is removed in the
-// background: this runs inside the request that removed the file, and the
-// capture loop, whose end is waited for, may itself be waiting for the
-// directory that the kernel has locked for that request.
-func (s *Store) drop(db *DB) {
+// drop forgets a database whose file is gone, and removes its record.
+func (s *Store) drop(db *DB) { s.dropWith(db, os.RemoveAll) }
+
+// dropKeeping forgets a database whose file holds something else, and sets its
+// record aside: whether that was meant is not ours to say.
+func (s *Store) dropKeeping(db *DB) { s.dropWith(db, s.setAside) }
+
+// dropWith forgets a database and ends its record in the background: this runs
+// inside the request that removed the file, and the capture loop, whose end is
+// waited for, may itself be waiting for the directory that the kernel has locked
+// for that request.
+func (s *Store) dropWith(db *DB, end func(path string) error) {
 	if !s.unregister(db) {
 		return
 	}
 	s.MarkDirty(db.id)
 	s.goRun(func() {
 		s.rememberDropped(db.id) // first: the record is what tells of the drop until then
-		if err := errors.Join(db.close(), os.RemoveAll(db.dir)); err != nil {
+		if err := errors.Join(db.close(), end(db.dir)); err != nil {
 			db.log().Error("the record of a dropped database is not wholly removed", "record", db.dir, "error", err)
 			return
 		}

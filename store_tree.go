@@ -102,7 +102,12 @@ func (s *Store) Opening(own bool, path string, writable, first bool) (IOMode, er
 		return IOCached, nil
 	}
 	switch typ {
-	case FileTypeWAL, FileTypeSHM:
+	case FileTypeWAL:
+		if writable && s.DBByName(name) == nil {
+			s.warnForeign(name)
+		}
+		return IOPassthrough, nil
+	case FileTypeSHM:
 		return IOPassthrough, nil
 	case FileTypeJournal:
 		return IOCached, nil
@@ -184,7 +189,13 @@ func (s *Store) Released(path string, writable, last bool) {
 	}
 	db := s.DBByName(name)
 	if db != nil {
-		if err := db.lastClose(); err != nil {
+		err := db.lastClose()
+		if errors.Is(err, sqlitefile.ErrNotDatabase) {
+			db.log().Warn("the file is no database any more: it is dropped from the followers, and its record is kept in the data directory", "reason", err, "record", filepath.Join(s.path, "aside"))
+			s.dropKeeping(db)
+			return
+		}
+		if err != nil {
 			db.log().Error("cannot capture what was written before the last close; it is captured with the next transaction", "error", err)
 			db.noteUnseen()
 		}
@@ -194,6 +205,32 @@ func (s *Store) Released(path string, writable, last bool) {
 		s.adoptClosed(name)
 	}
 }
+
+// warnForeign warns, once, of a file that has a journal or a write-ahead log
+// beside it and no header: its application encrypts it, or it is none of ours.
+func (s *Store) warnForeign(name string) {
+	f, err := os.Open(filepath.Join(s.FilesDir(), name))
+	if err != nil {
+		return
+	}
+	defer f.Close() //nolint:errcheck // read only
+	_, size, err := readHeader(f)
+	if size == 0 || !errors.Is(err, sqlitefile.ErrNotDatabase) {
+		return
+	}
+	s.mu.Lock()
+	_, warned := s.foreign[name]
+	if len(s.foreign) < maxForeign {
+		s.foreign[name] = struct{}{}
+	}
+	s.mu.Unlock()
+	if !warned {
+		s.Logger.Warn("a file that is written like a database has no database header: it stays on this node alone; is it encrypted by its application?", "file", name)
+	}
+}
+
+// maxForeign bounds how many files are warned of only once.
+const maxForeign = 1024
 
 // Creating is called before a file is made.
 func (s *Store) Creating(own bool, path string) error {
@@ -337,6 +374,7 @@ func (s *Store) journalEnds(own bool, name string) error {
 	db := s.DBByName(name)
 	if db == nil {
 		if !s.hasHeader(name) {
+			s.warnForeign(name)
 			return nil
 		}
 		if s.Role() == RoleReplica {

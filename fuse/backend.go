@@ -65,7 +65,8 @@ type Backend interface {
 	// meanwhile: each Opened has its Released, so that they can be counted.
 	// mode is the one in force, which may be Cached where Passthrough was asked for.
 	Opened(path string, mode Mode, writable, created bool)
-	// Released is called after a handle was closed; last: none is left on the inode. path is the one the file has now,
+	// Released is called after a handle was closed, and after a file that nobody has open was truncated by its path;
+	// last: no handle is left on the inode. path is the one the file has now,
 	// "" when it has none. close(2) does not wait for it. Opened and Released of one inode come one at a time, in order,
 	// except that Opened for a handle of this process does not wait for a Released in progress.
 	Released(path string, writable bool, last bool)

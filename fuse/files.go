@@ -370,7 +370,22 @@ func (fs *loopback) truncate(n *node, c Caller, size int64, fh uint64, withHandl
 			return status(unix.Ftruncate(h.fd, size))
 		}
 	}
-	return status(unix.Truncate(procPath(n.fd), size))
+	err := unix.Truncate(procPath(n.fd), size)
+	if err == nil && !c.Own() {
+		fs.changedClosed(n)
+	}
+	return status(err)
+}
+
+// changedClosed tells the Backend of a change by path, as of one through a handle that was the last to be closed.
+func (fs *loopback) changedClosed(n *node) {
+	defer fs.inOrder(n)()
+	n.mu.Lock()
+	closed := n.opens == 0
+	n.mu.Unlock()
+	if closed {
+		fs.backend.Released(fs.pathOrNone(n), true, true)
+	}
 }
 
 // Flush has nothing to do: there are no forwarded locks and no unwritten data. Every open says NOFLUSH, so it is not
