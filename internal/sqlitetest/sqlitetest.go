@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -102,7 +103,18 @@ type Conn struct {
 func (a *App) TryOpen(path string, pragmas ...string) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
-	c, err := a.p.Open(ctx, path, sqlapp.Options{Pragmas: pragmas})
+	options := sqlapp.Options{Pragmas: pragmas}
+	for _, p := range pragmas {
+		// The driver reads the database before it runs a pragma of ours.
+		if ms, ok := strings.CutPrefix(p, "busy_timeout="); ok {
+			n, err := strconv.Atoi(ms)
+			if err != nil {
+				return nil, fmt.Errorf("pragma %s: %w", p, err)
+			}
+			options.BusyTimeout = time.Duration(n) * time.Millisecond
+		}
+	}
+	c, err := a.p.Open(ctx, path, options)
 	if err != nil {
 		return nil, err
 	}
