@@ -46,6 +46,11 @@ type DB struct {
 	// behind is set from a capture that failed to the next one that did not.
 	behind atomic.Bool
 
+	// closing is set while the wal-index is gone and the write-ahead log is not:
+	// the last connection is removing one after the other, and with no wal-index
+	// to tell them apart, frames that were never committed would look like news.
+	closing atomic.Bool
+
 	// locks are the rollback-journal locks that a Go program takes through
 	// this package. Applications on the mount lock in the kernel.
 	locks struct{ pending, reserved, shared RWMutex }
@@ -67,6 +72,9 @@ type DB struct {
 	// at is how far it has been captured.
 	wal *walFile
 	at  capture.WALPos
+
+	// settled is at as of the last checkpoint that came to its end.
+	settled capture.WALPos
 
 	// dirty holds the pages written through the mount since the last capture
 	// of a rollback-journal transaction. When allDirty is set it may be

@@ -191,7 +191,7 @@ func (db *DB) captureOnce() look {
 // unpublished reports whether the write-ahead log has frames of its current
 // generation beyond the captured ones. db.mu is held.
 func (db *DB) unpublished() bool {
-	if db.wal == nil {
+	if db.wal == nil || db.closing.Load() {
 		return false
 	}
 	size, err := db.wal.size()
@@ -250,6 +250,9 @@ func (db *DB) captureWAL(durable bool) error {
 // application shares a wal-index (locking_mode=EXCLUSIVE keeps it on the
 // heap), what the checksum chain proves. db.mu is held.
 func (db *DB) captureFrames() error {
+	if db.closing.Load() {
+		return nil
+	}
 	size, err := db.wal.size()
 	if err != nil {
 		return err
@@ -286,12 +289,12 @@ func (db *DB) captureFrames() error {
 // logBatch logs what a scan of the write-ahead log found, and with it what was
 // written unseen before this write-ahead log began. db.mu is held.
 func (db *DB) logBatch(batch capture.Batch) error {
-	if db.leftWAL {
+	if db.leftWAL || db.allDirty {
 		changed, err := db.firstPageChanged()
 		if err != nil {
 			return err
 		}
-		if changed {
+		if changed || db.allDirty {
 			old := db.at
 			db.at = batch.To
 			if err := db.compareAll(batch.Commits); err != nil {
@@ -426,29 +429,28 @@ func (db *DB) barrier(size int64) error {
 		return nil
 	}
 	db.store.stats.Barriers.Add(1)
+	db.closing.Store(false) // nobody checkpoints what it is about to remove
 	if err := db.captureWAL(true); err != nil {
 		return err
 	}
+	db.settled = db.at
 	if db.at.Frame == 0 && size < int64(db.sums.Count())*int64(db.sums.PageSize()) {
 		db.allDirty = true
 	}
 	return nil
 }
 
-// walRemoving is the last look at a write-ahead log that is about to go.
-func (db *DB) walRemoving() error {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if db.closed || db.peer != nil {
-		return nil
-	}
-	return db.captureWAL(true)
-}
-
-// walRemoved forgets a write-ahead log that is gone.
+// walRemoved forgets a write-ahead log that is gone. SQLite removes one when all
+// of it is in the database, for which it came through the barrier. Frames after
+// those are of a commit that never was published. One that went in any other way
+// has taken transactions with it.
 func (db *DB) walRemoved() {
 	db.mu.Lock()
 	defer db.mu.Unlock()
+	db.closing.Store(false)
+	if db.at != db.settled {
+		db.allDirty = true
+	}
 	db.closeWAL()
 	db.at = capture.WALPos{}
 	db.leftWAL = db.store.writesUnseen(db.Name())

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -372,6 +373,17 @@ func (n *node) snapshot(db *DB) []byte {
 	return out.Bytes()
 }
 
+// lastClosed tells the database what the mount tells when the last connection to it is closed: a
+// checkpoint, and the write-ahead log goes.
+func (n *node) lastClosed(name string) {
+	n.t.Helper()
+	db := n.db(name)
+	if err := db.barrier(math.MaxInt64); err != nil {
+		n.t.Fatal(err)
+	}
+	db.walRemoved()
+}
+
 // mustGoOn checks that the database is captured from here on, and that a clean
 // stop leaves nothing to recover.
 func (n *node) mustGoOn(r *reader, name string) {
@@ -387,8 +399,7 @@ func (n *node) mustGoOn(r *reader, name string) {
 	}
 	n.mustAgree(r, name)
 	c.Close()
-	n.capture(name)
-	db.walRemoved()
+	n.lastClosed(name)
 	n.mustAgree(r, name)
 	pos := db.Pos()
 	n.close()

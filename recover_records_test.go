@@ -179,7 +179,7 @@ func TestRecoverTouched(t *testing.T) {
 				n.adopt("app.db")
 				n.rows("app.db", c, 3)
 				c.Close()
-				n.db("app.db").walRemoved()
+				n.lastClosed("app.db")
 				n.close()
 				c = r.app.Open(n.path("app.db"))
 				c.MustExec("UPDATE t SET b = zeroblob(2500) WHERE id = 2")

@@ -163,6 +163,7 @@ func (s *Store) Opened(path string, passthrough, writable bool) {
 	db := s.byName[name]
 	s.mu.Unlock()
 	if db != nil && typ == FileTypeWAL || typ == FileTypeSHM && db != nil {
+		db.closing.Store(false)
 		db.poke()
 	}
 }
@@ -296,10 +297,6 @@ func (s *Store) Truncating(own bool, path string, size int64) error {
 			return syscall.EIO
 		}
 		return nil
-	case FileTypeWAL:
-		if db != nil && !own {
-			return s.refuse(name, db.walRemoving())
-		}
 	case FileTypeSHM:
 		s.mu.Lock()
 		if f := s.opens[path]; f != nil {
@@ -326,7 +323,10 @@ func (s *Store) Unlinking(own bool, path string) error {
 			if s.Role() == RoleReplica {
 				return syscall.EROFS
 			}
-			return s.refuse(name, db.walRemoving())
+		}
+	case FileTypeSHM:
+		if db != nil && !own {
+			db.closing.Store(true)
 		}
 	case FileTypeDatabase:
 		if isSuper(path) {
@@ -340,6 +340,12 @@ func (s *Store) Unlinking(own bool, path string) error {
 // Unlinked is called after a file was removed, or was not.
 func (s *Store) Unlinked(path string, err error) {
 	if err != nil {
+		if name, typ := fileOf(path); typ == FileTypeSHM {
+			if db := s.DBByName(name); db != nil {
+				db.closing.Store(false)
+				db.poke()
+			}
+		}
 		return
 	}
 	s.mu.Lock()
