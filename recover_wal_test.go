@@ -148,7 +148,18 @@ func torn(dir string) func(*testing.T) string {
 	return edited(dir, func(t *testing.T, dir string) {
 		e := entriesOf(t, dir)
 		edit(t, e[len(e)-1], func(b []byte) []byte { return b[:len(b)/2] })
+		dropCopies(t, dir)
 	})
+}
+
+// dropCopies removes what the log keeps to mend its newest entries with.
+func dropCopies(t *testing.T, dir string) {
+	t.Helper()
+	for _, path := range mustGlob(t, dir, "dbs/*/ltx/*") {
+		if name := filepath.Base(path); name != "durable" && filepath.Ext(name) != ".ltx" {
+			removeFile(t, path)
+		}
+	}
 }
 
 // lastEntryGone takes the newest entry, and the mark of what is durable is
@@ -157,6 +168,7 @@ func lastEntryGone(dir, older string) func(*testing.T) string {
 	return edited(dir, func(t *testing.T, dir string) {
 		e := entriesOf(t, dir)
 		removeFile(t, e[len(e)-1])
+		dropCopies(t, dir)
 		old := mustGlob(t, older, "dbs/*/ltx")[0]
 		b, err := os.ReadFile(filepath.Join(old, "durable"))
 		mark := filepath.Join(filepath.Dir(e[0]), "durable")
