@@ -110,6 +110,12 @@ var operations = []operation{
 	}},
 }
 
+// inSteps are the operations that may leave a part of their work done.
+var inSteps = []string{"retain", "truncate", "import snapshot", "append after retain", "compact small", "appends sync", "truncate and again"}
+
+// shortening are those that may drop entries from the newer end.
+var shortening = []string{"truncate", "import snapshot", "truncate and again"}
+
 // noise is an entry of so many pages that do not compress.
 func (m *model) noise(pages int) change {
 	c := change{h: m.header(1), pages: map[uint32][]byte{}}
@@ -136,12 +142,21 @@ func (c change) bytes() []byte {
 	return bytes.Clone(enc.buf)
 }
 
+// testOptions are those of the logs in these tests.
+func testOptions(fsys vfs.FS) Options { return Options{FS: fsys, spillSize: testSpill} }
+
 // prepared returns a log in memory with entries, the last few of which are not durable.
 func prepared(t testing.TB, seed uint64) (*vfs.Mem, *model, *Log) {
 	t.Helper()
+	return preparedWith(t, seed, testOptions, func(n int) bool { return n == 7 })
+}
+
+// preparedWith returns a log in memory with entries, those durable that sync says.
+func preparedWith(t testing.TB, seed uint64, options func(vfs.FS) Options, sync func(n int) bool) (*vfs.Mem, *model, *Log) {
+	t.Helper()
 	disk := vfs.NewMem()
 	m := newModel(seed, 512)
-	l, err := Open(memDir, Options{FS: disk, spillSize: testSpill})
+	l, err := Open(memDir, options(disk))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +164,7 @@ func prepared(t testing.TB, seed uint64) (*vfs.Mem, *model, *Log) {
 		t.Fatal(err)
 	}
 	for n := range 12 {
-		m.append(t, l, n == 7)
+		m.append(t, l, sync(n))
 	}
 	return disk, m, l
 }
@@ -157,7 +172,7 @@ func prepared(t testing.TB, seed uint64) (*vfs.Mem, *model, *Log) {
 // swapFS lets a test put another file system under an open log.
 func (l *Log) swapFS(fsys vfs.FS) {
 	l.fs = fsys
-	l.sync.mark = nil // opened through the other one
+	l.sync.mark, l.change.recent.file = nil, nil // opened through the other one
 }
 
 // faults are an operation that does nothing, and a write that is half done on a full disk.
@@ -176,7 +191,7 @@ func TestEveryOperationFails(t *testing.T) {
 		for kind, fail := range faults {
 			for _, lasting := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/%s/lasting=%v", op.name, kind, lasting), func(t *testing.T) {
-					for n := 0; failAt(t, op, n, lasting, fail); n++ {
+					for n := 0; failAt(t, op, n, lasting, fail, prepared, testOptions); n++ {
 					}
 				})
 			}
@@ -184,9 +199,12 @@ func TestEveryOperationFails(t *testing.T) {
 	}
 }
 
+// preparer makes a log to do an operation on.
+type preparer func(t testing.TB, seed uint64) (*vfs.Mem, *model, *Log)
+
 // failAt returns false when op does fewer than n+1 disk operations.
-func failAt(t *testing.T, op operation, n int, lasting bool, fail func(vfs.Op) error) bool {
-	disk, m, l := prepared(t, uint64(n))
+func failAt(t *testing.T, op operation, n int, lasting bool, fail func(vfs.Op) error, prepare preparer, options func(vfs.FS) Options) bool {
+	disk, m, l := prepare(t, uint64(n))
 	do := op.make(m, l)
 	before := l.Entries()
 	hit := false
@@ -200,7 +218,7 @@ func failAt(t *testing.T, op operation, n int, lasting bool, fail func(vfs.Op) e
 	err := do(l)
 	l.swapFS(disk)
 	checkChain(t, l)
-	if err != nil && op.name != "retain" && op.name != "truncate" && op.name != "import snapshot" && op.name != "append after retain" && op.name != "compact small" {
+	if err != nil && !slices.Contains(inSteps, op.name) {
 		if got := l.Entries(); !reflect.DeepEqual(got, before) {
 			t.Fatalf("operation %d failed (%v) and changed the list", n, err)
 		}
@@ -216,7 +234,7 @@ func failAt(t *testing.T, op operation, n int, lasting bool, fail func(vfs.Op) e
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l = open(t, memDir, Options{FS: disk, spillSize: testSpill})
+	l = open(t, memDir, options(disk))
 	if got := l.Entries(); !reflect.DeepEqual(got, want) || len(l.Dropped()) > 0 {
 		t.Fatalf("operation %d failed: reopened with %v, want %v; dropped %v", n, got, want, l.Dropped())
 	}
@@ -230,7 +248,7 @@ func checkFiles(t *testing.T, disk vfs.FS, l *Log) {
 	for _, e := range l.Entries() {
 		want = append(want, entryName(e.Min, e.Max))
 	}
-	got := slices.DeleteFunc(listing(t, disk), func(name string) bool { return isTempName(name) || name == durableName })
+	got := slices.DeleteFunc(listing(t, disk), func(name string) bool { return isTempName(name) || name == durableName || name == recentName })
 	if !slices.Equal(got, want) {
 		t.Fatalf("files are %v, entries %v", got, want)
 	}
@@ -345,56 +363,65 @@ func leaveCovered(t testing.TB, disk vfs.FS, l *Log) {
 func TestPowerCut(t *testing.T) {
 	for _, op := range operations {
 		t.Run(op.name, func(t *testing.T) {
-			hit := true
-			for n := 0; hit; n++ {
-				disk, m, l := prepared(t, uint64(n))
-				do := op.make(m, l)
-				durable := l.Durable()
-				hit = false
-				l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
-					if o.N >= n {
-						hit = true
-						if o.Kind == vfs.OpWrite && o.N == n {
-							return &vfs.ShortWrite{N: o.Size / 2, Err: syscall.EIO}
-						}
-						return syscall.EIO
-					}
-					return nil
-				}))
-				head, _ := l.Head()
-				err := do(l)
-				if err == nil {
-					durable = l.Durable()
-				}
-				if op.name == "truncate" || op.name == "import snapshot" {
-					durable = min(durable, l.Durable())
-				}
-				// The process dies, the machine lives: nothing that was acknowledged is lost.
-				now, _ := l.Head()
-				if op.name == "truncate" || op.name == "import snapshot" {
-					head = now
-				}
-				whole := disk.Clone()
-				checkFound(t, m, whole, max(min(head.Max, now.Max), durable))
-				for seed := range uint64(8) {
-					checkFound(t, m, disk.Cut(rand.New(rand.NewPCG(uint64(n), seed))), durable)
-				}
+			for n := 0; cutAt(t, op, n, prepared, testOptions); n++ {
 			}
 		})
 	}
 }
 
+// cutAt returns false when op does fewer than n+1 disk operations.
+func cutAt(t *testing.T, op operation, n int, prepare preparer, options func(vfs.FS) Options) bool {
+	disk, m, l := prepare(t, uint64(n))
+	do := op.make(m, l)
+	durable := l.Durable()
+	hit := false
+	l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
+		if o.N >= n {
+			hit = true
+			if o.Kind == vfs.OpWrite && o.N == n {
+				return &vfs.ShortWrite{N: o.Size / 2, Err: syscall.EIO}
+			}
+			return syscall.EIO
+		}
+		return nil
+	}))
+	head, _ := l.Head()
+	err := do(l)
+	if err == nil {
+		durable = l.Durable()
+	}
+	shortens := slices.Contains(shortening, op.name)
+	if shortens {
+		durable = min(durable, l.Durable())
+	}
+	// The process dies, the machine lives: nothing that was acknowledged is lost.
+	now, _ := l.Head()
+	if shortens {
+		head = now
+	}
+	atMost := uint64(MaxTXID)
+	if err == nil {
+		atMost = now.Max // what was dropped stays dropped
+	}
+	whole := disk.Clone()
+	checkFound(t, m, whole, max(min(head.Max, now.Max), durable), atMost, options)
+	for seed := range uint64(12) {
+		checkFound(t, m, disk.Cut(rand.New(rand.NewPCG(uint64(n), seed))), durable, atMost, options)
+	}
+	return hit
+}
+
 // checkFound opens what is left and uses it.
-func checkFound(t *testing.T, m *model, disk *vfs.Mem, atLeast uint64) {
+func checkFound(t *testing.T, m *model, disk *vfs.Mem, atLeast, atMost uint64, options func(vfs.FS) Options) {
 	t.Helper()
-	l, err := Open(memDir, Options{FS: disk, spillSize: testSpill})
+	l, err := Open(memDir, options(disk))
 	if err != nil {
 		t.Fatal(err)
 	}
 	checkChain(t, l)
 	head, ok := l.Head()
-	if head.Max < atLeast {
-		t.Fatalf("found up to %d, want %d at least; dropped %v", head.Max, atLeast, l.Dropped())
+	if head.Max < atLeast || head.Max > atMost {
+		t.Fatalf("found up to %d, want %d to %d; dropped %v", head.Max, atLeast, atMost, l.Dropped())
 	}
 	if tail, _ := l.Tail(); ok && tail.IsSnapshot() {
 		m.checkReplay(t, l, head.Max)
@@ -404,7 +431,7 @@ func checkFound(t *testing.T, m *model, disk *vfs.Mem, atLeast uint64) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if l = open(t, memDir, Options{FS: disk}); !reflect.DeepEqual(l.Entries(), want) || len(l.Dropped()) > 0 {
+	if l = open(t, memDir, options(disk)); !reflect.DeepEqual(l.Entries(), want) || len(l.Dropped()) > 0 {
 		t.Fatalf("second opening: %v, want %v, dropped %v", l.Entries(), want, l.Dropped())
 	}
 }

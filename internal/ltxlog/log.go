@@ -6,6 +6,7 @@
 //	<min TXID, 16 hex>-<max TXID, 16 hex>.ltx     an entry
 //	<any>.tmp                                     an entry being made; removed by Open
 //	durable                                       TXID up to which entries are known to be on disk
+//	recent                                        copies of entries that were made durable one by one; see recent.go
 //
 // Entries form a chain: Min is the Max of the entry before plus one, and Pre, the rolling checksum
 // of the database before the entry, is the Post of the entry before. An entry with Min 1 is a
@@ -118,7 +119,10 @@ type Options struct {
 	// change is ErrReadOnly.
 	ReadOnly bool
 
-	spillSize int // bytes of an entry that are held in memory; default: spillSize
+	spillSize   int // bytes of an entry that are held in memory; default: spillSize
+	recentAfter int // default: recentAfter; -1: from the first
+	recentSize  int64
+	syncInline  bool // no sync in the background
 }
 
 func (o *Options) ensureDefaults() {
@@ -134,6 +138,12 @@ func (o *Options) ensureDefaults() {
 	if o.spillSize == 0 {
 		o.spillSize = spillSize
 	}
+	if o.recentAfter == 0 {
+		o.recentAfter = recentAfter
+	}
+	if o.recentSize == 0 {
+		o.recentSize = recentSize
+	}
 }
 
 // Log is an open transaction log.
@@ -148,6 +158,10 @@ type Log struct {
 	dropped []Dropped // set by Open, then constant
 	spill   int       // Options.spillSize
 
+	recentAfter int   // Options.recentAfter
+	recentSize  int64 // Options.recentSize
+	syncInline  bool  // Options.syncInline
+
 	readOnly bool
 	compact  sync.Mutex // held by the one compaction
 	change   struct {
@@ -161,6 +175,7 @@ type Log struct {
 			ready, fresh []string
 			next         uint64
 		}
+		recent recent
 	}
 	sync struct {
 		sync.Mutex
@@ -172,7 +187,8 @@ type Log struct {
 	mu struct {
 		sync.RWMutex
 		entries []Entry // chain, oldest first; every one has a file
-		durable uint64  // every listed entry with Max <= durable is on disk
+		synced  uint64  // every listed entry with Max <= synced is on disk under its name
+		durable uint64  // every listed entry with Max <= durable is on disk, or its copy in the recent file; >= synced
 		closed  bool
 	}
 	// readers counts the open files of an entry by name. An entry is opened and counted while it
@@ -239,6 +255,7 @@ func find(entries []Entry, txid uint64) (Entry, bool) {
 func (l *Log) Close() error {
 	l.change.Lock()
 	defer l.change.Unlock()
+	l.change.recent.background.Wait() // it does not want change
 	l.sync.Lock()
 	defer l.sync.Unlock()
 	if l.isClosed() {
@@ -253,6 +270,7 @@ func (l *Log) Close() error {
 		l.removeOrRemember(name) // the next Open removes what stays
 	}
 	spares.ready, spares.fresh = nil, nil
+	err = errors.Join(err, l.closeRecent())
 	if l.sync.mark != nil {
 		err = errors.Join(err, l.sync.mark.Close())
 		l.sync.mark = nil

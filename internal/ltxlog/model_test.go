@@ -18,7 +18,8 @@ type model struct {
 	epoch    uint64
 	pages    [][]byte // page i+1
 	rnd      *rand.Rand
-	history  map[state][]byte // content by position
+	history  map[state][]byte  // content by position
+	current  map[uint64]uint64 // checksum by TXID, of the history in force
 }
 
 // state is a position: the rolling checksum alone is no key, because it is linear (two pages that
@@ -26,7 +27,7 @@ type model struct {
 type state struct{ txid, sum uint64 }
 
 func newModel(seed uint64, pageSize uint32) *model {
-	return &model{pageSize: pageSize, epoch: 1, rnd: rand.New(rand.NewPCG(seed, 1)), history: map[state][]byte{}}
+	return &model{pageSize: pageSize, epoch: 1, rnd: rand.New(rand.NewPCG(seed, 1)), history: map[state][]byte{}, current: map[uint64]uint64{}}
 }
 
 // sum is the rolling checksum, computed the long way with the library's function.
@@ -103,6 +104,7 @@ func (m *model) finish(c change) change {
 	c.h.Commit = uint32(len(m.pages))
 	c.post = m.sum()
 	m.history[state{m.txid, c.post}] = m.content()
+	m.current[m.txid] = c.post
 	return c
 }
 

@@ -13,7 +13,8 @@ import (
 
 // Open opens the log in dir, which is created when it does not exist.
 //
-// Temporary files are removed, and entries covered by a larger one (a compaction or a snapshot
+// Entries that a power cut left in the recent file alone are written out; a read-only log does
+// without them. Temporary files are removed, and entries covered by a larger one (a compaction or a snapshot
 // that was interrupted). The headers of all entries are read and must form a chain; the last
 // entry and all that were not known to be durable are verified completely. A torn last entry is
 // removed, and so is everything from a fault on that lies behind the durable position, which is
@@ -21,13 +22,14 @@ import (
 // for it unless Options.Repair asks. An error of the disk is returned and removes nothing.
 func Open(dir string, opt Options) (*Log, error) {
 	opt.ensureDefaults()
-	l := &Log{dir: dir, fs: opt.FS, logger: opt.Logger, buffers: opt.Buffers, spill: opt.spillSize, readOnly: opt.ReadOnly}
+	l := &Log{dir: dir, fs: opt.FS, logger: opt.Logger, buffers: opt.Buffers,
+		spill: opt.spillSize, recentAfter: opt.recentAfter, recentSize: opt.recentSize, syncInline: opt.syncInline, readOnly: opt.ReadOnly}
 	if err := l.recover(opt.Repair); err != nil {
 		err = fmt.Errorf("open transaction log %s: %w", dir, err)
 		if l.sync.mark != nil {
 			err = errors.Join(err, l.sync.mark.Close())
 		}
-		return nil, err
+		return nil, errors.Join(err, l.closeRecent())
 	}
 	for _, d := range l.dropped {
 		l.logger.Warn("transaction log entry dropped",
@@ -63,6 +65,11 @@ func (l *Log) recover(repair bool) error {
 	if err != nil {
 		return err
 	}
+	if l.change.recent.used {
+		if found, err = l.restore(found, mark); err != nil {
+			return err
+		}
+	}
 	chain, covered, err := l.resolveOverlaps(found, mark)
 	if err != nil {
 		return err
@@ -76,7 +83,7 @@ func (l *Log) recover(repair bool) error {
 	for _, c := range chain {
 		l.mu.entries = append(l.mu.entries, c.Entry)
 	}
-	l.mu.durable = mark
+	l.mu.synced, l.mu.durable = mark, mark
 	if l.readOnly {
 		return nil
 	}
@@ -107,14 +114,19 @@ func (l *Log) scan() ([]candidate, error) {
 			if err := l.remove(f.Name()); err != nil {
 				return nil, err
 			}
+		case f.Name() == recentName:
+			l.change.recent.used = !l.readOnly
 		case f.Name() != durableName:
 			l.logger.Warn("foreign file in transaction log, left alone", "path", l.path(f.Name()))
 		}
 	}
-	slices.SortFunc(found, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.Min, b.Min), cmp.Compare(b.Max, a.Max))
-	})
+	slices.SortFunc(found, byPlace)
 	return found, nil
+}
+
+// byPlace is the order of scan.
+func byPlace(a, b candidate) int {
+	return cmp.Or(cmp.Compare(a.Min, b.Min), cmp.Compare(b.Max, a.Max))
 }
 
 // readEnds reads header and trailer of an entry. The error is one of the disk; wrong content is
@@ -237,6 +249,11 @@ func (l *Log) cutFaults(chain []candidate, mark uint64, repair bool) ([]candidat
 	}
 }
 
+// alwaysVerified is the size in bytes up to which the newest entry is verified
+// although it is known to be on disk. A larger one would make every start read
+// as much as its transaction wrote.
+const alwaysVerified = 4 << 20
+
 func (l *Log) firstFault(chain []candidate, mark uint64) (*fault, error) {
 	for i, c := range chain {
 		if i > 0 && c.Min != chain[i-1].Max+1 {
@@ -251,7 +268,7 @@ func (l *Log) firstFault(chain []candidate, mark uint64) (*fault, error) {
 				entryName(c.Min, c.Max), c.Pre, chain[i-1].Post)}, nil
 		}
 		bad := c.bad
-		if c.Max > mark || i == len(chain)-1 {
+		if c.Max > mark || i == len(chain)-1 && c.Size <= alwaysVerified {
 			var err error
 			if bad, err = l.check(c); err != nil {
 				return nil, err
@@ -292,6 +309,11 @@ func (l *Log) cleanUp(covered []candidate) error {
 	}
 	if len(l.dropped)+len(covered) == 0 {
 		return nil
+	}
+	if len(l.dropped) > 0 {
+		if err := l.forgetRecent(); err != nil {
+			return err
+		}
 	}
 	for i := len(l.dropped) - 1; i >= 0; i-- {
 		if err := l.remove(entryName(l.dropped[i].Min, l.dropped[i].Max)); err != nil {

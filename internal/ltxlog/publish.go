@@ -146,6 +146,9 @@ func (l *Log) publish(e Entry, w *writer, sync bool) error {
 		return nil
 	}
 
+	if done, err := l.publishRecent(e, w); done || err != nil {
+		return err
+	}
 	l.sync.Lock()
 	defer l.sync.Unlock()
 	if err := l.syncFiles(l.unsynced()); err != nil {
@@ -179,7 +182,7 @@ func (l *Log) publishReplacing(e Entry, w *writer) error {
 	l.mu.Lock()
 	covered := l.mu.entries
 	l.mu.entries = []Entry{e}
-	l.mu.durable = e.Max
+	l.mu.synced, l.mu.durable = e.Max, e.Max
 	l.mu.Unlock()
 	l.writeMark(e.Max)
 	l.retireCovered(covered)
@@ -243,6 +246,9 @@ func (l *Log) clearDebris() error {
 			return fmt.Errorf("remove what an earlier failure left: %w", err)
 		}
 		l.change.debris = l.change.debris[:last]
+	}
+	if err := l.clearTorn(); err != nil {
+		return fmt.Errorf("take back what an earlier failure left: %w", err)
 	}
 	return nil
 }

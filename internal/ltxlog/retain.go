@@ -39,7 +39,7 @@ func (l *Log) Retain(now time.Time, limits Retention) (entries int, bytes int64,
 		l.mu.RLock()
 		rest := l.mu.entries[1:]
 		l.mu.RUnlock()
-		if err := l.unlist(rest, list[i]); err != nil {
+		if err := l.unlist(rest, list[i], l.retire); err != nil {
 			return entries, bytes, fmt.Errorf("retain transaction log: %w", err)
 		}
 		entries++

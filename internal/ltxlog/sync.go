@@ -44,7 +44,7 @@ func (l *Log) unsynced() []Entry {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	i := len(l.mu.entries)
-	for i > 0 && l.mu.entries[i-1].Max > l.mu.durable {
+	for i > 0 && l.mu.entries[i-1].Max > l.mu.synced {
 		i--
 	}
 	return append([]Entry(nil), l.mu.entries[i:]...)
@@ -145,8 +145,16 @@ func (l *Log) copyFile(from, to string) (err error) {
 	return err
 }
 
+// synced returns the TXID up to which every entry is on disk under its name.
+func (l *Log) synced() uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.mu.synced
+}
+
 func (l *Log) setDurable(txid uint64) {
 	l.mu.Lock()
+	l.mu.synced = max(l.mu.synced, txid)
 	l.mu.durable = max(l.mu.durable, txid)
 	l.mu.Unlock()
 	l.writeMark(txid)
@@ -167,14 +175,14 @@ func (l *Log) writeMark(txid uint64) {
 // lowerMark must be durable before entries below the old mark are removed or written anew:
 // else the next Open would take their absence for damage.
 func (l *Log) lowerMark(txid uint64) error {
-	if l.Durable() <= txid {
-		return nil
-	}
-	if err := l.putMark(txid, true); err != nil {
-		return fmt.Errorf("lower durable position: %w", err)
+	if l.synced() > txid {
+		if err := l.putMark(txid, true); err != nil {
+			return fmt.Errorf("lower durable position: %w", err)
+		}
 	}
 	l.mu.Lock()
-	l.mu.durable = txid
+	l.mu.synced = min(l.mu.synced, txid)
+	l.mu.durable = min(l.mu.durable, txid)
 	l.mu.Unlock()
 	return nil
 }

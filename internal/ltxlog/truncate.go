@@ -33,25 +33,37 @@ func (l *Log) truncateLocked(drop func(Entry) bool) error {
 	if keep > 0 {
 		head = entries[keep-1].Max
 	}
+	if err := l.forgetRecent(); err != nil {
+		return err
+	}
 	if err := l.lowerMark(head); err != nil {
 		return err
 	}
 	for i := len(entries) - 1; i >= keep; i-- {
-		if err := l.unlist(entries[:i], entries[i]); err != nil {
+		// The file is not kept as a spare: an entry of the same name may come next, and a power
+		// cut could leave it with what is in the file now, which fits there.
+		if err := l.unlist(entries[:i], entries[i], l.discard); err != nil {
 			return err
 		}
 	}
-	return l.releaseSpares()
+	return l.fs.SyncDir(l.dir)
 }
 
-// unlist makes rest the list and removes the file of gone, which is at one end of the list now.
-// When the removal fails the list is as before. The caller holds change and sync.
-func (l *Log) unlist(rest []Entry, gone Entry) error {
+// discard removes the file of an entry that was taken from the list. The caller holds sync.
+func (l *Log) discard(e Entry) error {
+	name := entryName(e.Min, e.Max)
+	delete(l.sync.suspect, name)
+	return l.remove(name)
+}
+
+// unlist makes rest the list and does away with the file of gone, which is at one end of the list
+// now. When that fails the list is as before. The caller holds change and sync.
+func (l *Log) unlist(rest []Entry, gone Entry, doAway func(Entry) error) error {
 	l.mu.Lock()
 	old := l.mu.entries
 	l.mu.entries = rest
 	l.mu.Unlock()
-	if err := l.retire(gone); err != nil {
+	if err := doAway(gone); err != nil {
 		l.mu.Lock()
 		l.mu.entries = old
 		l.mu.Unlock()

@@ -148,7 +148,7 @@ func (m *Mem) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 	case flag&os.O_TRUNC != 0:
 		n.data = nil
 	}
-	return &memFile{fs: m, node: n, name: name, writable: flag&(os.O_WRONLY|os.O_RDWR) != 0}, nil
+	return &memFile{fs: m, node: n, name: name, writable: flag&(os.O_WRONLY|os.O_RDWR) != 0, dsync: flag&O_DSYNC != 0}, nil
 }
 
 func (m *Mem) Rename(oldName, newName string) error {
@@ -266,6 +266,7 @@ type memFile struct {
 	node     *memNode
 	name     string
 	writable bool
+	dsync    bool  // opened with O_DSYNC
 	off      int64 // of Read and Write
 }
 
@@ -303,10 +304,20 @@ func (f *memFile) WriteAt(b []byte, off int64) (int, error) {
 	if !f.writable {
 		return 0, pathError("write", f.name, syscall.EBADF)
 	}
-	if need := int(off) + len(b); need > len(f.node.data) {
-		f.node.data = append(f.node.data, make([]byte, need-len(f.node.data))...)
+	f.node.data = overwrite(f.node.data, b, off)
+	if f.dsync {
+		f.node.synced = overwrite(f.node.synced, b, off)
 	}
-	return copy(f.node.data[off:], b), nil
+	return len(b), nil
+}
+
+// overwrite puts b at the offset, with zeros before it where data is shorter.
+func overwrite(data, b []byte, off int64) []byte {
+	if need := int(off) + len(b); need > len(data) {
+		data = append(data, make([]byte, need-len(data))...)
+	}
+	copy(data[off:], b)
+	return data
 }
 
 func (f *memFile) Write(b []byte) (int, error) {

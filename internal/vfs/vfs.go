@@ -7,12 +7,16 @@ package vfs
 import (
 	"io"
 	"io/fs"
+	"syscall"
 )
+
+// O_DSYNC is a flag of OpenFile: each write returns when it is durable, as far as reading it needs.
+const O_DSYNC = syscall.O_DSYNC
 
 // FS is a file system. Names are paths as the os package takes them. Errors are those of the os
 // package (*fs.PathError and relatives), so errors.Is works with fs.ErrNotExist and syscall.Errno.
 type FS interface {
-	// OpenFile opens name with the os.O_* flags given.
+	// OpenFile opens name with the os.O_* flags given, and perhaps O_DSYNC.
 	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
 	// Rename replaces newName atomically. It is durable only after SyncDir of the directory.
 	Rename(oldName, newName string) error

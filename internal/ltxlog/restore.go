@@ -1,0 +1,137 @@
+package ltxlog
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"slices"
+
+	"github.com/litefs/litefs/internal/vfs"
+)
+
+// record is a valid record of the file.
+type record struct {
+	Entry
+	content []byte
+}
+
+// readRecent returns the records of the file, in the order of the log.
+func (l *Log) readRecent() (records []record, err error) {
+	f, err := l.fs.OpenFile(l.path(recentName), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	size := info.Size() / 2
+	for half := range int64(2) {
+		found, err := l.readHalf(f, half*size, half*size+size)
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, found...)
+	}
+	slices.SortStableFunc(records, func(a, b record) int { return cmp.Compare(a.Min, b.Min) })
+	return records, nil
+}
+
+func (l *Log) readHalf(f vfs.File, at, end int64) (records []record, err error) {
+	var gen uint64
+	for at+recordAlign <= end {
+		rec, g, err := l.readRecord(f, at, end)
+		if errors.Is(err, ErrCorrupt) || err == nil && len(records) > 0 && g != gen {
+			return records, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		gen = g
+		records = append(records, rec)
+		at += recordSize(len(rec.content))
+	}
+	return records, nil
+}
+
+// readRecord reads one record and verifies it, and the entry in it, completely.
+func (l *Log) readRecord(f vfs.File, at, end int64) (rec record, gen uint64, err error) {
+	var p [recordPrefix]byte
+	if err := readFull(f, p[:], at); err != nil {
+		return record{}, 0, err
+	}
+	size := binary.BigEndian.Uint64(p[32:])
+	if string(p[:8]) != recordMagic || size < minEntrySize || size > maxRecent || at+recordPrefix+int64(size) > end {
+		return record{}, 0, corrupt("no record")
+	}
+	rec.content = make([]byte, size)
+	if err := readFull(f, rec.content, at+recordPrefix); err != nil {
+		return record{}, 0, err
+	}
+	sum := crc32.Update(crc32.Checksum(p[:40], crc32c), crc32c, rec.content)
+	if sum != binary.BigEndian.Uint32(p[40:]) {
+		return record{}, 0, corrupt("record at byte %d has another checksum", at)
+	}
+	rec.Entry, err = l.buffers.decode(bytes.NewReader(rec.content), int64(size), nil, nil)
+	if err == nil && (rec.Min != binary.BigEndian.Uint64(p[16:]) || rec.Max != binary.BigEndian.Uint64(p[24:])) {
+		err = corrupt("record at byte %d is of another entry", at)
+	}
+	return rec, binary.BigEndian.Uint64(p[8:]), err
+}
+
+// restore writes the entries that only the recent file has under their names, and returns found
+// with them. found is sorted, and so is the result.
+func (l *Log) restore(found []candidate, mark uint64) ([]candidate, error) {
+	records, err := l.readRecent()
+	if err != nil {
+		return nil, fmt.Errorf("read recent entries: %w", err)
+	}
+	for _, rec := range records {
+		if rec.Max <= mark {
+			continue
+		}
+		if needed, err := l.lacks(found, rec.Entry); err != nil {
+			return nil, err
+		} else if !needed {
+			continue
+		}
+		name := entryName(rec.Min, rec.Max)
+		if err := l.writeFile(name, rec.content, false); err != nil {
+			return nil, fmt.Errorf("restore %s: %w", name, err)
+		}
+		l.logger.Info("transaction log entry restored from its copy", "path", l.path(name))
+		found = slices.DeleteFunc(found, func(c candidate) bool { return c.Min == rec.Min && c.Max == rec.Max })
+		found = append(found, candidate{Entry: rec.Entry})
+		slices.SortFunc(found, byPlace)
+	}
+	return found, nil
+}
+
+// lacks says whether an entry of the recent file is needed: its file is there but is not the entry,
+// or there is none, and it follows one that was found. The first entry of a log follows nothing; it
+// was retired where there are others, for names come to the disk in their order.
+func (l *Log) lacks(found []candidate, e Entry) (bool, error) {
+	follows, alone := false, true
+	for _, c := range found {
+		switch {
+		case c.Min == e.Min && c.Max == e.Max:
+			if c.bad == nil && c.Entry != e {
+				return true, nil // of a history that was dropped
+			}
+			bad, err := l.check(c)
+			return bad != nil, err
+		case c.bad != nil:
+		case c.Min <= e.Min && c.Max >= e.Max:
+			return false, nil
+		case c.Max == e.Min-1 && c.Post == e.Pre:
+			follows = true
+		}
+		alone = false
+	}
+	return follows || e.Min == 1 && alone, nil
+}
