@@ -202,6 +202,18 @@ func (db *DB) lastClose() error {
 	if err := db.stillDatabase(); err != nil {
 		return err
 	}
+	if len(db.dirty) == 0 && !db.walInUse() {
+		// A file in WAL mode that is written by something else than SQLite,
+		// through a handle with passthrough, leaves no other trace.
+		changed, err := db.firstPageChanged()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it will be dropped
+		}
+		if err != nil {
+			return err
+		}
+		db.allDirty = db.allDirty || changed
+	}
 	if err := db.captureFile(); err != nil {
 		return err
 	}
