@@ -3,6 +3,7 @@ package ltxlog
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -55,6 +56,27 @@ func BenchmarkAppend(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkAppendPaced is a durable Append of an application that does something else in between.
+// The mean says little: it is what other users of the disk make of it.
+func BenchmarkAppendPaced(b *testing.B) {
+	l, next := benchLog(b, vfs.OS())
+	var took []time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		time.Sleep(time.Millisecond)
+		h, pages, post := next(3)
+		start := time.Now()
+		b.StartTimer()
+		if _, err := l.Append(h, pages, post, true); err != nil {
+			b.Fatal(err)
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/10].Microseconds()), "p10-us")
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
 }
 
 // BenchmarkAppendSteady is Append in a log that is kept at one size, so that files are reused.
