@@ -1,63 +1,54 @@
 package verify
 
 import (
-	"fmt"
 	"io/fs"
 	"os"
-	"syscall"
-	"time"
+	"path/filepath"
 
 	"github.com/litefs/litefs/internal/vfs"
 )
 
-// dryFS is the disk, read only. Opening a log tidies it up: its removals and its writes are taken for
-// done and go nowhere, so that what the log says it dropped is what it would drop.
-type dryFS struct{ vfs.FS }
+// dryFS is the disk, read only. Opening a log tidies it up and completes it: what that would write goes
+// to memory, where it is read again, and what it would remove is taken for removed.
+type dryFS struct {
+	vfs.FS
+	written *vfs.Mem
+}
+
+func newDryFS() dryFS { return dryFS{FS: vfs.OS(), written: vfs.NewMem()} }
 
 const writeFlags = os.O_WRONLY | os.O_RDWR | os.O_CREATE | os.O_TRUNC | os.O_APPEND
 
-func refused(op, name string) error {
-	return &fs.PathError{Op: op, Path: name, Err: fmt.Errorf("verification changes nothing: %w", syscall.EROFS)}
-}
-
 func (d dryFS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
 	if flag&writeFlags != 0 {
-		return nowhere{name}, nil
+		if err := d.written.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			return nil, err
+		}
+		return d.written.OpenFile(name, flag|os.O_CREATE, perm)
+	}
+	if _, err := d.written.Stat(name); err == nil {
+		return d.written.OpenFile(name, flag, perm)
 	}
 	return d.FS.OpenFile(name, flag, perm)
 }
 
+// Stat knows what was written.
+func (d dryFS) Stat(name string) (fs.FileInfo, error) {
+	if info, err := d.written.Stat(name); err == nil && !info.IsDir() {
+		return info, nil
+	}
+	return d.FS.Stat(name)
+}
+
 // MkdirAll accepts a directory that exists.
 func (d dryFS) MkdirAll(name string, _ fs.FileMode) error {
-	_, err := d.Stat(name)
+	_, err := d.FS.Stat(name)
 	return err
 }
 
-func (dryFS) Remove(string) error                    { return nil }
-func (dryFS) SyncDir(string) error                   { return nil }
-func (dryFS) Rename(oldName, _ string) error         { return refused("rename", oldName) }
-func (dryFS) Mkdir(name string, _ fs.FileMode) error { return refused("mkdir", name) }
+// Rename moves what was written. Nothing else is ever renamed while a log is opened.
+func (d dryFS) Rename(oldName, newName string) error { return d.written.Rename(oldName, newName) }
 
-// nowhere is a file that takes every write and keeps nothing.
-type nowhere struct{ name string }
-
-func (n nowhere) Name() string                           { return n.name }
-func (n nowhere) Read([]byte) (int, error)               { return 0, refused("read", n.name) }
-func (n nowhere) ReadAt([]byte, int64) (int, error)      { return 0, refused("read", n.name) }
-func (n nowhere) Write(p []byte) (int, error)            { return len(p), nil }
-func (n nowhere) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
-func (n nowhere) Truncate(int64) error                   { return nil }
-func (n nowhere) Sync() error                            { return nil }
-func (n nowhere) StartSync() error                       { return nil }
-func (n nowhere) Close() error                           { return nil }
-func (n nowhere) Stat() (fs.FileInfo, error)             { return nowhereInfo(n), nil }
-
-// nowhereInfo describes it: an empty regular file.
-type nowhereInfo struct{ name string }
-
-func (i nowhereInfo) Name() string     { return i.name }
-func (nowhereInfo) Size() int64        { return 0 }
-func (nowhereInfo) Mode() fs.FileMode  { return 0o600 }
-func (nowhereInfo) ModTime() time.Time { return time.Time{} }
-func (nowhereInfo) IsDir() bool        { return false }
-func (nowhereInfo) Sys() any           { return nil }
+func (dryFS) Remove(string) error                         { return nil }
+func (dryFS) SyncDir(string) error                        { return nil }
+func (d dryFS) Mkdir(name string, perm fs.FileMode) error { return d.written.Mkdir(name, perm) }

@@ -9,7 +9,6 @@ import (
 	"github.com/superfly/ltx"
 
 	"github.com/litefs/litefs/internal/ltxlog"
-	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -49,7 +48,7 @@ func (r *replay) close() {
 
 // openLog opens a log without changing it.
 func openLog(dir string) (*ltxlog.Log, error) {
-	return ltxlog.Open(dir, ltxlog.Options{FS: dryFS{vfs.OS()}})
+	return ltxlog.Open(dir, ltxlog.Options{FS: newDryFS()})
 }
 
 // advance reads the log from where the replay is, up to its end. ok is false when the log is empty or

@@ -351,6 +351,34 @@ func TestTruncatedLastEntry(t *testing.T) {
 	wantFault(t, db, 2, "damaged")
 }
 
+// The last entries of a log may be on disk as copies alone, after a power cut: the next start of the
+// node brings them back, and verification knows them.
+func TestEntriesThatAreCopies(t *testing.T) {
+	d := newDataDir(t)
+	d.capture()
+	for range 12 {
+		d.write(insert)
+	}
+	d.app.Kill() // and the log is not closed
+	entries := d.entries()
+	for i, name := range entries[len(entries)-3:] {
+		if i == 1 {
+			if err := os.Truncate(name, 0); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, db := d.verify()
+	wantNote(t, db, "")
+	if db.Max != uint64(len(entries)) {
+		t.Errorf("verified up to %d, want %d", db.Max, len(entries))
+	}
+}
+
 func TestLogWithoutItsBeginning(t *testing.T) {
 	d := newDataDir(t)
 	d.capture()
