@@ -134,7 +134,7 @@ func hasRows(t *testing.T, app *sqlitetest.App, replica *litefs.Store, name stri
 	if db == nil || db.Pos().IsZero() {
 		return false
 	}
-	c := app.Open(filepath.Join(replica.FilesDir(), name))
+	c := app.Open(filepath.Join(replica.FilesDir(), name), "busy_timeout=20000")
 	defer c.Close()
 	row := c.MustQuery("SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM twin)")[0]
 	if row[0] != row[1] {

@@ -140,6 +140,9 @@ func (n *Node) prepareMountPoint() error {
 		if err := fuse.Abort(dir); err != nil {
 			return err
 		}
+		if err := awaitDeath(pid); err != nil {
+			return err
+		}
 	}
 	if err := fuse.Unstale(dir); err != nil {
 		return err
@@ -181,6 +184,35 @@ func (n *Node) newStore() error {
 	}
 	n.store.Client = client
 	return nil
+}
+
+// deathTimeout is how long a killed process may take to close its files.
+const deathTimeout = 10 * time.Second
+
+// awaitDeath waits until a process that was killed has closed its files, its
+// descriptors of the mount and the lock of the data directory among them.
+func awaitDeath(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("wait for the end of process %d: %w", pid, err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	for deadline := time.Now().Add(deathTimeout); ; {
+		// A pidfd is readable once every thread has ended (pidfd_open(2)).
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, max(0, int(time.Until(deadline).Milliseconds())))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait for the end of process %d: %w", pid, err)
+		case n == 0:
+			return fmt.Errorf("the killed daemon, process %d, does not end within %v: see what it waits for in /proc/%d/task/*/stack", pid, deathTimeout, pid)
+		default:
+			return nil
+		}
+	}
 }
 
 func (n *Node) openStore() error {
