@@ -60,6 +60,12 @@ func (db *DB) openWAL() {
 		return
 	}
 	w, err := db.store.watcher.Add(db.WALPath(), db.poke)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := f.Close(); err != nil { // removed meanwhile
+			db.log().Warn("close the write-ahead log", "error", err)
+		}
+		return
+	}
 	if err != nil {
 		db.log().Error("cannot watch the write-ahead log: captures wait for checkpoints", "error", err)
 	}
@@ -162,6 +168,10 @@ func (db *DB) captureOnce() look {
 	defer db.mu.Unlock()
 	if db.closed || db.peer != nil || db.store.Role() == RoleReplica {
 		return lookNone
+	}
+	db.openWAL()
+	if db.indexUnread() {
+		return lookUnpublished // opened before the next look
 	}
 	before := db.at
 	if err := db.captureWAL(false); err != nil {
@@ -321,7 +331,7 @@ func (db *DB) publishedLimit() (capture.Limit, error) {
 		// stale limit would hide commits.
 		return capture.Limit{}, nil
 	}
-	if db.wal.shm == nil && db.store.throughMount() {
+	if db.indexUnread() {
 		// Not open through the mount yet, and the backing file is old: what the
 		// checksum chain proves is at most one commit ahead of the wal-index.
 		return capture.Limit{}, nil
@@ -339,6 +349,12 @@ func (db *DB) publishedLimit() (capture.Limit, error) {
 		// the writer has died there, and the next one will recover.
 	}
 	return capture.Published(sqlitefile.IndexHeader{}), nil
+}
+
+// indexUnread reports whether applications share a wal-index that only the mount
+// shows as it is, and that is not open through the mount. db.mu is held.
+func (db *DB) indexUnread() bool {
+	return db.wal != nil && db.wal.shm == nil && db.store.throughMount() && db.store.indexInUse(db.Name()+"-shm")
 }
 
 // readIndex reads the header of the wal-index.

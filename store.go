@@ -93,6 +93,7 @@ type Store struct {
 	byName      map[string]*DB
 	failed      map[string]error // relative path -> why its record could not be opened
 	dropped     map[uint32]struct{}
+	newcomers   map[string]*newcomer
 	foreign     map[string]struct{} // files that were warned of; see warnForeign
 	opens       map[string]*openFile
 	unseen      map[string]bool // files open with passthrough: their writes do not come to us
@@ -179,6 +180,7 @@ func NewStore(path string) *Store {
 		byName:         make(map[string]*DB),
 		failed:         make(map[string]error),
 		dropped:        make(map[uint32]struct{}),
+		newcomers:      make(map[string]*newcomer),
 		foreign:        make(map[string]struct{}),
 		opens:          make(map[string]*openFile),
 		unseen:         make(map[string]bool),

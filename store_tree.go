@@ -258,8 +258,15 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 			return s.journalEnds(own, name) // PERSIST: the zeroed header is the commit
 		}
 	case FileTypeDatabase:
+		if own {
+			return nil
+		}
+		s.awaitNewcomer(name)
 		db := s.DBByName(name)
-		if db == nil || own {
+		if db == nil {
+			if s.Role() != RoleReplica {
+				s.noteNewcomer(name, off, data)
+			}
 			return nil
 		}
 		if s.Role() != RoleReplica {
@@ -377,6 +384,7 @@ func (s *Store) journalEnds(own bool, name string) error {
 	if own {
 		return nil
 	}
+	s.awaitNewcomer(name)
 	db := s.DBByName(name)
 	if db == nil {
 		if !s.hasHeader(name) {
@@ -449,7 +457,8 @@ func (s *Store) Renamed(old, new string, err error) {
 // adoptClosed begins to record a database that nobody has open any more.
 func (s *Store) adoptClosed(name string) {
 	_, err := s.adopt(name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed or renamed meanwhile: nothing to record
+	// Removed or renamed meanwhile, or recorded by somebody else: nothing to do.
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDatabaseExists) {
 		s.Logger.Error("cannot record a new database; it is local until it is written again", "db", name, "error", err)
 	}
 }
