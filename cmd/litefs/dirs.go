@@ -29,6 +29,9 @@ func checkDirs(cfg *config.Config) error {
 // misspelled path would then be mounted somewhere else than the application
 // looks.
 func checkMountDir(dir string) error {
+	if config.IsMounted(dir) {
+		return nil // in use, or left by a killed daemon: the daemon knows what to do
+	}
 	switch _, err := os.Stat(dir); {
 	case errors.Is(err, syscall.ENOTCONN):
 		return nil // a mount that a killed daemon left: the daemon knows what to do

@@ -144,6 +144,9 @@ func (c *Config) checkTLS() error {
 // realPath resolves the symbolic links of the part of path that exists. What
 // cannot be resolved (a stale mount, a missing permission) stays as written.
 func realPath(path string) string {
+	if IsMounted(path) {
+		return filepath.Join(realPath(filepath.Dir(path)), filepath.Base(path))
+	}
 	rest := ""
 	for p := path; ; p = filepath.Dir(p) {
 		real, err := filepath.EvalSymlinks(p)
