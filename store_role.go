@@ -178,7 +178,7 @@ func (s *Store) takePeers(ctx context.Context) {
 		g.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, patience)
 			defer cancel()
-			if err := db.takePeer(ctx); err != nil {
+			if err := db.takePeer(ctx); err != nil && s.ctx.Err() == nil {
 				db.log().Error("cannot take the replica's locks; tried again with the next transaction", "error", err)
 			}
 			return nil
