@@ -440,7 +440,7 @@ func journalSizes(t *testing.T) {
 	p := startPair(t)
 	var names []string
 	for _, mode := range []string{"persist", "truncate", "delete", "wal"} {
-		for _, limit := range []int{-1, 0, 1, 511, 1000, 30000} {
+		for _, limit := range []int{0, 1, 1000, 30000} {
 			name := fmt.Sprintf("%s%d.db", mode, limit)
 			names = append(names, name)
 			c := sqlitetest.Open(t, p.path(name), "page_size=1024", "journal_mode="+mode, fmt.Sprintf("journal_size_limit=%d", limit))

@@ -95,12 +95,12 @@ func TestRandomOperations(t *testing.T) {
 
 func TestSoakRandomOperations(t *testing.T) {
 	if soakFor(t) == 0 {
-		return // TestRandomOperations runs the seeds that every run has
+		randomRun(t, seeds[0], 20)
+		return
 	}
 	seed := uint64(time.Now().UnixNano()) % 1e9
-	for start := time.Now(); ; seed++ {
-		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) { randomRun(t, seed, 400) })
-		if !ok || time.Since(start) >= soakFor(t)/4 {
+	for start := time.Now(); time.Since(start) < soakFor(t)/3; seed++ {
+		if !t.Run(fmt.Sprint(seed), func(t *testing.T) { randomRun(t, seed, 400) }) {
 			return
 		}
 	}
