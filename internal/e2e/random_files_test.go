@@ -106,6 +106,39 @@ func (r *random) copyWithin() {
 	to.low, to.high = from.low, from.high
 }
 
+// backup copies a database of elsewhere over one of the mount, by SQLite's means: one transaction.
+func (r *random) backup() {
+	db := r.oneDatabase()
+	if db == nil {
+		return
+	}
+	r.quiet(db)
+	from, made := r.outside()
+	out, err := sqlitetest.TryCLI(from, ".timeout 0\n.backup '"+strings.ReplaceAll(r.primary.path(db.name), "'", "''")+"'")
+	r.note("  backup to %s: %v %s", db.name, err, out)
+	if err != nil {
+		return // the database is in use, or in WAL mode and has other pages
+	}
+	db.low, db.high = made.low, made.high
+}
+
+// vacuumInto has SQLite write a copy of a database, without a journal.
+func (r *random) vacuumInto() {
+	all := r.conns()
+	if len(all) == 0 || len(r.dbs) >= 5 {
+		return
+	}
+	c := pick(r, all...)
+	if c.tx || !r.refresh(c) {
+		return
+	}
+	to := &database{name: r.freeName(), low: c.db.low, high: c.db.high}
+	if to.name == "" || r.exec(c, "VACUUM INTO '"+strings.ReplaceAll(r.primary.path(to.name), "'", "''")+"'") != nil {
+		return
+	}
+	r.dbs = append(r.dbs, to)
+}
+
 // replace renames a new file over a database.
 func (r *random) replace() {
 	db := r.oneDatabase()
@@ -384,8 +417,9 @@ func (r *random) readFollower() {
 	switch {
 	case err == nil:
 		r.reader, r.snapshot = c, fmt.Sprint(rows)
-	case sqlapp.IsCode(err, 1, sqlapp.CodeCantOpen):
-		// It has no table yet, or is being replaced.
+	case sqlapp.IsCode(err, 1, sqlapp.CodeCantOpen), sqlapp.IsCode(err, sqlapp.CodeIOErr) && strings.Contains(err.Error(), "no such file"):
+		// It has no table yet, or has just been dropped (SQLite looks at the database by its name when
+		// it opens a -wal).
 		r.endReader()
 	default:
 		r.fail("read %s on the follower: %v", db.name, err)

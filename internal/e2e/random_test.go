@@ -164,6 +164,8 @@ var operations = []operation{
 	{2, "kill application in mid-statement", (*random).killAppBusy},
 	{2, "copy in", (*random).copyIn},
 	{2, "copy within", (*random).copyWithin},
+	{2, "backup", (*random).backup},
+	{2, "vacuum into", (*random).vacuumInto},
 	{2, "replace", (*random).replace},
 	{2, "rename", (*random).rename},
 	{1, "rename directory", (*random).renameDir},
