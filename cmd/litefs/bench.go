@@ -1,17 +1,45 @@
 package main
 
-import "context"
+import (
+	"context"
+	"strings"
+	"time"
 
-func runBench(_ context.Context, args []string, std stdio) error {
+	"github.com/litefs/litefs/internal/bench"
+	"github.com/litefs/litefs/internal/sqlapp"
+)
+
+func runBench(ctx context.Context, args []string, std stdio) error {
 	f := newFlags("bench", "litefs bench [flags]",
-		"Measures the same SQLite in a plain directory and in a mount, alternating.",
-		"litefs bench")
+		"Measures the same SQLite in a plain directory and in a mount on the same disk,\n"+
+			"in turns, and prints medians, ratios and FUSE requests for each transaction.",
+		"litefs bench -only normal,read -rounds 7")
+	only := f.String("only", "", "workloads, `NAME,NAME`; all if empty")
+	duration := f.Duration("duration", 2*time.Second, "`TIME` of one measurement")
+	rounds := f.Int("rounds", 5, "measurements of each side, `N`")
+	dir := f.String("dir", "", "directory on the disk to measure, `DIR`; the temporary one if empty")
+	cached := f.Bool("no-passthrough", false, "measure the mount without kernel passthrough")
 	positional, err := f.parse(args, std)
 	if err != nil {
 		return err
 	}
-	if len(positional) > 0 {
+	switch {
+	case len(positional) > 0:
 		return usagef("bench takes no arguments")
+	case *duration <= 0 || *rounds <= 0:
+		return usagef("-duration and -rounds must be positive")
 	}
-	return notBuilt("the benchmark")
+	o := bench.Options{
+		Out:           std.out,
+		App:           sqlapp.Command{Args: []string{sqlAppCommand}},
+		Dir:           *dir,
+		Duration:      *duration,
+		Rounds:        *rounds,
+		NoPassthrough: *cached,
+	}
+	if *only != "" {
+		o.Only = strings.Split(*only, ",")
+	}
+	_, err = bench.Run(ctx, o)
+	return err
 }

@@ -207,6 +207,3 @@ func newLogger(c config.Log, w io.Writer) *slog.Logger {
 	}
 	return slog.New(slog.NewTextHandler(w, o))
 }
-
-// notBuilt is the honest answer of a command that has no inside yet.
-func notBuilt(what string) error { return fmt.Errorf("%s is not built yet", what) }
