@@ -488,7 +488,10 @@ func nothingKept(t *testing.T) {
 	round := func(i int) {
 		name := fmt.Sprintf("%d.db", i)
 		p.database(name, 3, "journal_mode="+journalModes[i%len(journalModes)])
-		caughtUp(p.primary, p.follower, name)
+		eventually(t, "the follower has "+name, func() (bool, string) {
+			out, err := sqlitetest.TryCLI(p.follower.path(name), "SELECT count(*) FROM t;")
+			return err == nil && strings.TrimSpace(out) == "3", fmt.Sprintf("%q, %v", out, err)
+		})
 		must(t, os.Remove(p.path(name)))
 	}
 	for i := range len(journalModes) {
