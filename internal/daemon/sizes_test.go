@@ -60,7 +60,7 @@ func costOfCommits(t *testing.T, size int) cost {
 		t.Errorf("%d pages hashed to open a database of %d bytes that was stopped cleanly, want none", hashed, size)
 	}
 	c = app.Open(filepath.Join(cfg.Fuse.Dir, "app.db"), "synchronous=full", "wal_autocheckpoint=0")
-	update := []sqlapp.Step{{SQL: "UPDATE t SET v = randomblob(length(v)) WHERE id = 77"}}
+	update := []sqlapp.Step{{SQL: "UPDATE t SET v = randomblob(100) WHERE id = 77"}}
 	commit(t, n, c, update)
 	pages, requests := n.Store().Stats().PageHashes.Load(), n.Counts()
 	for range 20 {
