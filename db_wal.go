@@ -263,25 +263,11 @@ func (db *DB) captureFrames() error {
 	if db.closing.Load() {
 		return nil
 	}
-	size, err := db.wal.size()
-	if err != nil {
-		return err
-	}
-	if size < sqlitefile.WALHeaderSize {
-		return nil
-	}
-	limit, err := db.publishedLimit()
-	if err != nil {
-		return err
-	}
-	batch, err := capture.Scan(db.wal.file, size, db.at, limit)
-	if errors.Is(err, capture.ErrRestarted) {
-		// The barrier has captured all of the old generation. Either the new
-		// one has commits, or only the wal-index has been restarted yet.
-		if limit, err = db.publishedLimit(); err != nil {
-			return err
-		}
-		batch, err = capture.Scan(db.wal.file, size, capture.WALPos{}, limit)
+	batch, err := db.scanNew()
+	if errors.Is(err, capture.ErrBroken) {
+		// A restart between two reads looks like that. It cannot come twice, for
+		// the checkpoint before the next one waits for db.mu in its barrier.
+		batch, err = db.scanNew()
 	}
 	switch {
 	case errors.Is(err, capture.ErrRestarted):
@@ -294,6 +280,28 @@ func (db *DB) captureFrames() error {
 		return nil
 	}
 	return db.logBatch(batch)
+}
+
+// scanNew looks for what was committed since the last capture. db.mu is held.
+func (db *DB) scanNew() (capture.Batch, error) {
+	size, err := db.wal.size()
+	if err != nil || size < sqlitefile.WALHeaderSize {
+		return capture.Batch{}, err
+	}
+	limit, err := db.publishedLimit()
+	if err != nil {
+		return capture.Batch{}, err
+	}
+	batch, err := capture.Scan(db.wal.file, size, db.at, limit)
+	if !errors.Is(err, capture.ErrRestarted) {
+		return batch, err
+	}
+	// The barrier has captured all of the old generation. Either the new one has
+	// commits, or only the wal-index has been restarted yet.
+	if limit, err = db.publishedLimit(); err != nil {
+		return capture.Batch{}, err
+	}
+	return capture.Scan(db.wal.file, size, capture.WALPos{}, limit)
 }
 
 // logBatch logs what a scan of the write-ahead log found, and with it what was
