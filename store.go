@@ -83,6 +83,10 @@ type Store struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	// adopting is held while a new database is put on record, so that two who
+	// find it at the same time do not record it twice. It comes before DB.mu.
+	adopting sync.Mutex
+
 	mu sync.Mutex // guards everything below
 	// mountDir is where applications see the tree. Until Mounted is called it
 	// is the tree itself, which serves a program that uses the package with no

@@ -169,8 +169,39 @@ func (s *Store) createRecord(id uint32, name string) (*DB, error) {
 }
 
 // adopt begins to record the database at name, which has a valid header. Its
-// first entry holds every page.
+// first entry holds every page. If somebody else has begun meanwhile it returns
+// that database, and ErrDatabaseExists.
+//
+// The file may be removed or replaced while its pages are read. Whoever does
+// that finds no record to drop, so it is looked for once more when the record
+// is known: what was recorded is then dropped here.
 func (s *Store) adopt(name string) (*DB, error) {
+	s.adopting.Lock()
+	defer s.adopting.Unlock()
+	if db := s.DBByName(name); db != nil {
+		return db, ErrDatabaseExists
+	}
+	before, err := os.Stat(filepath.Join(s.FilesDir(), name))
+	if err != nil {
+		return nil, err
+	}
+	db, err := s.adoptFile(name)
+	if err != nil {
+		return nil, err
+	}
+	after, err := os.Stat(filepath.Join(s.FilesDir(), name))
+	if err == nil && !os.SameFile(before, after) {
+		err = fmt.Errorf("%s was replaced: %w", name, fs.ErrNotExist)
+	}
+	if err != nil {
+		s.drop(db)
+		return nil, err
+	}
+	return db, nil
+}
+
+// adoptFile is adopt for a file that stays where it is. s.adopting is held.
+func (s *Store) adoptFile(name string) (*DB, error) {
 	id, err := s.newID()
 	if err != nil {
 		return nil, err

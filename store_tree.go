@@ -395,8 +395,12 @@ func (s *Store) journalEnds(own bool, name string) error {
 			s.Logger.Warn("a new database on a replica is refused: create it on the primary", "db", name)
 			return syscall.EROFS
 		}
-		_, err := s.adopt(name)
-		return s.refuse(name, err)
+		db, err := s.adopt(name)
+		if !errors.Is(err, ErrDatabaseExists) {
+			return s.refuse(name, err)
+		}
+		// Recorded by somebody else meanwhile, perhaps before this transaction.
+		return s.refuse(name, db.journalEnds())
 	}
 	if s.Role() == RoleReplica {
 		return nil
