@@ -73,6 +73,9 @@ type DB struct {
 	wal *walFile
 	at  capture.WALPos
 
+	// doubt is since when the write-ahead log is not what was captured; zero: it is.
+	doubt time.Time
+
 	// settled is at as of the last checkpoint that came to its end.
 	settled capture.WALPos
 

@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/litefs/litefs/internal/capture"
@@ -174,7 +173,11 @@ func (db *DB) captureOnce() look {
 		return lookUnpublished // opened before the next look
 	}
 	before := db.at
-	if err := db.captureWAL(false); err != nil {
+	err := db.captureSettled()
+	if errors.Is(err, errDoubt) {
+		return lookUnpublished
+	}
+	if err != nil {
 		db.store.stats.CaptureErrors.Add(1)
 		if !db.behind.Swap(true) { // once: it is tried again at every commit
 			db.log().Error("capture failed; the transactions stay in the write-ahead log and are tried again", "error", err)
@@ -263,12 +266,40 @@ func (db *DB) captureFrames() error {
 	if db.closing.Load() {
 		return nil
 	}
-	batch, err := db.scanNew()
-	if errors.Is(err, capture.ErrBroken) {
-		// A restart between two reads looks like that. It cannot come twice, for
-		// the checkpoint before the next one waits for db.mu in its barrier.
-		batch, err = db.scanNew()
+	return db.takeBatch(db.scanNew())
+}
+
+// errDoubt says that the wal-index publishes less than was captured, or the
+// captured frames are others, since a moment only.
+var errDoubt = errors.New("the write-ahead log is looked at again")
+
+// doubtPatience is how long that may last. Somebody who opens a wal-index that a
+// dead connection has left empties it, and recovers; until the kernel has cut
+// its pages off, a reader in this process may see the old ones.
+const doubtPatience = 500 * time.Millisecond
+
+// captureSettled is captureFrames where there is time to look again before every
+// page is compared. db.mu is held.
+func (db *DB) captureSettled() error {
+	if db.wal == nil || db.closing.Load() {
+		return nil
 	}
+	batch, err := db.scanNew()
+	if !errors.Is(err, capture.ErrBroken) {
+		db.doubt = time.Time{}
+		return db.takeBatch(batch, err)
+	}
+	if db.doubt.IsZero() {
+		db.doubt = db.now()
+	}
+	if db.now().Sub(db.doubt) < doubtPatience {
+		return errDoubt
+	}
+	return db.takeBatch(batch, err)
+}
+
+// takeBatch logs what scanNew has found, or what it failed to. db.mu is held.
+func (db *DB) takeBatch(batch capture.Batch, err error) error {
 	switch {
 	case errors.Is(err, capture.ErrRestarted):
 		return nil
@@ -284,6 +315,16 @@ func (db *DB) captureFrames() error {
 
 // scanNew looks for what was committed since the last capture. db.mu is held.
 func (db *DB) scanNew() (capture.Batch, error) {
+	batch, err := db.scanOnce()
+	if errors.Is(err, capture.ErrBroken) {
+		// A restart between two reads looks like that. It cannot come twice, for
+		// the checkpoint before the next one waits for db.mu in its barrier.
+		return db.scanOnce()
+	}
+	return batch, err
+}
+
+func (db *DB) scanOnce() (capture.Batch, error) {
 	size, err := db.wal.size()
 	if err != nil || size < sqlitefile.WALHeaderSize {
 		return capture.Batch{}, err
@@ -329,112 +370,6 @@ func (db *DB) logBatch(batch capture.Batch) error {
 	}
 	db.at = batch.To
 	return nil
-}
-
-// publishedLimit returns how far the wal-index has published the write-ahead
-// log. db.mu is held.
-func (db *DB) publishedLimit() (capture.Limit, error) {
-	if !db.store.indexInUse(db.Name() + "-shm") {
-		// What the file says may be left from a connection that died, and a
-		// stale limit would hide commits.
-		return capture.Limit{}, nil
-	}
-	if db.indexUnread() {
-		// Not open through the mount yet, and the backing file is old: what the
-		// checksum chain proves is at most one commit ahead of the wal-index.
-		return capture.Limit{}, nil
-	}
-	b := make([]byte, 2*sqlitefile.IndexHeaderSize)
-	for range 100 {
-		n, err := db.readIndex(b)
-		if err != nil {
-			return capture.Limit{}, err
-		}
-		if hdr, ok := sqlitefile.ParseIndexHeader(b[:n]); ok {
-			return capture.Published(hdr), nil
-		}
-		// Two copies that differ: the writer is between them. If it stays so
-		// the writer has died there, and the next one will recover.
-	}
-	return capture.Published(sqlitefile.IndexHeader{}), nil
-}
-
-// indexUnread reports whether applications share a wal-index that only the mount
-// shows as it is, and that is not open through the mount. db.mu is held.
-func (db *DB) indexUnread() bool {
-	return db.wal != nil && db.wal.shm == nil && db.store.throughMount() && db.store.indexInUse(db.Name()+"-shm")
-}
-
-// readIndex reads the header of the wal-index.
-func (db *DB) readIndex(b []byte) (int, error) {
-	f := db.wal.shm
-	if f == nil {
-		var err error
-		if f, err = os.Open(db.SHMPath()); errors.Is(err, fs.ErrNotExist) {
-			return 0, nil
-		} else if err != nil {
-			return 0, fmt.Errorf("open the wal-index: %w", err)
-		}
-		db.wal.shm = f
-	}
-	n, err := f.ReadAt(b, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return n, fmt.Errorf("read the wal-index: %w", err)
-	}
-	return n, nil
-}
-
-// prepareIndex opens the wal-index through the mount where that is the only
-// place to read it: without passthrough, stores to the mapping live in the
-// kernel's cache of the mount's inode and reach the backing file late. It is
-// called with no lock held, and never from a request's handler: opening a path
-// of the mount may wait for a request that waits for db.mu.
-func (db *DB) prepareIndex() {
-	if !db.store.throughMount() {
-		return
-	}
-	db.mu.Lock()
-	need := db.wal != nil && db.wal.shm == nil
-	db.mu.Unlock()
-	if !need || !db.store.isOpen(db.Name()+"-shm") {
-		return
-	}
-	f, err := os.Open(filepath.Join(db.store.MountDir(), db.Name()+"-shm"))
-	if err != nil {
-		return // gone again; captures go by the checksum chain meanwhile
-	}
-	db.mu.Lock()
-	if db.wal != nil && db.wal.shm == nil {
-		db.store.countOwn(db.Name()+"-shm", 1)
-		db.wal.shm, f = f, nil
-	}
-	db.mu.Unlock()
-	if f != nil {
-		if err := f.Close(); err != nil {
-			db.log().Warn("close the wal-index", "error", err)
-		}
-	}
-}
-
-// shmGone forgets the wal-index, which was removed.
-func (db *DB) shmGone() {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if db.wal != nil && db.wal.shm != nil {
-		if err := db.closeIndex(db.wal); err != nil {
-			db.log().Warn("close the wal-index", "error", err)
-		}
-	}
-}
-
-// closeIndex closes the wal-index of w, which is open.
-func (db *DB) closeIndex(w *walFile) error {
-	if db.store.throughMount() {
-		db.store.countOwn(db.Name()+"-shm", -1)
-	}
-	f := w.shm
-	w.shm = nil
-	return f.Close()
 }
 
 // barrier captures and makes durable everything the write-ahead log holds. It
