@@ -59,6 +59,7 @@ type random struct {
 	lastConn  int
 	lastFile  int
 	step      int
+	violent   bool // kills come often
 	trace     []string
 	stopped   bool // the primary's daemon is dead: errors are expected
 	reader    *sqlitetest.Conn
@@ -106,7 +107,8 @@ func TestSoakRandomOperations(t *testing.T) {
 	}
 }
 
-// randomRun is the run of one seed. Odd ones have passthrough on the primary.
+// randomRun is the run of one seed, which also chooses I/O modes, retention, and how often something is
+// killed. Odd ones have passthrough on the primary.
 func randomRun(t *testing.T, seed uint64, steps int) {
 	var options []option
 	if seed%2 == 0 {
@@ -117,7 +119,7 @@ func randomRun(t *testing.T, seed uint64, steps int) {
 			c.DataKeys = []string{"retention: 1s", "retention-monitor-interval: 300ms"}
 		})
 	}
-	r := &random{t: t, rng: rand.New(rand.NewPCG(seed, 0)), seen: map[*node]int{}}
+	r := &random{t: t, rng: rand.New(rand.NewPCG(seed, 0)), seen: map[*node]int{}, violent: seed%5 == 4}
 	r.primary = startNode(t, options...)
 	if seed%4 >= 2 {
 		options = []option{cached}
@@ -177,15 +179,23 @@ var operations = []operation{
 	{3, "read on the follower", (*random).readFollower},
 }
 
+// weightOf is how often a kind of step comes in this run.
+func (r *random) weightOf(op operation) int {
+	if r.violent && strings.HasPrefix(op.name, "kill") {
+		return 5 * op.weight
+	}
+	return op.weight
+}
+
 // operate does one step.
 func (r *random) operate() {
 	total := 0
 	for _, op := range operations {
-		total += op.weight
+		total += r.weightOf(op)
 	}
 	n := r.rng.IntN(total)
 	for _, op := range operations {
-		if n -= op.weight; n < 0 {
+		if n -= r.weightOf(op); n < 0 {
 			r.note("%s", op.name)
 			op.run(r)
 			return
