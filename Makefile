@@ -50,7 +50,7 @@ bench: build ## the mount against the bare disk; BENCH_ARGS="-only normal,read -
 	$(BUILD)/litefs bench $(BENCH_ARGS)
 
 soak: ## long and random: kill -9, SIGSTOP and contention for SOAK_DURATION
-	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestSoak' ./internal/e2e
+	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^(TestSoak|TestRandomOperations)' ./internal/e2e
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestRecoverRandom' .
 
 left: ## fail when a mount was left behind

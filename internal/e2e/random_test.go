@@ -72,8 +72,12 @@ type random struct {
 // seeds are the runs of every test of this package: fixed, so that what failed once is run again.
 var seeds = []uint64{1, 2, 3, 4}
 
+// TestRandomOperations is one of the long tests: without LITEFS_SOAK or LITEFS_SEED it runs nothing.
 func TestRandomOperations(t *testing.T) {
 	run := seeds
+	if soakFor(t) == 0 {
+		run = nil
+	}
 	if v := os.Getenv("LITEFS_SEED"); v != "" {
 		n, err := strconv.ParseUint(v, 10, 64)
 		if err != nil {
@@ -96,7 +100,6 @@ func TestRandomOperations(t *testing.T) {
 
 func TestSoakRandomOperations(t *testing.T) {
 	if soakFor(t) == 0 {
-		randomRun(t, seeds[0], 20)
 		return
 	}
 	seed := uint64(time.Now().UnixNano()) % 1e9
