@@ -1,6 +1,8 @@
 package litefs
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -65,6 +67,9 @@ func (db *DB) captureUnjournaled() (look, error) {
 		return lookNone, nil
 	}
 	held, err := db.reserved()
+	if errors.Is(err, fs.ErrNotExist) {
+		return lookNone, nil // it will be dropped
+	}
 	if err != nil {
 		return lookNone, err
 	}
