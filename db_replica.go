@@ -417,8 +417,11 @@ func (s *Store) renameReplica(ctx context.Context, db *DB, name string) error {
 		err = os.Rename(from, to)
 	}
 	for _, sfx := range []string{"-wal", "-shm"} {
-		if rerr := os.Rename(from+sfx, to+sfx); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
-			err = errors.Join(err, rerr)
+		if err != nil {
+			break // what stays must stay together
+		}
+		if err = os.Rename(from+sfx, to+sfx); errors.Is(err, fs.ErrNotExist) {
+			err = nil
 		}
 	}
 	if err != nil {
