@@ -1,6 +1,7 @@
 package litefs
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"time"
@@ -34,4 +35,68 @@ type Lease interface {
 
 	// Close attempts to remove the lease from the server.
 	Close() error
+}
+
+// Registry is implemented by a Leaser whose service can keep a few small values beside the lease.
+// All of them outlive the lease.
+type Registry interface {
+	// Record returns what the last primary wrote of itself, or ErrNoRecord.
+	Record(ctx context.Context) (Record, error)
+
+	// SetOnce stores value under name unless a value is there already, atomically, and returns the
+	// one that is there now. Names are short words ("cluster-id", "secret"); values at most 4 KiB.
+	SetOnce(ctx context.Context, name string, value []byte) ([]byte, error)
+}
+
+// FencedLease is implemented by the leases of a Registry.
+type FencedLease interface {
+	Lease
+
+	// Token is greater than the token of every lease that was acquired before this one, on any node.
+	Token() uint64
+
+	// SetRecord replaces the record, atomically with the check that this lease still holds.
+	// Returns ErrLeaseExpired if it does not.
+	SetRecord(ctx context.Context, r Record) error
+}
+
+// Record is what a primary keeps beside its lease for the nodes that come after it.
+type Record struct {
+	NodeID    string `json:"node-id"`
+	Hostname  string `json:"hostname"`
+	URL       string `json:"advertise-url"`
+	ClusterID string `json:"cluster-id"`
+
+	// Epoch is the history that this primary writes. The next primary's is greater.
+	Epoch uint64 `json:"epoch"`
+
+	// Token is that of the lease under which the record was written.
+	Token uint64 `json:"token"`
+
+	// Position says how full the primary was when it wrote the record.
+	Position Fullness `json:"position"`
+
+	// InSync names the nodes that have every acknowledged transaction. Only they may win while it
+	// is not empty.
+	InSync []string `json:"in-sync,omitempty"`
+
+	// Successor is the node that a hand-over gives the lease to: others let it go first.
+	Successor string `json:"successor,omitempty"`
+}
+
+// Fullness orders nodes by how much of the history they have: a later epoch first, then more
+// transactions.
+type Fullness struct {
+	Epoch uint64 `json:"epoch"`
+
+	// Txns is the sum of the databases' TXIDs.
+	Txns uint64 `json:"txns"`
+}
+
+// Compare returns -1, 0 or +1 as a is less full than b, as full, or fuller.
+func (a Fullness) Compare(b Fullness) int {
+	if c := cmp.Compare(a.Epoch, b.Epoch); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.Txns, b.Txns)
 }

@@ -44,6 +44,7 @@ var (
 	ErrDatabaseExists   = fmt.Errorf("database already exists")
 
 	ErrNoPrimary     = errors.New("no primary")
+	ErrNoRecord      = errors.New("no primary has left a record")
 	ErrPrimaryExists = errors.New("primary exists")
 	ErrLeaseExpired  = errors.New("lease expired")
 
