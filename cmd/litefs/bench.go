@@ -13,7 +13,7 @@ func runBench(ctx context.Context, args []string, std stdio) error {
 	f := newFlags("bench", "litefs bench [flags]",
 		"Measures the same SQLite in a plain directory and in a mount on the same disk,\n"+
 			"in turns, and prints medians, ratios and FUSE requests for each transaction.",
-		"litefs bench -only normal,read -rounds 7")
+		"litefs bench -only delete,read -rounds 7")
 	only := f.String("only", "", "workloads, `NAME,NAME`; all if empty")
 	duration := f.Duration("duration", 2*time.Second, "`TIME` of one measurement")
 	rounds := f.Int("rounds", 5, "measurements of each side, `N`")

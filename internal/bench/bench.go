@@ -197,7 +197,7 @@ func (s *side) run(ctx context.Context, o Options, w Workload, round int) (sampl
 	if err := s.prepare(ctx, w, path); err != nil {
 		return sample, fmt.Errorf("prepare %s: %w", path, err)
 	}
-	// Opened now that it is in WAL mode, as an application finds its database after its first start.
+	// Opened now that it has its journal mode, as an application finds its database after its first start.
 	c, err := s.app.Open(ctx, path, sqlapp.Options{BusyTimeout: time.Minute, Pragmas: w.Pragmas})
 	if err != nil {
 		return sample, err
@@ -221,7 +221,7 @@ func (s *side) prepare(ctx context.Context, w Workload, path string) error {
 		return nil
 	}
 	s.prepared[path] = true
-	c, err := s.app.Open(ctx, path, sqlapp.Options{Pragmas: []string{"journal_mode=wal", "synchronous=normal"}})
+	c, err := s.app.Open(ctx, path, sqlapp.Options{Pragmas: []string{"journal_mode=" + w.journal(), "synchronous=normal"}})
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ func (p *printer) printf(format string, args ...any) {
 
 func (p *printer) begin(o Options) {
 	p.printf("%d rounds of %s a side, in turns; medians; passthrough %s\n\n", o.Rounds, o.Duration, map[bool]string{true: "switched off", false: "where the kernel has it"}[o.NoPassthrough])
-	p.printf("%-7s  %12s  %12s  %6s  %-11s  %6s  %s\n", "", "native/s", "mount/s", "ratio", "(of rounds)", "goal", "FUSE requests for each repetition")
+	p.printf("%-11s  %10s  %10s  %6s  %-11s  %6s  %s\n", "", "native/s", "mount/s", "ratio", "(of rounds)", "goal", "FUSE requests for each repetition")
 }
 
 func (p *printer) result(r Result) {
@@ -36,10 +36,17 @@ func (p *printer) result(r Result) {
 	if r.Ratio() < r.Workload.Target {
 		verdict = "  below the goal"
 	}
-	p.printf("%-7s  %12.0f  %12.0f  %6.2f  (%.2f-%.2f)  %6.2f  %s%s\n", r.Workload.Name, median(native), median(mount),
-		r.Ratio(), slices.Min(ratios), slices.Max(ratios), r.Workload.Target, requests(r.Requests()), verdict)
-	p.printf("         %s, %s a second\n", r.Workload.What, r.Workload.Unit)
+	goal := ""
+	if r.Workload.Target > 0 {
+		goal = fmt.Sprintf("%.2f", r.Workload.Target)
+	}
+	p.printf("%-11s  %10.0f  %10.0f  %6.2f  (%.2f-%.2f)  %6s  %s%s\n", r.Workload.Name, median(native), median(mount),
+		r.Ratio(), slices.Min(ratios), slices.Max(ratios), goal, requests(r.Requests()), verdict)
+	p.printf("             %s, %s a second\n", r.Workload.What, r.Workload.Unit)
 }
+
+// maxNames bounds how many kinds of requests are named in a line.
+const maxNames = 12
 
 // requests prints the counts, the largest first.
 func requests(counts map[string]float64) string {
@@ -55,7 +62,7 @@ func requests(counts map[string]float64) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%.3f", total)
 	for i, name := range names {
-		if i == 4 || counts[name] < 0.0005 {
+		if i == maxNames || counts[name] < 0.0005 {
 			break
 		}
 		fmt.Fprintf(&b, " %s %.3f", name, counts[name])
