@@ -122,6 +122,8 @@ type Stats struct {
 	// ApplyLatency is the time from the commit on the primary, by its clock, to
 	// the moment at which readers here can see it.
 	ApplyLatency LatencyHistogram
+	// TailsKept counts tails of forked histories that went into lost+found.
+	TailsKept atomic.Uint64
 	// PageHashes counts pages hashed, a measure of work that tests assert.
 	PageHashes atomic.Uint64
 }

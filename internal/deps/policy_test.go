@@ -20,8 +20,10 @@ var edges = map[string][]string{
 	"internal/peer":    {"sqlitefile"},
 	"internal/ltxlog":  {"internal/vfs", "sqlitefile"},
 
+	"internal/lostfound": {"internal/ltxlog", "sqlitefile"},
+
 	// The façade: orchestrates the algorithms.
-	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/peer", "internal/ltxlog", "sqlitefile"},
+	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/peer", "internal/ltxlog", "internal/lostfound", "sqlitefile"},
 
 	// Edges: the kernel, the network, the lease. They meet in the daemon.
 	"fuse":         {},
@@ -41,7 +43,7 @@ var edges = map[string][]string{
 	// The command: the only place that ends the process.
 	"cmd/litefs": {
 		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/sqlapp",
-		"internal/verify", "internal/demo", "internal/bench",
+		"internal/verify", "internal/demo", "internal/bench", "internal/lostfound",
 	},
 
 	// Tests only.
