@@ -25,7 +25,8 @@ type Leaser interface {
 
 // Lease represents an acquired lease from a Leaser.
 type Lease interface {
-	// RenewedAt is the time, by the local clock, from which TTL counts.
+	// RenewedAt is the time, by the local clock, from which TTL counts: the moment before the last
+	// renewal that succeeded was sent, so that the holder's view is never the more hopeful one.
 	RenewedAt() time.Time
 	TTL() time.Duration
 
@@ -46,6 +47,13 @@ type Registry interface {
 	// SetOnce stores value under name unless a value is there already, atomically, and returns the
 	// one that is there now. Names are short words ("cluster-id", "secret"); values at most 4 KiB.
 	SetOnce(ctx context.Context, name string, value []byte) ([]byte, error)
+
+	// AwaitVacant returns nil once an Acquire by this node may succeed: nobody holds the lease, or
+	// its holder has left it standing for so long that it has ended by the holder's own clock. It
+	// looks at the service and notes how old the lease is only while it runs: a candidate keeps it
+	// running, and a node that takes no part does not. Any other end is an error, ctx's or the
+	// service's; the caller waits a little and calls again.
+	AwaitVacant(ctx context.Context) error
 }
 
 // FencedLease is implemented by the leases of a Registry.
@@ -55,8 +63,14 @@ type FencedLease interface {
 	// Token is greater than the token of every lease that was acquired before this one, on any node.
 	Token() uint64
 
-	// SetRecord replaces the record, atomically with the check that this lease still holds.
-	// Returns ErrLeaseExpired if it does not.
+	// Remaining is how much longer no other node can have the lease: TTL less the time since the
+	// last successful renewal was sent, by a clock that setting the time does not move and that goes
+	// on while the machine sleeps (time.Since stops there). Not positive once that is over. It asks
+	// nobody and may be called for every write.
+	Remaining() time.Duration
+
+	// SetRecord replaces the record, atomically with the check that this lease still holds. The
+	// record's Token is set to this lease's. Returns ErrLeaseExpired if it does not hold any more.
 	SetRecord(ctx context.Context, r Record) error
 }
 
