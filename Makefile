@@ -38,7 +38,7 @@ race: ## the race detector on the packages below the kernel
 
 # These serve a mount or drive child processes that do: their time goes to the kernel and to SQLite,
 # and the algorithms they call are raced on their own.
-ABOVE_RACE := /(fuse|cmd/litefs|internal/(daemon|e2e|bench|demo|deps|childnode|sqlapp|sqlitetest))$$
+ABOVE_RACE := /(fuse|cmd/litefs|internal/(daemon|e2e|bench|demo|deps|childnode|leaseserver|sqlapp|sqlitetest))$$
 
 fuzz: ## every fuzz target, FUZZ inputs each
 	.ci/fuzz $(FUZZ)

@@ -30,10 +30,18 @@ var edges = map[string][]string{
 	"http":         {""},
 	"lease/static": {""},
 
+	// Lease services, and what their clients and tests need.
+	"lease/consul":         {"", "internal/boottime", "internal/leasehttp"},
+	"lease/etcd":           {"", "internal/boottime", "internal/leasehttp"},
+	"lease/leasetest":      {"", "internal/leaseserver"},
+	"internal/boottime":    {},
+	"internal/leasehttp":   {},
+	"internal/leaseserver": {"internal/childnode"},
+
 	// A node, and the tools around it.
 	"internal/config":    {},
 	"internal/supervise": {},
-	"internal/daemon":    {"", "fuse", "http", "lease/static", "internal/config", "internal/vfs"},
+	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "internal/config", "internal/vfs"},
 	"internal/sqlapp":    {},
 	"internal/childnode": {},
 	"internal/verify":    {"internal/vfs", "internal/ltxlog", "internal/capture", "internal/pagesum", "sqlitefile"},
@@ -68,7 +76,7 @@ var doors = map[string][]string{
 var anyPackage = []string{"*"}
 
 // testOnly packages may be imported by tests alone.
-var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps"}
+var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps", "lease/leasetest"}
 
 // pure packages hold decisions that can lose data. They read no clock, disk, socket or random number,
 // so that a million of their inputs can be replayed in a minute.
