@@ -407,6 +407,3 @@ func readHeader(f *os.File) (sqlitefile.Header, int64, error) {
 	hdr, err := sqlitefile.ParseHeader(b[:n])
 	return hdr, fi.Size(), err
 }
-
-// now is the time stamped into log entries.
-func (db *DB) now() time.Time { return time.Now() }

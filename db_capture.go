@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/superfly/ltx"
 
@@ -94,29 +95,7 @@ func (db *DB) appendChange(c change) error {
 			}
 		}
 	}, c.count)
-	hdr := ltxlog.Header{
-		Min:       head.Max + 1,
-		Max:       head.Max + c.commits,
-		Pre:       head.Post,
-		Commit:    c.count,
-		PageSize:  c.pageSize,
-		Epoch:     db.store.Epoch(),
-		Timestamp: db.now(),
-	}
-	if hdr.Min == 1 {
-		// The first entry of a log holds every page.
-		hdr.Pre = 0
-	}
-	if c.wal.Frame > 0 {
-		// Recovery reads the end of this range, and whether there is one.
-		from := c.walFrom.Frame
-		if c.walFrom.Salt1 != c.wal.Salt1 || c.walFrom.Salt2 != c.wal.Salt2 || from == c.wal.Frame {
-			from = 0
-		}
-		hdr.Salt1, hdr.Salt2 = c.wal.Salt1, c.wal.Salt2
-		hdr.WALOffset = sqlitefile.FrameOffset(from+1, c.pageSize)
-		hdr.WALSize = sqlitefile.FrameOffset(c.wal.Frame+1, c.pageSize) - hdr.WALOffset
-	}
+	hdr := db.entryHeader(c, head)
 	undo, err := db.reserveSums(c.count)
 	if err != nil {
 		return err
@@ -140,6 +119,31 @@ func (db *DB) appendChange(c change) error {
 	db.publish()
 	db.store.MarkDirty(db.id)
 	return nil
+}
+
+// entryHeader is the header of an entry that holds c and comes after head.
+func (db *DB) entryHeader(c change, head ltxlog.Entry) ltxlog.Header {
+	hdr := ltxlog.Header{
+		Min:       head.Max + 1,
+		Max:       head.Max + c.commits,
+		Pre:       head.Post, // 0 for the first entry of a log, which holds every page
+		Commit:    c.count,
+		PageSize:  c.pageSize,
+		Epoch:     db.store.Epoch(),
+		Timestamp: time.Now(),
+	}
+	if c.wal.Frame == 0 {
+		return hdr
+	}
+	// Recovery reads the end of this range, and whether there is one.
+	from := c.walFrom.Frame
+	if c.walFrom.Salt1 != c.wal.Salt1 || c.walFrom.Salt2 != c.wal.Salt2 || from == c.wal.Frame {
+		from = 0
+	}
+	hdr.Salt1, hdr.Salt2 = c.wal.Salt1, c.wal.Salt2
+	hdr.WALOffset = sqlitefile.FrameOffset(from+1, c.pageSize)
+	hdr.WALSize = sqlitefile.FrameOffset(c.wal.Frame+1, c.pageSize) - hdr.WALOffset
+	return hdr
 }
 
 // pageSeq gives the pages of c to the log's encoder.
@@ -231,12 +235,10 @@ func (db *DB) captureGap(cause error) error {
 }
 
 // compareAll compares every page of the image with its checksum and logs the
-// difference as one change of so many commits. db.mu is held.
+// difference as one change of so many commits. ErrNotDatabase: the file has no
+// header. db.mu is held.
 func (db *DB) compareAll(commits uint64) error {
 	img, err := db.openImage()
-	if errors.Is(err, sqlitefile.ErrNotDatabase) {
-		return err
-	}
 	if err != nil {
 		return err
 	}
@@ -316,7 +318,7 @@ func (db *DB) appendSnapshot(c change) error {
 		}
 	}
 	whole := db.wholeChange(img, c.commits)
-	whole.wal, whole.walFrom = c.wal, c.walFrom
+	whole.wal = c.wal
 	return db.replaceLog(whole)
 }
 
@@ -331,15 +333,9 @@ func (db *DB) replaceLog(c change) error {
 	for _, sum := range sums {
 		post ^= sum &^ uint64(ltx.ChecksumFlag)
 	}
-	hdr := ltxlog.Header{
-		Min: 1, Max: head.Max + c.commits, Commit: c.count, PageSize: c.pageSize,
-		Epoch: db.store.Epoch(), Timestamp: db.now(),
-	}
-	if c.wal.Frame > 0 {
-		hdr.Salt1, hdr.Salt2 = c.wal.Salt1, c.wal.Salt2
-		hdr.WALOffset = sqlitefile.FrameOffset(1, c.pageSize)
-		hdr.WALSize = sqlitefile.FrameOffset(c.wal.Frame+1, c.pageSize) - hdr.WALOffset
-	}
+	c.walFrom = capture.WALPos{} // all of the write-ahead log is in it
+	hdr := db.entryHeader(c, head)
+	hdr.Min, hdr.Pre = 1, 0
 	undo, err := db.reserveSums(c.count)
 	if err != nil {
 		return err

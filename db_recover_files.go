@@ -7,10 +7,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/superfly/ltx"
-
 	"github.com/litefs/litefs/internal/capture"
 	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/pagesum"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -65,7 +64,7 @@ func (db *DB) findInLog(wanted map[uint32]struct{}) ([]logged, error) {
 			if _, ok := wanted[pgno]; !ok {
 				return nil
 			}
-			damaged = damaged || uint64(ltx.ChecksumPage(pgno, data)) != db.sums.Get(pgno)
+			damaged = damaged || pagesum.Page(pgno, data) != db.sums.Get(pgno)
 			l.pgnos[pgno] = struct{}{}
 			return nil
 		})

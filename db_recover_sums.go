@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/superfly/ltx"
-
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/pagesum"
 	"github.com/litefs/litefs/sqlitefile"
@@ -123,7 +121,7 @@ func (db *DB) replaySums(txid uint64) error {
 			}
 		}
 		err := db.txlog.Pages(e, func(pgno uint32, data []byte) error {
-			return db.sums.Set(pgno, uint64(ltx.ChecksumPage(pgno, data)))
+			return db.sums.Set(pgno, pagesum.Page(pgno, data))
 		})
 		if err == nil {
 			err = db.sums.Resize(e.Commit)

@@ -13,6 +13,7 @@ import (
 	"github.com/superfly/ltx"
 
 	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/pagesum"
 	"github.com/litefs/litefs/internal/peer"
 )
 
@@ -23,6 +24,7 @@ const (
 	replicaHardWAL = 1 << 30
 )
 
+// isStale reports whether a replica's database waits for a snapshot.
 func (db *DB) isStale() bool {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -213,11 +215,6 @@ func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
 	if e.Commit == 0 {
 		return errors.New("the entry empties the database, which is not understood")
 	}
-	if ps := db.sums.PageSize(); e.Min == 1 && ps != 0 && ps != e.PageSize {
-		if err := db.replaceFiles(ctx); err != nil {
-			return fmt.Errorf("change the page size from %d to %d: %w", ps, e.PageSize, err)
-		}
-	}
 	keep := make(map[uint32]struct{}, len(pgnos))
 	for _, pgno := range pgnos {
 		keep[pgno] = struct{}{}
@@ -238,10 +235,31 @@ func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
 		return err
 	}
 	db.store.stats.Applied.Add(1)
-	db.store.stats.ApplyLatency.Observe(db.now().Sub(e.Timestamp))
+	db.store.stats.ApplyLatency.Observe(time.Since(e.Timestamp))
 	db.publishAt(e)
 	db.store.MarkDirty(db.id)
+	db.invalidate(e.PageSize, pgnos)
 	return nil
+}
+
+// invalidate tells the store's Invalidator, if it has one, of pages that were
+// applied: one call for each run of them. pgnos is ascending, db.mu is held.
+func (db *DB) invalidate(pageSize uint32, pgnos []uint32) {
+	if db.store.Invalidator == nil {
+		return
+	}
+	for len(pgnos) > 0 {
+		n := 1
+		for n < len(pgnos) && pgnos[n] == pgnos[0]+uint32(n) {
+			n++
+		}
+		off, size := int64(pgnos[0]-1)*int64(pageSize), int64(n)*int64(pageSize)
+		if err := db.store.Invalidator.InvalidateDB(db, off, size); err != nil {
+			// The pages are applied: a cache that could not be told is not a reason to stop.
+			db.log().Error("a cache of the database is not invalidated", "offset", off, "size", size, "error", err)
+		}
+		pgnos = pgnos[n:]
+	}
 }
 
 // recordApplied brings the page checksums to the end of e. db.mu is held.
@@ -277,22 +295,6 @@ func (db *DB) publishAt(e ltxlog.Entry) {
 	db.epoch.Store(e.Epoch)
 }
 
-// replaceFiles makes way for a database of another page size, which no reader
-// of the old file can be led to: readers open it anew. db.mu is held.
-func (db *DB) replaceFiles(ctx context.Context) error {
-	if err := db.releasePeer(); err != nil {
-		return err
-	}
-	path := filepath.Join(db.store.MountDir(), db.Name())
-	for _, sfx := range []string{"-wal", "-shm", "-journal", ""} {
-		if err := os.Remove(path + sfx); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	db.log().Warn("the page size has changed: the file is replaced, readers must open it anew")
-	return db.takePeerLocked(ctx)
-}
-
 // entryChanges returns the pages of e that differ from what is here, with
 // their checksums, after checking that e leads to the checksum it promises.
 func (db *DB) entryChanges(e ltxlog.Entry) (pgnos []uint32, sums []uint64, err error) {
@@ -300,7 +302,7 @@ func (db *DB) entryChanges(e ltxlog.Entry) (pgnos []uint32, sums []uint64, err e
 	samePages := db.sums.PageSize() == e.PageSize && !db.stale
 	rolling := uint64(ltx.ChecksumFlag)
 	err = db.txlog.Stream(e, func(pgno uint32, data []byte) error {
-		sum := uint64(ltx.ChecksumPage(pgno, data))
+		sum := pagesum.Page(pgno, data)
 		rolling ^= sum &^ uint64(ltx.ChecksumFlag)
 		if snapshot && samePages && pgno <= db.sums.Count() && db.sums.Get(pgno) == sum {
 			return nil

@@ -290,9 +290,9 @@ func (db *DB) captureSettled() error {
 		return db.takeBatch(batch, err)
 	}
 	if db.doubt.IsZero() {
-		db.doubt = db.now()
+		db.doubt = time.Now()
 	}
-	if db.now().Sub(db.doubt) < doubtPatience {
+	if time.Since(db.doubt) < doubtPatience {
 		return errDoubt
 	}
 	return db.takeBatch(batch, err)

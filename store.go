@@ -23,9 +23,10 @@ import (
 //
 // Set the exported fields before Open and leave them alone afterwards.
 //
-// Locks, outermost first: DB.mu, then Store.mu. A holder of DB.mu must not
-// open, stat or otherwise touch a path of the mount: the kernel may be holding
-// the directory's lock for a request that is itself waiting for that DB.mu.
+// Locks, outermost first: Store.adopting, DB.ingest, DB.mu, Store.mu. A holder
+// of DB.mu must not open, stat or otherwise touch a path of the mount: the
+// kernel may be holding the directory's lock for a request that is itself
+// waiting for that DB.mu.
 type Store struct {
 	path string
 
@@ -36,9 +37,10 @@ type Store struct {
 	// one is a primary for as long as it is open.
 	Leaser Leaser
 
-	// Invalidator is told which bytes of a database changed other than by a
-	// write through the mount. May be nil: bytes written by a replica's peer
-	// go through the mount, so that the kernel's cache knows them.
+	// Invalidator is told which bytes of a database a replica has applied, as
+	// soon as readers can see them. It is called with the database's lock held:
+	// it must not wait for the database, nor touch a path of the mount. The mount
+	// needs none: a peer writes through it, so that the kernel's cache knows.
 	Invalidator Invalidator
 
 	// ReadOnlyReplica refuses to open a replica's databases for writing. Without

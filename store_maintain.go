@@ -80,12 +80,12 @@ func (db *DB) retain(r Retention) {
 	if from := db.store.replicas.neededFrom(db.id); from > 0 {
 		keepFrom = min(keepFrom, from)
 	}
-	n, bytes, err := txlog.Retain(db.now(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes, KeepFrom: keepFrom})
+	n, bytes, err := txlog.Retain(time.Now(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes, KeepFrom: keepFrom})
 	if err == nil && keepFrom < applied {
 		// A replica that falls ever further behind does not fill the disk.
 		var more int
 		var moreBytes int64
-		more, moreBytes, err = txlog.Retain(db.now(), ltxlog.Retention{MaxBytes: 2 * r.Bytes, KeepFrom: applied})
+		more, moreBytes, err = txlog.Retain(time.Now(), ltxlog.Retention{MaxBytes: 2 * r.Bytes, KeepFrom: applied})
 		n, bytes = n+more, bytes+moreBytes
 	}
 	if err != nil {
@@ -101,7 +101,7 @@ func (db *DB) retain(r Retention) {
 // follower that is connected has its position among them, and a position that
 // falls inside a merged entry needs a snapshot to go on.
 func (db *DB) compactBefore(r Retention) uint64 {
-	young := db.now().Add(-r.Interval)
+	young := time.Now().Add(-r.Interval)
 	for _, e := range db.txlog.Entries() {
 		if e.Timestamp.After(young) {
 			return e.Min

@@ -162,7 +162,7 @@ func (s *Store) Opened(path string, passthrough, writable bool) {
 	name, typ := fileOf(path)
 	db := s.byName[name]
 	s.mu.Unlock()
-	if db != nil && typ == FileTypeWAL || typ == FileTypeSHM && db != nil {
+	if db != nil && (typ == FileTypeWAL || typ == FileTypeSHM) {
 		db.closing.Store(false)
 		db.poke()
 	}
