@@ -402,6 +402,15 @@ func (s *Store) MarkDirty(dbID uint32) {
 	}
 }
 
+// roleChanged wakes the subscribers after a change of the role, or of the primary.
+func (s *Store) roleChanged() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for sub := range s.subscribers {
+		sub.wake()
+	}
+}
+
 // goRun runs fn in a goroutine that Close waits for.
 func (s *Store) goRun(fn func()) {
 	s.wg.Add(1)

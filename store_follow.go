@@ -73,6 +73,7 @@ func (s *Store) consume(ctx context.Context, primary string, stream StreamReader
 	s.mu.Lock()
 	s.primaryURL = primary
 	s.mu.Unlock()
+	s.roleChanged()
 	s.Logger.Info("connected to the primary", "url", primary)
 
 	f := &upstream{

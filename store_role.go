@@ -34,8 +34,8 @@ func (s *Store) PrimaryURL() string {
 // first time in this run. On a primary it stays open.
 func (s *Store) Synced() <-chan struct{} { return s.synced }
 
-// primaryHost is the primary's host name, while one is known.
-func (s *Store) primaryHost() string {
+// PrimaryHost is the primary's host name, while one is known; else "".
+func (s *Store) PrimaryHost() string {
 	if s.PrimaryURL() != "" && s.PrimaryHostname != "" {
 		return s.PrimaryHostname
 	}
@@ -100,6 +100,7 @@ func (s *Store) becomePrimary(lease Lease) error {
 	s.mu.Unlock()
 	s.epoch.Store(epoch)
 	s.role.Store(int32(RolePrimary))
+	s.roleChanged()
 	s.Logger.Info("this node is the primary", "epoch", epoch, "url", s.PrimaryURL())
 	return nil
 }
@@ -114,6 +115,7 @@ func (s *Store) becomeReplica() error {
 	}
 	s.epoch.Store(epoch)
 	s.role.Store(int32(RoleReplica))
+	s.roleChanged()
 	s.Logger.Info("this node is a replica: databases are read-only here")
 	return nil
 }

@@ -47,7 +47,7 @@ func (s *Store) Status() Status {
 	lag, synced := s.Lag()
 	st := Status{
 		Role:     s.Role(),
-		Hostname: s.primaryHost(),
+		Hostname: s.PrimaryHost(),
 		DataDir:  s.path,
 		MountDir: s.MountDir(),
 		Lag:      lag,

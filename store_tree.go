@@ -523,7 +523,7 @@ func (s *Store) Virtual(path string) ([]byte, bool) {
 		return s.lagFile(), true
 	}
 	if path == ".primary" && s.Role() == RoleReplica {
-		if host := s.primaryHost(); host != "" {
+		if host := s.PrimaryHost(); host != "" {
 			return []byte(host + "\n"), true
 		}
 	}

@@ -15,7 +15,7 @@ type Subscriber struct {
 	mu    sync.Mutex
 	dirty map[uint32]struct{} // ids marked since the last DirtySet
 
-	// One value is pending whenever dirty is not empty, and it may be pending when it is: whoever
+	// One value is pending whenever dirty is not empty, and it may be pending when it is empty: whoever
 	// waits on it never misses a mark.
 	notify chan struct{}
 }
@@ -35,8 +35,9 @@ func (s *Subscriber) Close() error {
 	return nil
 }
 
-// NotifyCh returns a channel that receives a value when the dirty set has
-// changed. It is never closed. Several marks may come as one value.
+// NotifyCh returns a channel that receives a value when the dirty set, the
+// role of the node or its primary has changed. It is never closed. Several
+// changes may come as one value.
 func (s *Subscriber) NotifyCh() <-chan struct{} { return s.notify }
 
 // MarkDirty marks a database ID as dirty. It never waits.
@@ -44,10 +45,14 @@ func (s *Subscriber) MarkDirty(dbID uint32) {
 	s.mu.Lock()
 	s.dirty[dbID] = struct{}{}
 	s.mu.Unlock()
+	s.wake()
+}
 
+// wake makes NotifyCh ready: a database, the role or the primary has changed. It never waits.
+func (s *Subscriber) wake() {
 	select {
 	case s.notify <- struct{}{}:
-	default: // a value is pending already; its receiver will see this mark too
+	default: // a value is pending already; its receiver will see this change too
 	}
 }
 

@@ -86,6 +86,15 @@ func (c *Client) UseTLS(files TLSFiles, logger *slog.Logger) (err error) {
 	return err
 }
 
+// TLSConfig returns the configuration of one more connection to a node, with the certificates as they are
+// now; nil without UseTLS.
+func (c *Client) TLSConfig() *tls.Config {
+	if c.tls == nil {
+		return nil
+	}
+	return c.tls.client()
+}
+
 // Follow limits streams to databases whose names match one of the patterns, as path.Match has them. It is
 // called before any request; without it all are wanted.
 func (c *Client) Follow(patterns []string) error {

@@ -24,6 +24,10 @@ type Options struct {
 	Candidate bool         // told by GET /info
 	TLS       TLSFiles     // without a certificate connections are in the clear
 	Logger    *slog.Logger // required
+
+	// Intercept, if set, sees requests before the server does, and hands on those
+	// that it does not answer.
+	Intercept func(next http.Handler) http.Handler
 }
 
 // limits are the server's bounds in time.
@@ -83,15 +87,20 @@ func newServer(src Source, opt Options, l limits) *Server {
 	mux.Handle("GET /metrics", s.authorized(s.handleMetrics))
 	mux.Handle("POST /stream", s.authorized(s.handleStream))
 
+	var handler http.Handler = mux
+	if opt.Intercept != nil {
+		handler = opt.Intercept(mux)
+	}
+
 	var protocols http.Protocols
 	protocols.SetHTTP1(true) // for curl and the like; not for streams
 	protocols.SetUnencryptedHTTP2(true)
 	s.srv = &http.Server{
-		Handler:           s.tracked(mux),
+		Handler:           s.tracked(handler),
 		Protocols:         &protocols,
 		ReadHeaderTimeout: l.header,
 		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    16 << 10,
+		MaxHeaderBytes:    64 << 10, // a forwarded request brings those of the application's client
 		ErrorLog:          slog.NewLogLogger(opt.Logger.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
 			// A heartbeat to a machine that lost its power fits into buffers for hours: only a

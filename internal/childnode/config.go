@@ -18,6 +18,7 @@ type Config struct {
 	Passthrough bool     // fuse.passthrough: auto, or off
 	Debug       bool     // log.debug
 	DataKeys    []string // further lines of the section data, as "key: value"
+	Proxy       []string // lines of the section proxy, as "key: value"; none: no proxy
 }
 
 // YAML returns the configuration file.
@@ -38,6 +39,12 @@ func (c Config) YAML() string {
 		url = "http://" + c.Addr
 	}
 	fmt.Fprintf(&b, "lease:\n  type: static\n  candidate: %t\n  advertise-url: %s\n", c.PrimaryURL == "", strconv.Quote(url))
+	if len(c.Proxy) > 0 {
+		b.WriteString("proxy:\n")
+	}
+	for _, line := range c.Proxy {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
 	fmt.Fprintf(&b, "log:\n  debug: %t\n", c.Debug)
 	return b.String()
 }

@@ -67,6 +67,7 @@ type Config struct {
 	Data  Data
 	HTTP  HTTP
 	Lease Lease
+	Proxy Proxy
 	Log   Log
 
 	// ReplicaReadOnly: databases of a replica do not open for writing.
@@ -169,6 +170,7 @@ func defaults() *Config {
 			Candidate:      true,
 			ReconnectDelay: DefaultReconnectDelay,
 		},
+		Proxy:       proxyDefaults(),
 		Log:         Log{Format: LogText},
 		ExitOnError: true,
 	}

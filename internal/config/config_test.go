@@ -170,7 +170,12 @@ func TestErrors(t *testing.T) {
 		{"root is list", "- a\n", `f.yml: line 1: want "key: value" lines`},
 		{"second document", dir + "---\nfuse: {dir: /b}\n", "f.yml: a second document begins at line 2: one file, one node"},
 
-		{"proxy", dir + "proxy:\n  addr: :80\n  target: x\n", "f.yml: proxy.addr at line 3: the proxy is not built yet; remove the key"},
+		{"proxy target", dir + "proxy:\n  addr: :80\n  target: x\n", "f.yml: proxy.target at line 4: \"x\" is not an address like 127.0.0.1:20202"},
+		{"proxy without target", dir + "proxy:\n  addr: :80\n", "f.yml: proxy.target is missing: name the host:port of the application, or remove the other keys of proxy"},
+		{"proxy without addr", dir + "proxy:\n  target: :80\n", "f.yml: proxy.addr is missing: name the host:port that clients of the application connect to"},
+		{"proxy without db", dir + "proxy:\n  addr: :80\n  target: :81\n", "f.yml: proxy.db is missing: name the databases of the application, so that its clients read what they have written"},
+		{"proxy write", dir + "proxy:\n  write: carefully\n", "f.yml: proxy.write at line 3: \"carefully\" is neither forward, fly-replay nor redirect"},
+		{"proxy path", dir + "proxy:\n  passthrough: [\"/a\", \"b\"]\n", "f.yml: proxy.passthrough at line 3: \"b\" begins neither with / nor with *: it matches no path"},
 		{"backup", dir + "backup: {type: file}\n", "f.yml: backup.type at line 2: backup is not built yet; remove the key"},
 		{"tracing", dir + "tracing: {path: x}\n", "f.yml: tracing.path at line 2: the trace log is not built yet; remove the key and use log.debug"},
 		{"consul of 0.1", dir + "consul: {url: x}\n", "f.yml: consul.url at line 2: the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"},
@@ -267,10 +272,10 @@ func TestSet(t *testing.T) {
 	}
 
 	for set, want := range map[string]string{
-		"http.addr":      "-set http.addr: want KEY=VALUE",
-		"http.adr=1":     `-set: unknown key "http.adr": did you mean "http.addr"?`,
-		"proxy.addr=:80": "-set proxy.addr: the proxy is not built yet; remove the key",
-		"log.format=xml": `-set log.format: "xml" is neither text nor json`,
+		"http.addr":        "-set http.addr: want KEY=VALUE",
+		"http.adr=1":       `-set: unknown key "http.adr": did you mean "http.addr"?`,
+		"backup.type=file": "-set backup.type: backup is not built yet; remove the key",
+		"log.format=xml":   `-set log.format: "xml" is neither text nor json`,
 	} {
 		src.Set = []string{set}
 		if _, err := config.Default("/mnt/a", src); err == nil || err.Error() != want {

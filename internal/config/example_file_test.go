@@ -39,7 +39,17 @@ func TestExampleFile(t *testing.T) {
 		names = append(names, k.path[strings.LastIndexByte(k.path, '.')+1:])
 	}
 	commented := regexp.MustCompile(`(?m)^( *)# ((?:` + strings.Join(names, "|") + `): )`)
+	// Those of the proxy need each other.
+	from := strings.Index(string(data), "\nproxy:")
+	to := from + strings.Index(string(data[from:]), "\n\n# A command")
+	proxy := strings.Replace(commented.ReplaceAllString(string(data[from:to]), "$1$2"), "write: forward", "write: redirect", 1)
+	if cfg, err := Parse([]byte(string(data[:from])+proxy+string(data[to:])), src); err != nil || cfg.Proxy.IsZero() {
+		t.Errorf("with all of the proxy in force: %v", err)
+	}
 	for _, m := range commented.FindAllSubmatchIndex(data, -1) {
+		if from < m[0] && m[0] < to {
+			continue
+		}
 		text := string(data[:m[3]]) + string(data[m[4]:])
 		if _, err := Parse([]byte(text), src); err != nil {
 			t.Errorf("with %q in force: %v", data[m[4]:m[5]], err)

@@ -1,8 +1,8 @@
 package config
 
 import (
+	"errors"
 	"fmt"
-	"path"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -20,7 +20,6 @@ type key struct {
 
 // Why a key is refused. Each completes "PATH at line N: ".
 const (
-	noProxy   = "the proxy is not built yet; remove the key"
 	noBackup  = "backup is not built yet; remove the key"
 	noTracing = "the trace log is not built yet; remove the key and use log.debug"
 	noConsul  = "the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"
@@ -85,14 +84,13 @@ func keyTable() []key {
 		{path: "log.timestamp", set: boolean(func(c *Config) *bool { return &c.Log.Timestamp })},
 		{path: "log.debug", set: boolean(func(c *Config) *bool { return &c.Log.Debug })},
 	}
+	keys = append(keys, proxyKeys()...)
 	for _, m := range []struct{ why, paths string }{
 		{noStrict, "strict-verify"},
 		{noTimeout, "http.snapshot-timeout"},
 		{noHandoff, "lease.promote lease.demote-delay"},
 		{noConsul, "lease.consul.url lease.consul.key lease.consul.ttl lease.consul.lock-delay"},
 		{noConsul, "consul.url consul.key consul.ttl consul.lock-delay consul.hostname consul.advertise-url"},
-		{noProxy, "proxy.addr proxy.target proxy.db proxy.max-lag proxy.debug proxy.passthrough proxy.always-forward " +
-			"proxy.primary-redirect-timeout proxy.read-timeout proxy.read-header-timeout proxy.write-timeout proxy.idle-timeout"},
 		{noBackup, "backup.type backup.path backup.url backup.cluster backup.auth-token"},
 		{noTracing, "tracing.enabled tracing.path tracing.max-size tracing.max-count tracing.compress"},
 	} {
@@ -205,27 +203,14 @@ func setTokenFile(p *parser, n *yaml.Node) error {
 	return nil
 }
 
-// setDatabases takes a pattern, or a list of them. Empty ones are absent.
+// setDatabases takes a pattern, or a list of them.
 func setDatabases(p *parser, n *yaml.Node) error {
-	items := []*yaml.Node{n}
-	if n.Kind == yaml.SequenceNode {
-		items = n.Content
+	patterns, err := p.strings(n)
+	for _, pattern := range patterns {
+		err = errors.Join(err, checkPattern(pattern))
 	}
-	p.cfg.Lease.Databases = nil
-	for _, item := range items {
-		pattern, err := p.scalar(resolve(item))
-		if err != nil {
-			return err
-		}
-		if pattern == "" {
-			continue
-		}
-		if _, err := path.Match(pattern, ""); err != nil {
-			return fmt.Errorf("%q is no pattern: %w", pattern, err)
-		}
-		p.cfg.Lease.Databases = append(p.cfg.Lease.Databases, pattern)
-	}
-	return nil
+	p.cfg.Lease.Databases = patterns
+	return err
 }
 
 // setExec takes a command line, or a list of {cmd: line}.

@@ -73,6 +73,10 @@ func (c *Config) YAML() ([]byte, error) {
 	}
 	add(group("replica"), "open", str(open))
 
+	if proxy := c.Proxy.yaml(); proxy != nil {
+		add(root, "proxy", proxy)
+	}
+
 	if len(c.Exec) > 0 {
 		list := &yaml.Node{Kind: yaml.SequenceNode}
 		for _, cmd := range c.Exec {

@@ -37,6 +37,9 @@ func (p *parser) conclude() error {
 	if err := c.checkTLS(); err != nil {
 		return err
 	}
+	if err := p.concludeProxy(); err != nil {
+		return err
+	}
 	return c.checkExposure()
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/litefs/litefs/http"
 	"github.com/litefs/litefs/internal/config"
 	"github.com/litefs/litefs/lease/static"
+	"github.com/litefs/litefs/proxy"
 )
 
 // Options say which node to run.
@@ -44,9 +45,11 @@ type Node struct {
 	store   *litefs.Store
 	session *fuse.Session
 	server  *http.Server
+	client  *http.Client
+	proxy   *proxy.Proxy // nil when there is none
 
 	serving sync.WaitGroup
-	failed  chan error // what ended the server, if it ended by itself
+	failed  chan error // what ended the server or the proxy, if it ended by itself
 	cancel  context.CancelFunc
 }
 
@@ -89,7 +92,7 @@ func (n *Node) awaitSync(ctx context.Context) bool {
 
 // Start brings a node up. When it returns without an error the mount serves.
 func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *Node, err error) {
-	n := &Node{cfg: cfg, logger: logger, failed: make(chan error, 1)}
+	n := &Node{cfg: cfg, logger: logger, failed: make(chan error, 2)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close(context.WithoutCancel(ctx)))
@@ -100,6 +103,9 @@ func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *Nod
 	}
 	if err := n.newStore(); err != nil {
 		return nil, config.Invalid(err)
+	}
+	if err := n.listenProxy(); err != nil {
+		return nil, err
 	}
 	if err := n.listen(); err != nil {
 		return nil, fmt.Errorf("http.addr: %w: stop what uses the address, or choose another one", err)
@@ -182,7 +188,7 @@ func (n *Node) newStore() error {
 	if err := client.Follow(n.cfg.Lease.Databases); err != nil {
 		return fmt.Errorf("lease.databases: %w", err)
 	}
-	n.store.Client = client
+	n.store.Client, n.client = client, client
 	return nil
 }
 
@@ -234,13 +240,17 @@ func (n *Node) leaser() (litefs.Leaser, error) {
 }
 
 func (n *Node) listen() error {
-	n.server = http.NewServer(n.store, http.Options{
+	o := http.Options{
 		Addr:      n.cfg.HTTP.Addr,
 		Token:     string(n.cfg.HTTP.Token),
 		TLS:       http.TLSFiles(n.cfg.HTTP.TLS),
 		Candidate: n.cfg.Lease.Candidate,
 		Logger:    n.logger,
-	})
+	}
+	if n.proxy != nil {
+		o.Intercept = n.proxy.Intercept
+	}
+	n.server = http.NewServer(n.store, o)
 	return n.server.Listen()
 }
 
@@ -252,6 +262,16 @@ func (n *Node) serve() {
 		defer n.serving.Done()
 		n.failed <- n.server.Serve(ctx)
 	}()
+	if n.proxy != nil {
+		n.serving.Add(1)
+		go func() {
+			defer n.serving.Done()
+			if err := n.proxy.Serve(); err != nil {
+				n.failed <- err
+			}
+		}()
+		n.logger.Info("proxy", "url", n.proxy.URL(), "target", n.cfg.Proxy.Target, "write", n.cfg.Proxy.Write)
+	}
 }
 
 // Wait returns when ctx ends, when the mount is taken away, or when the server
@@ -275,6 +295,9 @@ func (n *Node) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
 	var errs []error
+	if n.proxy != nil {
+		errs = append(errs, n.proxy.Close(ctx))
+	}
 	if n.server != nil {
 		errs = append(errs, n.server.Close(ctx))
 	}

@@ -29,6 +29,7 @@ var edges = map[string][]string{
 	"fuse":         {},
 	"http":         {""},
 	"lease/static": {""},
+	"proxy":        {},
 
 	// Lease services, and what their clients and tests need.
 	"lease/consul":         {"", "internal/boottime", "internal/leasehttp"},
@@ -41,7 +42,7 @@ var edges = map[string][]string{
 	// A node, and the tools around it.
 	"internal/config":    {},
 	"internal/supervise": {},
-	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "internal/config", "internal/vfs"},
+	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "proxy", "internal/config", "internal/vfs"},
 	"internal/sqlapp":    {},
 	"internal/childnode": {},
 	"internal/verify":    {"internal/vfs", "internal/ltxlog", "internal/capture", "internal/pagesum", "sqlitefile"},
