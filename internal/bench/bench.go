@@ -1,9 +1,10 @@
-// Package bench measures what the mount costs: the same SQLite does the same work in a plain directory
-// and in a mount on the same disk, in one run, in turns.
+// Package bench measures what the mount and replication cost: the same SQLite does the same work in a
+// plain directory and on nodes on the same disk, in one run, in turns.
 //
 // Speeds of one run on one machine are compared with each other and with nothing else: what counts is
-// the ratio of a round, mount to plain directory, and its median over the rounds. The node runs in this
-// process, so that its FUSE requests can be counted; applications are child processes.
+// the ratio of a round, node to plain directory, and its median over the rounds. A single node runs in
+// this process, so that its FUSE requests can be counted; two nodes, and all applications, are child
+// processes.
 package bench
 
 import (
@@ -32,7 +33,11 @@ type Options struct {
 	Duration      time.Duration  // of one measurement; default 2 s
 	Rounds        int            // default 5
 	NoPassthrough bool           // measure the mount without kernel passthrough
-	Logger        *slog.Logger   // of the node; default: discard
+	Logger        *slog.Logger   // of the node in this process; default: discard
+
+	Binary      string    // the litefs command, for two nodes; empty: the running binary
+	NodeLog     io.Writer // gets what they log; may be nil
+	CatchupSize int64     // bytes of the database of catchup; default 256 MB
 }
 
 func (o *Options) ensureDefaults() {
@@ -41,6 +46,9 @@ func (o *Options) ensureDefaults() {
 	}
 	if o.Rounds <= 0 {
 		o.Rounds = 5
+	}
+	if o.CatchupSize <= 0 {
+		o.CatchupSize = 256 << 20
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -103,39 +111,60 @@ func newSide(dir string, node *daemon.Node) *side {
 	return &side{dir: dir, node: node, prepared: map[string]bool{}}
 }
 
-// Run measures and prints. The results come back too; an error after some workloads keeps theirs.
-func Run(ctx context.Context, o Options) (results []Result, err error) {
+// Report is what Run has found.
+type Report struct {
+	Mount []Result     // of one node
+	Pair  []PairResult // of two
+}
+
+// Run measures and prints. An error after some workloads keeps their results.
+func Run(ctx context.Context, o Options) (r Report, err error) {
 	if !sqlapp.Available {
-		return nil, fmt.Errorf("the benchmark needs SQLite: %w", sqlapp.ErrNoSQLite)
+		return r, fmt.Errorf("the benchmark needs SQLite: %w", sqlapp.ErrNoSQLite)
 	}
 	o.ensureDefaults()
-	workloads, err := choose(o.Only)
+	workloads, pairs, err := choose(o.Only)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	dir, err := os.MkdirTemp(o.Dir, "litefs-bench-")
 	if err != nil {
-		return nil, fmt.Errorf("make a directory for the benchmark: %w", err)
+		return r, fmt.Errorf("make a directory for the benchmark: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := os.Mkdir(filepath.Join(dir, "plain"), 0o700); err != nil {
+		return r, fmt.Errorf("make a directory for the benchmark: %w", err)
+	}
+	p := &printer{w: o.Out}
+	p.begin(o)
+	if len(workloads) > 0 {
+		if r.Mount, err = runMount(ctx, o, dir, workloads, p); err != nil {
+			return r, err
+		}
+	}
+	if len(pairs) > 0 {
+		if r.Pair, err = runPair(ctx, o, dir, pairs, p); err != nil {
+			return r, err
+		}
+	}
+	return r, p.err
+}
+
+// runMount measures one node, which runs in this process.
+func runMount(ctx context.Context, o Options, dir string, workloads []Workload, p *printer) (results []Result, err error) {
 	node, err := startNode(ctx, o, dir)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, node.Close(context.WithoutCancel(ctx))) }()
-
 	native, mount := newSide(filepath.Join(dir, "plain"), nil), newSide(filepath.Join(dir, "mount"), node)
-	if err := os.Mkdir(native.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make a directory for the benchmark: %w", err)
-	}
 	for _, s := range []*side{native, mount} {
 		if s.app, err = sqlapp.Start(ctx, o.App); err != nil {
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, s.app.Kill()) }()
 	}
-	p := printer{w: o.Out}
-	p.begin(o)
+	p.mountHead()
 	for _, w := range workloads {
 		r, err := measure(ctx, o, w, native, mount)
 		if err != nil {
@@ -144,7 +173,33 @@ func Run(ctx context.Context, o Options) (results []Result, err error) {
 		results = append(results, r)
 		p.result(r)
 	}
-	return results, p.end()
+	return results, p.memory()
+}
+
+// runPair measures two nodes, which are child processes.
+func runPair(ctx context.Context, o Options, dir string, workloads []PairWorkload, p *printer) (results []PairResult, err error) {
+	nodes, err := startPair(ctx, o, dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, nodes.stop(ctx)) }()
+	b := &pairBench{o: o, p: nodes, plain: filepath.Join(dir, "plain"), out: p}
+	for _, app := range []**sqlapp.Process{&b.writer, &b.reader} {
+		if *app, err = sqlapp.Start(ctx, o.App); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, (*app).Kill()) }()
+	}
+	p.pairHead()
+	for _, w := range workloads {
+		r, err := b.measure(ctx, w)
+		if err != nil {
+			return results, fmt.Errorf("workload %s: %w", w.Name, err)
+		}
+		results = append(results, r)
+		p.pairResult(r)
+	}
+	return results, nil
 }
 
 // startNode starts a primary in this process, its data beside the plain directory.
@@ -263,19 +318,24 @@ func median(values []float64) float64 {
 }
 
 // choose returns the workloads with the given names, in their own order.
-func choose(names []string) ([]Workload, error) {
-	all := Workloads()
+func choose(names []string) (one []Workload, two []PairWorkload, err error) {
+	one, two = Workloads(), PairWorkloads()
 	if len(names) == 0 {
-		return all, nil
+		return one, slices.DeleteFunc(two, func(w PairWorkload) bool { return w.Name == soakName }), nil
 	}
 	var known []string
-	for _, w := range all {
+	for _, w := range one {
+		known = append(known, w.Name)
+	}
+	for _, w := range two {
 		known = append(known, w.Name)
 	}
 	for _, name := range names {
 		if !slices.Contains(known, name) {
-			return nil, fmt.Errorf("no workload %q: there are %s", name, strings.Join(known, ", "))
+			return nil, nil, fmt.Errorf("no workload %q: there are %s", name, strings.Join(known, ", "))
 		}
 	}
-	return slices.DeleteFunc(all, func(w Workload) bool { return !slices.Contains(names, w.Name) }), nil
+	one = slices.DeleteFunc(one, func(w Workload) bool { return !slices.Contains(names, w.Name) })
+	two = slices.DeleteFunc(two, func(w PairWorkload) bool { return !slices.Contains(names, w.Name) })
+	return one, two, nil
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -28,27 +30,40 @@ func TestMain(m *testing.M) {
 // run measures for a moment: what is asserted is what was done, never how fast.
 func run(t *testing.T, o bench.Options) (map[string]bench.Result, string) {
 	t.Helper()
+	report, out := runReport(t, o)
+	byName := map[string]bench.Result{}
+	for _, r := range report.Mount {
+		byName[r.Workload.Name] = r
+	}
+	return byName, out
+}
+
+func runReport(t *testing.T, o bench.Options) (bench.Report, string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	var out bytes.Buffer
 	o.Out, o.Dir, o.App = &out, t.TempDir(), sqlapp.Command{Env: []string{childEnv + "=1"}}
-	results, err := bench.Run(ctx, o)
+	report, err := bench.Run(ctx, o)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
 	if left, err := os.ReadDir(o.Dir); err != nil || len(left) > 0 {
 		t.Errorf("the benchmark left %v (%v)", left, err)
 	}
-	byName := map[string]bench.Result{}
-	for _, r := range results {
-		byName[r.Workload.Name] = r
+	return report, out.String()
+}
+
+func names() (names []string) {
+	for _, w := range bench.Workloads() {
+		names = append(names, w.Name)
 	}
-	return byName, out.String()
+	return names
 }
 
 func TestBenchMeasuresEveryWorkloadOnBothSides(t *testing.T) {
 	for _, off := range []bool{false, true} {
-		results, out := run(t, bench.Options{Duration: 20 * time.Millisecond, Rounds: 2, NoPassthrough: off})
+		results, out := run(t, bench.Options{Only: names(), Duration: 20 * time.Millisecond, Rounds: 2, NoPassthrough: off})
 		for _, w := range bench.Workloads() {
 			r, ok := results[w.Name]
 			if !ok || len(r.Native) != 2 || len(r.Mount) != 2 || r.Ratio() <= 0 {
@@ -89,6 +104,59 @@ func TestRequestsForEachTransaction(t *testing.T) {
 		const share = 0.1
 		if total < want || total > want+share {
 			t.Errorf("%s: %.3f requests for each transaction (%v), want %v and less than %v more\n%s", c.name, total, got, want, share, out)
+		}
+	}
+}
+
+// pairOptions are those of a short run of two nodes, with the command built from this tree.
+func pairOptions(t *testing.T, only ...string) bench.Options {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "litefs")
+	if out, err := exec.Command("go", "build", "-o", binary, "github.com/litefs/litefs/cmd/litefs").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return bench.Options{Binary: binary, Only: only, Duration: 100 * time.Millisecond, Rounds: 1, CatchupSize: 1 << 20}
+}
+
+func TestBenchMeasuresTwoNodes(t *testing.T) {
+	o := pairOptions(t, "lag", "replica-insert", "replica-read", "catchup", "soak")
+	report, out := runReport(t, o)
+	if len(report.Pair) != len(o.Only) {
+		t.Fatalf("%d results, want %d\n%s", len(report.Pair), len(o.Only), out)
+	}
+	for _, r := range report.Pair {
+		name := r.Workload.Name
+		if !strings.Contains(out, name) {
+			t.Errorf("the output does not name %s:\n%s", name, out)
+		}
+		if r.Workload.Unit != "" && (len(r.Native) != o.Rounds || len(r.Nodes) != o.Rounds || r.Ratio() <= 0) {
+			t.Errorf("%s: %+v", name, r)
+		}
+		for _, lags := range r.Lags {
+			if len(lags) == 0 {
+				t.Errorf("%s measured no lag", name)
+			}
+		}
+		if r.Workload.Unit == "" && len(r.Lags) == 0 {
+			t.Errorf("%s measured no round", name)
+		}
+	}
+}
+
+func TestLagQuantiles(t *testing.T) {
+	var lags bench.Lags
+	for i := range 100 {
+		lags = append(lags, time.Duration(i)*time.Millisecond)
+	}
+	for _, c := range []struct{ got, want any }{
+		{lags.Quantile(0.5), 50 * time.Millisecond},
+		{lags.Quantile(0.99), 99 * time.Millisecond},
+		{lags.Quantile(1), 99 * time.Millisecond},
+		{lags.Within(4 * time.Millisecond), 0.05},
+		{bench.Lags(nil).Quantile(0.5), time.Duration(0)},
+	} {
+		if c.got != c.want {
+			t.Errorf("got %v, want %v", c.got, c.want)
 		}
 	}
 }

@@ -22,8 +22,11 @@ func (p *printer) printf(format string, args ...any) {
 }
 
 func (p *printer) begin(o Options) {
-	p.printf("%d rounds of %s a side, in turns; medians; passthrough %s\n\n", o.Rounds, o.Duration, map[bool]string{true: "switched off", false: "where the kernel has it"}[o.NoPassthrough])
-	p.printf("%-11s  %10s  %10s  %6s  %-11s  %6s  %s\n", "", "native/s", "mount/s", "ratio", "(of rounds)", "goal", "FUSE requests for each repetition")
+	p.printf("%d rounds of %s a side, in turns; medians; passthrough %s\n", o.Rounds, o.Duration, map[bool]string{true: "switched off", false: "where the kernel has it"}[o.NoPassthrough])
+}
+
+func (p *printer) mountHead() {
+	p.printf("\n%-11s  %10s  %10s  %6s  %-11s  %6s  %s\n", "", "native/s", "mount/s", "ratio", "(of rounds)", "goal", "FUSE requests for each repetition")
 }
 
 func (p *printer) result(r Result) {
@@ -70,16 +73,39 @@ func requests(counts map[string]float64) string {
 	return b.String()
 }
 
-// end prints the memory of this process, which is the node's but for the benchmark's own few bytes.
-func (p *printer) end() error {
-	b, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return fmt.Errorf("read the memory of this process: %w", err)
+// memory prints the memory of this process, which is the node's but for the benchmark's own few bytes.
+func (p *printer) memory() error {
+	kb, err := anonymousMemory(os.Getpid())
+	p.printf("\nanonymous memory of the node at the end: %d kB\n", kb)
+	return err
+}
+
+func (p *printer) pairHead() {
+	p.printf("\n%-14s  %12s  %12s  %6s  %-11s  %6s\n", "two nodes", "native/s", "nodes/s", "ratio", "(of rounds)", "goal")
+}
+
+func (p *printer) pairResult(r PairResult) {
+	if len(r.Native) > 0 {
+		var native, nodes, ratios []float64
+		for i := range r.Native {
+			native, nodes = append(native, r.Native[i].Speed()), append(nodes, r.Nodes[i].Speed())
+			ratios = append(ratios, r.Nodes[i].Speed()/r.Native[i].Speed())
+		}
+		verdict := ""
+		if r.Ratio() < r.Workload.Target {
+			verdict = "  below the goal"
+		}
+		p.printf("%-14s  %12.0f  %12.0f  %6.2f  (%.2f-%.2f)  %6.2f%s\n", r.Workload.Name, median(native), median(nodes),
+			r.Ratio(), slices.Min(ratios), slices.Max(ratios), r.Workload.Target, verdict)
 	}
-	for line := range strings.Lines(string(b)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && name == "RssAnon" {
-			p.printf("\nanonymous memory of the node at the end: %s\n", strings.TrimSpace(value))
+	for i, lags := range r.Lags {
+		if r.Workload.Name != soakName {
+			p.printf("%-14s  lag in round %d: %s\n", r.Workload.Name, i+1, lags)
 		}
 	}
-	return p.err
+	p.printf("%-14s  %s", r.Workload.Name, r.Workload.What)
+	if r.Workload.Unit != "" {
+		p.printf("; %s a second", r.Workload.Unit)
+	}
+	p.printf("\n")
 }

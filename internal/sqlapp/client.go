@@ -181,11 +181,34 @@ func (c *Conn) Query(ctx context.Context, sql string, args ...any) ([][]any, err
 // Repeat runs a sequence of prepared statements over and over in the child, without a word on the
 // pipe: until rounds sequences are done or d has passed, whichever comes first (0: no such bound).
 func (c *Conn) Repeat(ctx context.Context, steps []Step, rounds int, d time.Duration) (Repeated, error) {
-	resp, err := c.p.call(ctx, request{Op: opRepeat, Conn: c.id, Steps: steps, Rounds: rounds, Millis: int(d / time.Millisecond)})
+	return c.repeat(ctx, request{Op: opRepeat, Conn: c.id, Steps: steps, Rounds: rounds, Millis: int(d / time.Millisecond)})
+}
+
+// Pace is Repeat with a sequence each interval, and tells when each of them ended. A sequence that comes
+// late is made up for: the next one follows at once. An interval of 0 is Repeat's pace.
+func (c *Conn) Pace(ctx context.Context, steps []Step, rounds int, d, every time.Duration) (Repeated, error) {
+	return c.repeat(ctx, request{
+		Op: opRepeat, Conn: c.id, Steps: steps, Rounds: rounds, Millis: int(d / time.Millisecond),
+		EveryMicros: int(every / time.Microsecond), Stamp: true,
+	})
+}
+
+func (c *Conn) repeat(ctx context.Context, req request) (Repeated, error) {
+	resp, err := c.p.call(ctx, req)
 	if resp.Repeated == nil {
 		return Repeated{}, err
 	}
 	return *resp.Repeated, err
+}
+
+// Watch runs a query of one integer over and over, a look each interval, until the value is at least
+// until or d has passed. It returns each new value, with when it was first seen. A query without a row,
+// or with NULL, is 0.
+func (c *Conn) Watch(ctx context.Context, sql string, until int64, every, d time.Duration) ([]Seen, error) {
+	resp, err := c.p.call(ctx, request{
+		Op: opWatch, Conn: c.id, SQL: sql, Until: until, EveryMicros: int(every / time.Microsecond), Millis: int(d / time.Millisecond),
+	})
+	return resp.Seen, err
 }
 
 // PersistWAL sets whether the -wal stays when the last connection closes (SQLITE_FCNTL_PERSIST_WAL).

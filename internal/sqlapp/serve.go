@@ -91,6 +91,9 @@ func (s *server) do(req request) (response, error) {
 	case opRepeat:
 		done, err := repeat(conn, req)
 		return response{Repeated: &done}, err
+	case opWatch:
+		seen, err := watch(conn, req)
+		return response{Seen: seen}, err
 	case opPersistWAL:
 		on := 0
 		if req.On {
@@ -186,9 +189,63 @@ func repeat(conn *sqlite3.SQLiteConn, req request) (done Repeated, err error) {
 			}
 		}
 		done.Rounds++
+		if req.Stamp {
+			done.Ends = append(done.Ends, time.Now().UnixNano())
+		}
+		pause(start.Add(time.Duration(done.Rounds) * time.Duration(req.EveryMicros) * time.Microsecond))
 	}
 	done.Nanos = int64(time.Since(start))
 	return done, nil
+}
+
+// pause waits until t. This process does nothing else, and its end is the parent's to order.
+func pause(t time.Time) {
+	if d := time.Until(t); d > 0 {
+		<-time.After(d)
+	}
+}
+
+// watch runs one prepared query until a bound is met.
+func watch(conn *sqlite3.SQLiteConn, req request) (seen []Seen, err error) {
+	prepared, err := conn.Prepare(req.SQL)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, prepared.Close()) }()
+	stmt, ok := prepared.(*sqlite3.SQLiteStmt)
+	if !ok {
+		return nil, fmt.Errorf("driver prepared a %T", prepared)
+	}
+	every, limit := time.Duration(req.EveryMicros)*time.Microsecond, time.Duration(req.Millis)*time.Millisecond
+	for start := time.Now(); ; {
+		value, err := readInteger(stmt)
+		if err != nil {
+			return seen, fmt.Errorf("%s: %w", req.SQL, err)
+		}
+		now := time.Now()
+		if len(seen) == 0 || value != seen[len(seen)-1].Value {
+			seen = append(seen, Seen{value, now.UnixNano()})
+		}
+		if value >= req.Until || now.Sub(start) >= limit {
+			return seen, nil
+		}
+		pause(now.Add(every))
+	}
+}
+
+// readInteger returns the first column of the first row.
+func readInteger(stmt *sqlite3.SQLiteStmt) (value int64, err error) {
+	rows, err := stmt.QueryContext(context.Background(), nil)
+	if err != nil {
+		return 0, err
+	}
+	row := make([]driver.Value, len(rows.Columns()))
+	if err = rows.Next(row); errors.Is(err, io.EOF) {
+		err = nil
+	} else if err == nil {
+		value, _ = row[0].(int64) // NULL is none
+	}
+	return value, errors.Join(err, rows.Close())
 }
 
 // runStep executes one prepared statement step.Times times; rows are read to the last.

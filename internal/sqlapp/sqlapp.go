@@ -66,6 +66,15 @@ type Step struct {
 type Repeated struct {
 	Rounds int   `json:"rounds"` // complete sequences
 	Nanos  int64 `json:"nanos"`  // from the first statement to the end of the last
+
+	// Ends is when each sequence ended, of Pace: nanoseconds since 1970.
+	Ends []int64 `json:"ends,omitempty"`
+}
+
+// Seen is a value that Watch saw, and when it saw it first: nanoseconds since 1970.
+type Seen struct {
+	Value int64 `json:"value"`
+	Nanos int64 `json:"nanos"`
 }
 
 // op names what a request asks for.
@@ -77,6 +86,7 @@ const (
 	opExec       op = "exec"
 	opQuery      op = "query"
 	opRepeat     op = "repeat"
+	opWatch      op = "watch"
 	opPersistWAL op = "persist-wal"
 )
 
@@ -92,6 +102,10 @@ type request struct {
 	Rounds int    `json:"rounds,omitempty"`
 	Millis int    `json:"millis,omitempty"`
 	On     bool   `json:"on,omitempty"`
+
+	EveryMicros int   `json:"every_micros,omitempty"` // between two sequences, or two looks
+	Stamp       bool  `json:"stamp,omitempty"`        // tell when each sequence ended
+	Until       int64 `json:"until,omitempty"`        // of Watch
 }
 
 // response is one line from the child.
@@ -99,6 +113,7 @@ type response struct {
 	Rows     [][]any   `json:"rows,omitempty"`
 	Changes  int64     `json:"changes,omitempty"`
 	Repeated *Repeated `json:"repeated,omitempty"`
+	Seen     []Seen    `json:"seen,omitempty"`
 	Err      *Error    `json:"err,omitempty"`   // SQLite's
 	Fault    string    `json:"fault,omitempty"` // anything else
 }

@@ -175,3 +175,52 @@ func TestRepeatCommitsEachStatement(t *testing.T) {
 		t.Errorf("another connection sees %v (%v), want 2", rows, err)
 	}
 }
+
+// What one child commits at a steady pace, another sees: each value after its commit.
+func TestWatchSeesWhatPaceCommits(t *testing.T) {
+	writer, ctx := start(t)
+	reader, _ := start(t)
+	path := filepath.Join(t.TempDir(), "a.db")
+	w, err := writer.Open(ctx, path, sqlapp.Options{Pragmas: []string{"journal_mode=wal"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Exec(ctx, "CREATE TABLE t(id INTEGER PRIMARY KEY)"); err != nil {
+		t.Fatal(err)
+	}
+	r, err := reader.Open(ctx, path, sqlapp.Options{BusyTimeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rounds, every = 20, 2 * time.Millisecond
+	type watched struct {
+		seen []sqlapp.Seen
+		err  error
+	}
+	result := make(chan watched, 1)
+	go func() {
+		seen, err := r.Watch(ctx, "SELECT max(id) FROM t", rounds, 100*time.Microsecond, 30*time.Second)
+		result <- watched{seen, err}
+	}()
+	done, err := w.Pace(ctx, []sqlapp.Step{{SQL: "INSERT INTO t DEFAULT VALUES"}}, rounds, 0, every)
+	if err != nil || done.Rounds != rounds || len(done.Ends) != rounds {
+		t.Fatalf("%d rounds, %d ends (%v), want %d", done.Rounds, len(done.Ends), err, rounds)
+	}
+	if least := (rounds - 1) * every; time.Duration(done.Nanos) < least {
+		t.Errorf("%d rounds took %s, want %s at least", rounds, time.Duration(done.Nanos), least)
+	}
+	got := <-result
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	last := sqlapp.Seen{}
+	for _, s := range got.seen {
+		if s.Value < last.Value || s.Nanos < last.Nanos || s.Value == last.Value && s.Value != 0 {
+			t.Errorf("%+v after %+v", s, last)
+		}
+		last = s
+	}
+	if last.Value != rounds {
+		t.Errorf("the last value is %d, want %d", last.Value, rounds)
+	}
+}
