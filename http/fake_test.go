@@ -124,6 +124,16 @@ func (s *fakeSource) change(id uint32, f func()) {
 	}
 }
 
+// waitSubs waits until somebody has subscribed.
+func (s *fakeSource) waitSubs(tb testing.TB) {
+	tb.Helper()
+	for deadline := time.Now().Add(patience); locked(s, func() int { return len(s.subs) }) == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			tb.Fatal("nobody subscribes")
+		}
+	}
+}
+
 // waitNoSubs waits for the end of all sessions.
 func (s *fakeSource) waitNoSubs(tb testing.TB) {
 	tb.Helper()
@@ -197,6 +207,8 @@ func (db *fakeDB) Name() string { return locked(db.src, func() string { return d
 func (db *fakeDB) Pos() litefs.Pos {
 	return locked(db.src, func() litefs.Pos { return posAt(db.id, db.head()) })
 }
+
+func (db *fakeDB) Settle() error { return nil }
 
 func (db *fakeDB) head() uint64 { return db.first + uint64(len(db.log)) }
 

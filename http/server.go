@@ -84,6 +84,8 @@ func newServer(src Source, opt Options, l limits) *Server {
 	mux.HandleFunc("GET /health", s.handleHealth)
 	mux.Handle("GET /info", s.authorized(s.handleInfo))
 	mux.Handle("GET /events", s.authorized(s.handleEvents))
+	mux.Handle("GET /export", s.authorized(s.handleExport))
+	mux.Handle("GET /db/", s.authorized(s.handleDB))
 	mux.Handle("GET /metrics", s.authorized(s.handleMetrics))
 	mux.Handle("POST /stream", s.authorized(s.handleStream))
 

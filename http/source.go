@@ -36,6 +36,9 @@ type Database interface {
 	Name() string
 	Pos() litefs.Pos
 
+	// Settle makes Pos count what applications have committed before the call.
+	Settle() error
+
 	// NextLTX returns the log entry that joins pos. Returns io.EOF if nothing comes after pos,
 	// litefs.ErrSnapshotNeeded if only a snapshot leads on. It does not wait for anything long.
 	NextLTX(pos litefs.Pos) (*litefs.LTXReader, error)

@@ -91,7 +91,7 @@ func TestBadInput(t *testing.T) {
 	}{
 		{"no command at all", "", "", 0, "litefs: no command given: litefs help lists the commands"},
 		{"no such command", "", "mout", 0, `litefs: unknown command "mout": litefs help lists the commands`},
-		{"command not built", "", "export", 0, `litefs: "export" is not built yet: litefs help lists what is`},
+		{"command not built", "", "import", 0, `litefs: "import" is not built yet: litefs help lists what is`},
 		{"no such flag", "", "mount -confg x", 0, "litefs: mount: flag provided but not defined: -confg: see litefs help mount"},
 		{"no such file", "", "mount -config x.yml", 0, "litefs: open x.yml: no such file or directory"},
 		{"no file", "", "mount", 0, "litefs: no configuration file: name one with -config, or a directory to mount; looked for litefs.yml, DIR/litefs.yml, /etc/litefs.yml"},
@@ -111,7 +111,7 @@ func TestBadInput(t *testing.T) {
 		{"not YAML", "fuse:\n\tdir: mnt", "mount", 0, "litefs: litefs.yml: not valid YAML at line 2: "},
 		{"typo", "fuse:\n  dri: mnt", "mount", 0, `litefs: litefs.yml: unknown key "fuse.dri" at line 2: did you mean "fuse.dir"?`},
 		{"typo, first form", "fuse:\n  dri: mnt", "-config litefs.yml", 0, `litefs: litefs.yml: unknown key "fuse.dri" at line 2: did you mean "fuse.dir"?`},
-		{"proxy", "fuse: {dir: mnt}\nproxy:\n  target: localhost:1", "mount", 0, "litefs: litefs.yml: proxy.target at line 3: the proxy is not built yet; remove the key"},
+		{"proxy", "fuse: {dir: mnt}\nproxy:\n  target: localhost:1", "mount", 0, "litefs: litefs.yml: proxy.addr is missing: name the host:port that clients of the application connect to"},
 		{"consul", "mount-dir: mnt\nconsul:\n  url: http://localhost:8500", "-config litefs.yml", 0, "litefs: litefs.yml: consul.url at line 3: the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"},
 		{"open port", "mount-dir: mnt\nhttp: {addr: ':20202'}", "mount", 0, "litefs: litefs.yml: http.addr :20202 is reachable from other machines and there is no http.token: "},
 		{"no primary", "", "mount -set lease.candidate=false mnt", 0, "litefs: lease.advertise-url is missing: with lease.candidate: false it must be the URL of the primary, like http://10.0.0.1:20202"},

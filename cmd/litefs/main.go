@@ -54,6 +54,8 @@ func commands(signals *signals) []command {
 		{"demo", "two nodes on this machine, for a first look", runDemo},
 		{"bench", "measure the mount against a plain directory", runBench},
 		{"status", "role, databases, replicas and lag of the running node", runStatus},
+		{"export", "write a checked copy of a database to a file", runExport},
+		{"wait", "wait until the running node has a position", runWait},
 		{"verify", "check logs, checksums and databases of a node", runVerify},
 		{"ltx", "list and dump the transactions of a database", runLTX},
 		{"version", "print the version", runVersion},
@@ -61,7 +63,7 @@ func commands(signals *signals) []command {
 }
 
 // absent are LiteFS's commands that this program does not have.
-var absent = []string{"run", "export", "import"}
+var absent = []string{"run", "import"}
 
 // run dispatches to a subcommand.
 func run(ctx context.Context, args []string, std stdio, signals *signals) error {

@@ -6,14 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"strconv"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	node "github.com/litefs/litefs/http"
-	"github.com/litefs/litefs/internal/config"
 )
 
 func runStatus(ctx context.Context, args []string, std stdio) error {
@@ -24,19 +21,19 @@ func runStatus(ctx context.Context, args []string, std stdio) error {
 		"litefs status -config litefs.yml -watch")
 	var c configFlags
 	c.register(f)
-	url := f.String("url", "", "`URL` of the node, like http://127.0.0.1:20202; "+config.TokenVariable+" holds its credential")
+	url := f.String("url", "", urlUsage)
 	asJSON := f.Bool("json", false, "print what the node answers")
 	watch := f.Bool("watch", false, "print again each second, until interrupted")
 	dirs, err := f.parse(args, std)
 	if err != nil {
 		return err
 	}
-	s, err := newStatusSource(c, dirs, *url)
+	s, err := newTarget(c, dirs, *url)
 	if err != nil {
 		return err
 	}
 	for {
-		report, err := s.ask(ctx)
+		report, err := s.report(ctx)
 		if ctx.Err() != nil {
 			return nil // interrupted
 		}
@@ -57,49 +54,6 @@ func runStatus(ctx context.Context, args []string, std stdio) error {
 	}
 }
 
-// statusSource is a node to be asked.
-type statusSource struct {
-	url    string
-	client *node.Client
-}
-
-func newStatusSource(c configFlags, dirs []string, url string) (s statusSource, err error) {
-	if url != "" {
-		if c.path != "" || len(dirs) > 0 {
-			return s, usagef("give -url, or a configuration, not both")
-		}
-		if s.url, err = config.NodeURL(url); err != nil {
-			return s, usagef("-url %v", err)
-		}
-		token, err := config.EnvToken(config.Source{})
-		s.client = node.NewClient(nil, string(token))
-		return s, err
-	}
-	cfg, err := c.load(dirs)
-	if err != nil {
-		return s, err
-	}
-	host, port, err := net.SplitHostPort(cfg.HTTP.Addr)
-	if err != nil {
-		return s, config.Invalid(fmt.Errorf("http.addr %s: %w", cfg.HTTP.Addr, err))
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "localhost"
-	}
-	s.url = "http://" + net.JoinHostPort(host, port)
-	s.client = node.NewClient(nil, string(cfg.HTTP.Token))
-	if files := node.TLSFiles(cfg.HTTP.TLS); !files.IsZero() {
-		if err := s.client.UseTLS(files, nil); err != nil {
-			return s, config.Invalid(err)
-		}
-		s.url = "https" + strings.TrimPrefix(s.url, "http")
-		if cfg.Lease.Candidate && cfg.Lease.AdvertiseURL != "" {
-			s.url = cfg.Lease.AdvertiseURL // the name that the certificate is for
-		}
-	}
-	return s, nil
-}
-
 // statusReport is what a node tells, and what its primary does.
 type statusReport struct {
 	Node node.Info
@@ -107,7 +61,7 @@ type statusReport struct {
 	Primary *node.Info
 }
 
-func (s statusSource) ask(ctx context.Context) (r statusReport, err error) {
+func (s target) report(ctx context.Context) (r statusReport, err error) {
 	if r.Node, err = s.client.Info(ctx, s.url); err != nil {
 		return r, err
 	}

@@ -51,7 +51,7 @@ var edges = map[string][]string{
 
 	// The command: the only place that ends the process.
 	"cmd/litefs": {
-		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/sqlapp",
+		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/pagesum", "sqlitefile", "internal/sqlapp",
 		"internal/verify", "internal/demo", "internal/bench", "internal/lostfound",
 	},
 

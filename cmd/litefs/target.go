@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"strings"
+
+	node "github.com/litefs/litefs/http"
+	"github.com/litefs/litefs/internal/config"
+)
+
+// urlUsage is the help of the flag -url.
+const urlUsage = "`URL` of the node, like http://127.0.0.1:20202; " + config.TokenVariable + " holds its credential"
+
+// target is a running node that a command talks to.
+type target struct {
+	url    string
+	client *node.Client
+}
+
+func newTarget(c configFlags, dirs []string, url string) (s target, err error) {
+	if url != "" {
+		if c.path != "" || len(dirs) > 0 {
+			return s, usagef("give -url, or a configuration, not both")
+		}
+		if s.url, err = config.NodeURL(url); err != nil {
+			return s, usagef("-url %v", err)
+		}
+		token, err := config.EnvToken(config.Source{})
+		s.client = node.NewClient(nil, string(token))
+		return s, err
+	}
+	cfg, err := c.load(dirs)
+	if err != nil {
+		return s, err
+	}
+	host, port, err := net.SplitHostPort(cfg.HTTP.Addr)
+	if err != nil {
+		return s, config.Invalid(fmt.Errorf("http.addr %s: %w", cfg.HTTP.Addr, err))
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	s.url = "http://" + net.JoinHostPort(host, port)
+	s.client = node.NewClient(nil, string(cfg.HTTP.Token))
+	if files := node.TLSFiles(cfg.HTTP.TLS); !files.IsZero() {
+		if err := s.client.UseTLS(files, nil); err != nil {
+			return s, config.Invalid(err)
+		}
+		s.url = "https" + strings.TrimPrefix(s.url, "http")
+		if cfg.Lease.Candidate && cfg.Lease.AdvertiseURL != "" {
+			s.url = cfg.Lease.AdvertiseURL // the name that the certificate is for
+		}
+	}
+	return s, nil
+}
