@@ -3,7 +3,9 @@ package litefs
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"io"
+	"strings"
 	"time"
 )
 
@@ -113,4 +115,19 @@ func (a Fullness) Compare(b Fullness) int {
 		return c
 	}
 	return cmp.Compare(a.Txns, b.Txns)
+}
+
+// MaxRegistryValue is the longest value that a Registry keeps, in bytes.
+const MaxRegistryValue = 4096
+
+// ValidateRegistryValue returns an error unless value can be stored under name in a Registry. The
+// names come from this program and become parts of keys; "record" is taken.
+func ValidateRegistryValue(name string, value []byte) error {
+	if name == "" || len(name) > 32 || name == "record" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz-") != "" {
+		return fmt.Errorf("%q is no name of a value beside the lease: want 1 to 32 of a-z and -, and not record", name)
+	}
+	if len(value) == 0 || len(value) > MaxRegistryValue {
+		return fmt.Errorf("the value of %s beside the lease has %d bytes, want 1 to %d", name, len(value), MaxRegistryValue)
+	}
+	return nil
 }
