@@ -1,0 +1,262 @@
+// Package etcd is the Leaser of a cluster that elects its primary by a key of etcd that is bound to an
+// etcd lease. It speaks the JSON form of etcd's version 3 API (etcd 3.4 and later).
+//
+// The key exists while somebody is the primary and says who; etcd removes it with the lease. Beside it,
+// and not ended with it, lie the record of the last primary, the cluster's id, and what else is stored
+// with SetOnce. docs/lease.md has the formats and the bounds of time.
+package etcd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/litefs/litefs"
+	"github.com/litefs/litefs/internal/boottime"
+	"github.com/litefs/litefs/internal/leasehttp"
+)
+
+// Defaults.
+const (
+	DefaultKey = "litefs/primary"
+	DefaultTTL = 10 * time.Second
+)
+
+// MinTTL is the shortest lease of an etcd that elects its leader within a second, as it does by
+// default: it gives no shorter one.
+const MinTTL = 2 * time.Second
+
+// Options of a Leaser. Zero values are the defaults, except where it says otherwise.
+type Options struct {
+	URL string        // of etcd's client port; its user and password log in; its path goes before every key
+	Key string        // the key that is bound to the lease
+	TTL time.Duration // how long a lease lasts after a renewal: whole seconds, from MinTTL on
+
+	Hostname     string // this node's, for those who read the key; may be empty
+	AdvertiseURL string // where other nodes reach this one; required
+
+	// Now is the clock that leases are measured by: the time since an arbitrary moment.
+	Now func() time.Duration
+}
+
+// Leaser is a litefs.Leaser and litefs.Registry. It is safe for concurrent use.
+type Leaser struct {
+	opt Options
+	key string // with the prefix of the URL
+	api *api
+
+	mu    sync.Mutex
+	lease *Lease // held by this leaser; nil between leases
+}
+
+var (
+	_ litefs.Leaser   = (*Leaser)(nil)
+	_ litefs.Registry = (*Leaser)(nil)
+)
+
+// New returns a leaser. It does not yet talk to etcd.
+func New(o Options) (*Leaser, error) {
+	if o.Key == "" {
+		o.Key = DefaultKey
+	}
+	if o.TTL == 0 {
+		o.TTL = DefaultTTL
+	}
+	if o.Now == nil {
+		o.Now = boottime.Now
+	}
+	u, err := url.Parse(o.URL)
+	switch {
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
+		// The URL may hold a password: it is not repeated.
+		return nil, errors.New("the URL of etcd must be like http://127.0.0.1:2379")
+	case o.AdvertiseURL == "":
+		return nil, errors.New("a node that may hold the lease needs a URL that others reach it at")
+	case o.TTL < MinTTL || o.TTL%time.Second != 0:
+		return nil, fmt.Errorf("a TTL of %v: etcd counts whole seconds, from %v on", o.TTL, MinTTL)
+	}
+	l := &Leaser{
+		opt: o,
+		key: strings.Trim(strings.Trim(u.Path, "/")+"/"+strings.Trim(o.Key, "/"), "/"),
+		// A third: a renewal that hangs leaves time for another one.
+		api: &api{client: leasehttp.New("etcd", u, o.TTL/3)},
+	}
+	if u.User != nil {
+		l.api.user = u.User.Username()
+		l.api.password, _ = u.User.Password()
+	}
+	return l, nil
+}
+
+// AdvertiseURL is the base URL at which other nodes reach this one.
+func (l *Leaser) AdvertiseURL() string { return l.opt.AdvertiseURL }
+
+// Key is the key that is bound to the lease, with the prefix that the URL gave it.
+func (l *Leaser) Key() string { return l.key }
+
+// holder is what the key holds: who the primary is.
+type holder struct {
+	Hostname string `json:"hostname"`
+	URL      string `json:"advertise-url"`
+}
+
+// PrimaryURL returns the URL that the holder of the key has written into it. Whether that node still
+// runs is not known here.
+func (l *Leaser) PrimaryURL(ctx context.Context) (string, error) {
+	kv, _, err := l.api.get(ctx, l.key)
+	if err != nil {
+		return "", err
+	}
+	if !kv.exists() {
+		return "", litefs.ErrNoPrimary
+	}
+	var h holder
+	if err := json.Unmarshal(kv.Value, &h); err != nil || h.URL == "" {
+		return "", fmt.Errorf("etcd key %s does not say who the primary is", l.key)
+	}
+	return h.URL, nil
+}
+
+// Acquire takes the lease if nobody has it. It returns litefs.ErrPrimaryExists if another node does,
+// and while this leaser itself holds it.
+func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
+	if l.held() {
+		return nil, litefs.ErrPrimaryExists
+	}
+	kv, _, err := l.api.get(ctx, l.key)
+	if err != nil {
+		return nil, err
+	}
+	if kv.exists() {
+		return nil, litefs.ErrPrimaryExists
+	}
+	// Before the first request of which etcd could count the TTL.
+	lease := &Lease{leaser: l, sent: l.opt.Now(), renewedAt: time.Now(), renewing: make(chan struct{}, 1)}
+	if lease.id, err = l.api.grant(ctx, l.opt.TTL); err != nil {
+		return nil, err
+	}
+	if err = l.take(ctx, lease); err == nil && !l.adopt(lease) {
+		err = litefs.ErrPrimaryExists
+	}
+	if err != nil {
+		// The answer alone may have been lost: without its lease the key is free again.
+		return nil, errors.Join(err, l.api.revoke(context.WithoutCancel(ctx), lease.id))
+	}
+	return lease, nil
+}
+
+// take makes the key, bound to lease, unless it exists.
+func (l *Leaser) take(ctx context.Context, lease *Lease) error {
+	value, err := json.Marshal(holder{Hostname: l.opt.Hostname, URL: l.opt.AdvertiseURL})
+	if err != nil {
+		return err
+	}
+	done, revision, _, err := l.api.txn(ctx, txnRequest{
+		Compare: []compare{absent(l.key)},
+		Success: []op{put(l.key, value, lease.id)},
+	})
+	if err == nil && !done {
+		err = litefs.ErrPrimaryExists
+	}
+	lease.token = revision
+	return err
+}
+
+// held reports whether this leaser has a lease that has not ended.
+func (l *Leaser) held() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lease != nil
+}
+
+// adopt makes lease the one that is held, unless there is one.
+func (l *Leaser) adopt(lease *Lease) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lease != nil {
+		return false
+	}
+	l.lease = lease
+	return true
+}
+
+// AwaitVacant returns nil when nobody has the key.
+func (l *Leaser) AwaitVacant(ctx context.Context) error {
+	for {
+		kv, revision, err := l.api.get(ctx, l.key)
+		if err != nil {
+			return err
+		}
+		if !kv.exists() {
+			return nil
+		}
+		// A watch ends with the first event. One that is silent may be of a server that hangs: it is
+		// left from time to time to ask again.
+		if err := l.api.awaitRemoval(ctx, l.key, revision+1, l.opt.TTL/2); err != nil {
+			return err
+		}
+	}
+}
+
+// Record returns what the last primary wrote of itself, or litefs.ErrNoRecord.
+func (l *Leaser) Record(ctx context.Context) (litefs.Record, error) {
+	kv, _, err := l.api.get(ctx, l.beside(recordName))
+	if err != nil {
+		return litefs.Record{}, err
+	}
+	if !kv.exists() {
+		return litefs.Record{}, litefs.ErrNoRecord
+	}
+	var r litefs.Record
+	if err := json.Unmarshal(kv.Value, &r); err != nil {
+		return litefs.Record{}, fmt.Errorf("etcd key %s holds no record of a primary: %w", l.beside(recordName), err)
+	}
+	return r, nil
+}
+
+// SetOnce stores value under name unless a value is there already, and returns the one that is there.
+func (l *Leaser) SetOnce(ctx context.Context, name string, value []byte) ([]byte, error) {
+	if err := litefs.ValidateRegistryValue(name, value); err != nil {
+		return nil, err
+	}
+	key := l.beside(name)
+	// Who may only read can read what is there.
+	kv, _, err := l.api.get(ctx, key)
+	if err != nil || kv.exists() {
+		return kv.Value, err
+	}
+	done, _, kv, err := l.api.txn(ctx, txnRequest{
+		Compare: []compare{absent(key)},
+		Success: []op{put(key, value, 0)},
+		Failure: []op{get(key)},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if done {
+		return value, nil
+	}
+	return kv.Value, nil
+}
+
+// recordName is the name of the record among the values beside the key.
+const recordName = "record"
+
+func (l *Leaser) beside(name string) string { return l.key + "/" + name }
+
+// Close gives back the lease, if it is held, and lets go of the connections.
+func (l *Leaser) Close() error {
+	l.mu.Lock()
+	lease := l.lease
+	l.mu.Unlock()
+	defer l.api.client.Close()
+	if lease == nil {
+		return nil
+	}
+	return lease.Close()
+}
