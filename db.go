@@ -99,6 +99,10 @@ type DB struct {
 	// next sync asks for a snapshot.
 	stale bool
 
+	// redo are entries that the files of a replica may lack, or have in part:
+	// the daemon before was cut off while it applied them.
+	redo []ltxlog.Entry
+
 	buf []byte // one page
 }
 

@@ -66,6 +66,9 @@ func (db *DB) captureUnjournaled() (look, error) {
 	if !db.unjournaled.Load() || len(db.dirty) == 0 && !db.allDirty || db.store.isOpen(db.Name()+"-journal") {
 		return lookNone, nil
 	}
+	if journalHot(db.JournalPath()) {
+		return lookNone, nil // its writer is dead: SQLite plays it back
+	}
 	held, err := db.reserved()
 	if errors.Is(err, fs.ErrNotExist) {
 		return lookNone, nil // it will be dropped

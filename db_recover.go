@@ -106,6 +106,9 @@ func (db *DB) look() (found, error) {
 // recover brings the log, the checksums and the files together again. The tree
 // is not in use. db.mu is held.
 func (db *DB) recover() error {
+	if db.store.live {
+		return db.recoverLive()
+	}
 	if _, err := os.Stat(db.DatabasePath()); errors.Is(err, fs.ErrNotExist) {
 		return errFileGone
 	} else if err != nil {

@@ -40,8 +40,11 @@ func (db *DB) takePeer(ctx context.Context) error {
 }
 
 func (db *DB) takePeerLocked(ctx context.Context) error {
-	if db.peer != nil || db.closed {
+	if db.closed {
 		return nil
+	}
+	if db.peer != nil {
+		return db.applyAgain(ctx)
 	}
 	path := filepath.Join(db.store.MountDir(), db.Name())
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -53,7 +56,7 @@ func (db *DB) takePeerLocked(ctx context.Context) error {
 	}
 	db.closeWAL()
 	db.peer = p
-	return nil
+	return db.applyAgain(ctx)
 }
 
 // releasePeer lets go of the locks. db.mu is held.

@@ -53,6 +53,10 @@ type Store struct {
 	// Retention bounds the log of each database; see Retention.
 	Retention Retention
 
+	// OwnerPID is the process that is named to whoever finds the data directory
+	// in use. Zero: this one.
+	OwnerPID int
+
 	// PrimaryHostname is what .primary says on a replica. Empty: the host in
 	// the primary's URL.
 	PrimaryHostname string
@@ -95,6 +99,7 @@ type Store struct {
 	// kernel mount.
 	mountDir    string
 	passthrough bool
+	live        bool // the tree was in use before Open; see TakeOver
 	byID        map[uint32]*DB
 	byName      map[string]*DB
 	failed      map[string]error // relative path -> why its record could not be opened
@@ -264,8 +269,12 @@ func (s *Store) Mounted(dir string, passthrough bool) error {
 	s.mountDev.Store(st.Dev)
 	s.mu.Lock()
 	s.mountDir, s.passthrough = dir, passthrough
+	live := s.live
 	s.mu.Unlock()
 	s.startRole()
+	if live {
+		s.takenOver()
+	}
 	return nil
 }
 

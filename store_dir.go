@@ -80,6 +80,9 @@ func (s *Store) openDir() error {
 
 // lockDir keeps a second daemon out of the data directory.
 func (s *Store) lockDir() error {
+	if s.lockFile != nil {
+		return nil // held for us since the process before
+	}
 	f, err := os.OpenFile(filepath.Join(s.path, "LOCK"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("data directory %s: %w", s.path, err)
@@ -89,7 +92,7 @@ func (s *Store) lockDir() error {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			s.lockFile = f
-			return errors.Join(f.Truncate(0), writePID(f))
+			return errors.Join(f.Truncate(0), s.writePID(f))
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
 			return errors.Join(fmt.Errorf("data directory %s is in use by another litefs (pid %d): stop that one first", s.path, lockOwner(s.path)), f.Close())
@@ -120,8 +123,12 @@ func (s *Store) keepApart(dir string) {
 	}
 }
 
-func writePID(f *os.File) error {
-	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+func (s *Store) writePID(f *os.File) error {
+	pid := s.OwnerPID
+	if pid == 0 {
+		pid = os.Getpid()
+	}
+	_, err := f.WriteAt([]byte(strconv.Itoa(pid)+"\n"), 0)
 	return err
 }
 

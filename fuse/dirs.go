@@ -37,7 +37,7 @@ func (fs *loopback) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.Op
 
 // ReadDir lists names from an offset on. Entries read from the directory that do not fit into the reply are read again.
 func (fs *loopback) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
-	h, err := fs.handle(in.Fh)
+	h, err := fs.handle(in.NodeId, in.Fh)
 	if err != nil {
 		return status(err)
 	}
@@ -103,7 +103,7 @@ func (fs *loopback) ReleaseDir(in *gofuse.ReleaseIn) {
 }
 
 func (fs *loopback) FsyncDir(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
-	h, err := fs.handle(in.Fh)
+	h, err := fs.handle(in.NodeId, in.Fh)
 	if err != nil {
 		return status(err)
 	}

@@ -10,7 +10,8 @@ import (
 
 // handle is one open(2) of a file, or an open directory.
 type handle struct {
-	fh       uint64 // number << 2 | access mode, so that a handle of an earlier daemon still says how it was opened
+	fh       uint64 // number << 4 | flags (fhXxx), so that a handle of an earlier daemon still says how it was opened
+	slot     uint32 // in the estate
 	node     *node  // nil: virtual
 	fd       int    // -1: virtual
 	writable bool
@@ -24,19 +25,57 @@ func (h *handle) close() {
 	}
 }
 
+// The low bits of a handle's number.
+const (
+	fhAccess = unix.O_ACCMODE // two bits
+	fhSync   = 1 << 2
+	fhDsync  = 1 << 3
+	fhFlags  = 4 // bits
+)
+
+// openFlags are the flags of open(2) that a handle's number tells.
+func openFlags(fh uint64) int {
+	flags := int(fh) & fhAccess
+	if fh&fhSync != 0 {
+		flags |= unix.O_SYNC
+	}
+	if fh&fhDsync != 0 {
+		flags |= unix.O_DSYNC
+	}
+	return flags
+}
+
+func handleNumber(n uint64, flags uint32) uint64 {
+	fh := n<<fhFlags | uint64(flags&unix.O_ACCMODE)
+	if flags&unix.O_SYNC == unix.O_SYNC {
+		fh |= fhSync
+	}
+	if flags&unix.O_DSYNC != 0 {
+		fh |= fhDsync
+	}
+	return fh
+}
+
 func (fs *loopback) addHandle(h *handle, flags uint32) {
 	fs.handles.Lock()
 	defer fs.handles.Unlock()
 	fs.handles.last++
-	h.fh = fs.handles.last<<2 | uint64(flags&unix.O_ACCMODE)
+	h.fh = handleNumber(fs.handles.last, flags)
+	h.slot = noSlot
 	fs.handles.open[h.fh] = h
 }
 
-func (fs *loopback) handle(fh uint64) (*handle, error) {
+// handle returns an open handle. The kernel may name one of a directory or a virtual file that a session before this one
+// gave out: it is opened again.
+func (fs *loopback) handle(node, fh uint64) (*handle, error) {
 	fs.handles.RLock()
-	defer fs.handles.RUnlock()
-	if h := fs.handles.open[fh]; h != nil {
+	h := fs.handles.open[fh]
+	fs.handles.RUnlock()
+	if h != nil {
 		return h, nil
+	}
+	if fs.nodes.inherited {
+		return fs.reopen(node, fh)
 	}
 	return nil, syscall.EBADF
 }
@@ -68,11 +107,13 @@ func (fs *loopback) Open(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 	if n.kind != unix.S_IFREG {
 		return gofuse.EACCES // nothing else is opened through the daemon
 	}
-	return fs.open(n, Caller{in.Pid}, in.Flags, false, out)
+	return fs.open(n, in.InHeader, in.Flags, false, out)
 }
 
 // open asks the Backend and opens n.
-func (fs *loopback) open(n *node, c Caller, flags uint32, created bool, out *gofuse.OpenOut) gofuse.Status {
+func (fs *loopback) open(n *node, in gofuse.InHeader, flags uint32, created bool, out *gofuse.OpenOut) gofuse.Status {
+	fs.undoUnanswered(in.Unique)
+	c := Caller{in.Pid}
 	asked := Cached
 	askedFirst := false
 	for {
@@ -89,7 +130,7 @@ func (fs *loopback) open(n *node, c Caller, flags uint32, created bool, out *gof
 			asked = mode
 		}
 		askedFirst = first || !named
-		code, again := fs.openAs(n, c, flags, created, asked, askedFirst, out)
+		code, again := fs.openAs(n, in, flags, created, asked, askedFirst, out)
 		if !again {
 			return code
 		}
@@ -98,13 +139,13 @@ func (fs *loopback) open(n *node, c Caller, flags uint32, created bool, out *gof
 
 // openAs opens n in the mode in force, or in the mode asked for if no handle is open. again: the last handle was closed
 // since the Backend was told that there is one, so the mode has not been asked for.
-func (fs *loopback) openAs(n *node, c Caller, flags uint32, created bool, asked Mode, askedFirst bool, out *gofuse.OpenOut) (code gofuse.Status, again bool) {
+func (fs *loopback) openAs(n *node, in gofuse.InHeader, flags uint32, created bool, asked Mode, askedFirst bool, out *gofuse.OpenOut) (code gofuse.Status, again bool) {
 	// A thread of this process may hold a lock that a Released in progress waits for.
-	if !c.Own() {
+	if c := (Caller{in.Pid}); !c.Own() {
 		defer fs.inOrder(n)()
 	}
 	h := &handle{node: n, fd: -1, writable: isWritable(flags)}
-	if code, again = fs.openBacked(n, h, flags, asked, askedFirst, out); !code.Ok() || again {
+	if code, again = fs.openBacked(n, h, in.Unique, flags, asked, askedFirst, out); !code.Ok() || again {
 		return code, again
 	}
 	fs.backend.Opened(fs.pathOrNone(n), fs.modeOf(n), h.writable, created)
@@ -128,7 +169,7 @@ func (fs *loopback) pathOrNone(n *node) string {
 }
 
 // openBacked is openAs without the Backend.
-func (fs *loopback) openBacked(n *node, h *handle, flags uint32, asked Mode, askedFirst bool, out *gofuse.OpenOut) (code gofuse.Status, again bool) {
+func (fs *loopback) openBacked(n *node, h *handle, unique uint64, flags uint32, asked Mode, askedFirst bool, out *gofuse.OpenOut) (code gofuse.Status, again bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.opens == 0 && !askedFirst {
@@ -138,16 +179,29 @@ func (fs *loopback) openBacked(n *node, h *handle, flags uint32, asked Mode, ask
 	if err != nil {
 		return status(err), false
 	}
-	if fs.nodes.ref(n.id) == nil {
+	if !fs.nodes.hold(n) {
 		unix.Close(fd)
 		return status(syscall.ESTALE), false
 	}
 	h.fd = fd
 	if n.opens == 0 {
 		n.mode = fs.begin(n, fd, asked)
+	} else if n.mode == Passthrough && n.backing == 0 {
+		// The session before was cut off between the last close and the end of its record.
+		if n.mode = fs.begin(n, fd, Passthrough); n.mode != Passthrough {
+			fs.nodes.letGo(n)
+			unix.Close(fd)
+			return status(syscall.EIO), false
+		}
 	}
 	n.opens++
 	fs.addHandle(h, flags)
+	if h.slot, err = fs.estate.opened(unique, h.fh, n.id, n.mode, n.backing, n.sized); err != nil {
+		fs.removeHandle(h.fh)
+		fs.closeOne(n, h)
+		fs.nodes.letGo(n)
+		return fs.refused("open", fs.pathOrNone(n), err), false
+	}
 	out.Fh = h.fh
 	// NOFLUSH: close(2) has nothing to ask. Most of all when this process is killed: the descriptors it holds on its own
 	// mount would wait for an answer that nobody is left to give.
@@ -180,6 +234,7 @@ func (fs *loopback) begin(n *node, fd int, asked Mode) Mode {
 		fs.logger.Warn("the kernel refused passthrough for a file; it is served cached", "path", path, "err", err)
 		return Cached
 	}
+	fs.estate.registered(id)
 	n.backing = id
 	return Passthrough
 }
@@ -201,22 +256,25 @@ func (fs *loopback) Create(_ <-chan struct{}, in *gofuse.CreateIn, name string, 
 		}
 	}
 	fd, err := unix.Openat(dir.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if errors.Is(err, syscall.EEXIST) && in.Flags&unix.O_EXCL == 0 {
+	switch {
+	case err == nil:
+		unix.Close(fd)
+	case errors.Is(err, syscall.EEXIST) && isResent(in.Unique):
+		// Made by the daemon before, which was cut off: the kernel, which keeps the directory locked, has seen no file.
+	case errors.Is(err, syscall.EEXIST) && in.Flags&unix.O_EXCL == 0:
 		return fs.openExisting(dir, name, in, out)
-	}
-	if err != nil {
+	default:
 		return status(err)
 	}
-	unix.Close(fd)
 	n, err := fs.adoptNew(dir, name, in.Owner, in.Mode|unix.S_IFREG, &out.EntryOut)
 	if err != nil {
 		return status(err)
 	}
-	code := fs.open(n, c, in.Flags, true, &out.OpenOut)
+	code := fs.open(n, in.InHeader, in.Flags, true, &out.OpenOut)
 	if !code.Ok() {
 		fs.undoNew(dir, name, unix.S_IFREG)
 		fs.nodes.moved(n.id)
-		fs.nodes.unref(n.id, 1)
+		fs.nodes.forget(n.id, 1)
 	}
 	return code
 }
@@ -228,7 +286,7 @@ func (fs *loopback) openExisting(dir *node, name string, in *gofuse.CreateIn, ou
 	}
 	code := gofuse.EACCES
 	if n.kind == unix.S_IFREG {
-		code = fs.open(n, Caller{in.Pid}, in.Flags, false, &out.OpenOut)
+		code = fs.open(n, in.InHeader, in.Flags, false, &out.OpenOut)
 	}
 	if code.Ok() && in.Flags&unix.O_TRUNC != 0 {
 		if code = fs.truncate(n, Caller{in.Pid}, 0, 0, false); !code.Ok() {
@@ -239,7 +297,7 @@ func (fs *loopback) openExisting(dir *node, name string, in *gofuse.CreateIn, ou
 		code = status(unix.Fstat(n.fd, &st))
 	}
 	if !code.Ok() {
-		fs.nodes.unref(n.id, 1)
+		fs.nodes.forget(n.id, 1)
 		return code
 	}
 	fillEntry(&out.EntryOut, n, &st)
@@ -251,7 +309,7 @@ func (fs *loopback) openVirtual(in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.S
 	if isWritable(in.Flags) {
 		return gofuse.EACCES
 	}
-	content, ok := fs.virtualContent(fs.virtuals.path(in.NodeId))
+	content, ok := fs.virtualContent(fs.virtualPath(in.NodeId))
 	if !ok {
 		return gofuse.ENOENT
 	}
@@ -274,7 +332,7 @@ func (fs *loopback) release(fh uint64) {
 		h.close()
 		return
 	}
-	defer fs.nodes.unref(h.node.id, 1)
+	defer fs.unhold(h.node)
 	defer fs.inOrder(h.node)()
 	last := fs.closeBacked(h.node, h)
 	fs.backend.Released(fs.pathOrNone(h.node), h.writable, last)
@@ -283,11 +341,20 @@ func (fs *loopback) release(fh uint64) {
 func (fs *loopback) closeBacked(n *node, h *handle) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	last = fs.closeOne(n, h)
+	fs.estate.closed(h.slot)
+	return last
+}
+
+// closeOne closes a handle of n; n.mu is held. The estate is told afterwards: a handle that it still has and whose
+// backing is gone is mended at the next open.
+func (fs *loopback) closeOne(n *node, h *handle) (last bool) {
 	h.close()
 	n.opens--
 	if n.opens > 0 {
 		return false
 	}
+	n.sized = false
 	if n.backing != 0 {
 		if err := fs.dev.closeBacking(n.backing); err != nil {
 			fs.logger.Error("the kernel keeps a passthrough file", "id", n.backing, "err", err)
@@ -299,7 +366,7 @@ func (fs *loopback) closeBacked(n *node, h *handle) (last bool) {
 
 // Read hands the descriptor to the loop, which reads straight into the reply.
 func (fs *loopback) Read(_ <-chan struct{}, in *gofuse.ReadIn, _ []byte) (gofuse.ReadResult, gofuse.Status) {
-	h, err := fs.handle(in.Fh)
+	h, err := fs.handle(in.NodeId, in.Fh)
 	if err != nil {
 		return nil, status(err)
 	}
@@ -317,7 +384,7 @@ func (fs *loopback) Writev(<-chan struct{}, *gofuse.WriteIn, [][]byte) (uint32, 
 }
 
 func (fs *loopback) Write(_ <-chan struct{}, in *gofuse.WriteIn, data []byte) (uint32, gofuse.Status) {
-	h, err := fs.handle(in.Fh)
+	h, err := fs.handle(in.NodeId, in.Fh)
 	if err != nil {
 		return 0, status(err)
 	}
@@ -365,8 +432,9 @@ func (fs *loopback) truncate(n *node, c Caller, size int64, fh uint64, withHandl
 			return fs.refused("truncate", path, err)
 		}
 	}
+	fs.noteSized(n)
 	if withHandle {
-		if h, err := fs.handle(fh); err == nil && h.writable && h.node == n {
+		if h, err := fs.handle(n.id, fh); err == nil && h.writable && h.node == n {
 			return status(unix.Ftruncate(h.fd, size))
 		}
 	}
@@ -396,7 +464,7 @@ func (fs *loopback) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { retu
 const fsyncDataOnly = 1
 
 func (fs *loopback) Fsync(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
-	h, err := fs.handle(in.Fh)
+	h, err := fs.handle(in.NodeId, in.Fh)
 	if err != nil {
 		return status(err)
 	}
@@ -413,7 +481,7 @@ func (fs *loopback) Fsync(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
 const removes = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_COLLAPSE_RANGE | unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_INSERT_RANGE
 
 func (fs *loopback) Fallocate(_ <-chan struct{}, in *gofuse.FallocateIn) gofuse.Status {
-	h, err := fs.handle(in.Fh)
+	h, err := fs.handle(in.NodeId, in.Fh)
 	if err != nil {
 		return status(err)
 	}
@@ -436,7 +504,7 @@ func (fs *loopback) Fallocate(_ <-chan struct{}, in *gofuse.FallocateIn) gofuse.
 
 // Lseek answers SEEK_DATA and SEEK_HOLE; the kernel does the others itself.
 func (fs *loopback) Lseek(_ <-chan struct{}, in *gofuse.LseekIn, out *gofuse.LseekOut) gofuse.Status {
-	h, err := fs.handle(in.Fh)
+	h, err := fs.handle(in.NodeId, in.Fh)
 	if err != nil {
 		return status(err)
 	}

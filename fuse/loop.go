@@ -39,7 +39,13 @@ type bufferPools struct {
 func newBufferPools() *bufferPools {
 	p := &bufferPools{}
 	p.large.New = func() any {
-		return &ioBuffers{in: make([]byte, largeSize), out: make([]byte, largeSize), pool: &p.large}
+		b := &ioBuffers{in: make([]byte, largeSize), out: make([]byte, largeSize), pool: &p.large}
+		// The kernel fails a request when it cannot write it to memory; a page that was never touched is such memory while
+		// this process is being killed.
+		for i := 0; i < largeSize; i += 4096 {
+			b.in[i] = 1
+		}
+		return b
 	}
 	p.small.New = func() any {
 		return &ioBuffers{in: make([]byte, smallSize), out: make([]byte, smallSize), pool: &p.small}
@@ -75,6 +81,9 @@ func (s *Session) initialize() (uint64, error) {
 		return 0, fmt.Errorf("the first request is %s, want INIT", opcodeName(h.Opcode))
 	}
 	s.counts[opInit].Add(1)
+	if err := s.bequeath(b.in[:n]); err != nil {
+		return 0, fmt.Errorf("INIT: %w", err)
+	}
 	m, status := s.server.HandleRequest([][]byte{b.in[:n]}, [][]byte{b.out})
 	if !status.Ok() {
 		return 0, fmt.Errorf("INIT: %w", syscall.Errno(status))
@@ -173,6 +182,9 @@ func (s *Session) answer(b *ioBuffers, n int) {
 	}
 	if m > 0 {
 		s.reply(h, b.out[:m])
+		if opensFile(h.Opcode) {
+			s.estate.answered(h.Unique)
+		}
 	}
 }
 

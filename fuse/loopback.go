@@ -24,6 +24,8 @@ type loopback struct {
 	logger      *slog.Logger
 	backend     Backend
 	dev         *device
+	estate      *estate
+	keeper      Keeper // nil: none
 	passthrough func() bool
 	nodes       *table
 	virtuals    virtualTable
@@ -46,10 +48,13 @@ func newLoopback(s *Session, nodes *table) *loopback {
 		logger:        s.logger,
 		backend:       s.opt.Backend,
 		dev:           s.dev,
+		estate:        s.estate,
+		keeper:        s.opt.Keeper,
 		passthrough:   func() bool { return s.passthrough },
 		nodes:         nodes,
 	}
 	fs.handles.open = make(map[uint64]*handle)
+	fs.handles.last = s.estate.firstHandle()
 	return fs
 }
 
@@ -123,7 +128,7 @@ func (fs *loopback) Forget(id, lookups uint64) {
 		fs.virtuals.forget(id, lookups)
 		return
 	}
-	fs.nodes.unref(id, lookups)
+	fs.nodes.forget(id, lookups)
 }
 
 func (fs *loopback) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {

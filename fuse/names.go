@@ -50,7 +50,7 @@ func (fs *loopback) adoptNew(dir *node, name string, c gofuse.Owner, mode uint32
 			err = unix.Fstat(n.fd, &st)
 		}
 		if err != nil {
-			fs.nodes.unref(n.id, 1)
+			fs.nodes.forget(n.id, 1)
 		}
 	}
 	if err != nil {
@@ -87,10 +87,11 @@ func (fs *loopback) Mknod(_ <-chan struct{}, in *gofuse.MknodIn, name string, ou
 		}
 	}
 	fd, err := unix.Openat(dir.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
+	if err == nil {
+		unix.Close(fd)
+	} else if !madeBefore(in.Unique, err) {
 		return status(err)
 	}
-	unix.Close(fd)
 	_, err = fs.adoptNew(dir, name, in.Owner, in.Mode, out)
 	return status(err)
 }
@@ -100,7 +101,7 @@ func (fs *loopback) Mkdir(_ <-chan struct{}, in *gofuse.MkdirIn, name string, ou
 	if err != nil {
 		return status(err)
 	}
-	if err := unix.Mkdirat(dir.fd, name, 0o700); err != nil {
+	if err := unix.Mkdirat(dir.fd, name, 0o700); err != nil && !madeBefore(in.Unique, err) {
 		return status(err)
 	}
 	_, err = fs.adoptNew(dir, name, in.Owner, in.Mode|unix.S_IFDIR, out)
@@ -112,7 +113,7 @@ func (fs *loopback) Symlink(_ <-chan struct{}, h *gofuse.InHeader, target, name 
 	if err != nil {
 		return status(err)
 	}
-	if err := unix.Symlinkat(target, dir.fd, name); err != nil {
+	if err := unix.Symlinkat(target, dir.fd, name); err != nil && !madeBefore(h.Unique, err) {
 		return status(err)
 	}
 	_, err = fs.adoptNew(dir, name, h.Owner, unix.S_IFLNK, out)
@@ -136,6 +137,12 @@ func (fs *loopback) Unlink(_ <-chan struct{}, h *gofuse.InHeader, name string) g
 		if _, virtual := fs.virtualContent(path, named); virtual {
 			return gofuse.EPERM
 		}
+		if goneBefore(h.Unique, err) {
+			if named {
+				fs.backend.Unlinked(path, nil)
+			}
+			return gofuse.OK
+		}
 		return status(err)
 	}
 	if named {
@@ -146,8 +153,14 @@ func (fs *loopback) Unlink(_ <-chan struct{}, h *gofuse.InHeader, name string) g
 	if c := (Caller{h.Pid}); !c.Own() {
 		defer fs.inOrder(fs.nodes.known(st.Ino))()
 	}
+	if err := fs.keepNode(st.Ino); err != nil {
+		return fs.refused("unlink", path, err)
+	}
 	err = unix.Unlinkat(dir.fd, name, 0)
 	fs.nodes.moved(st.Ino)
+	if err == nil {
+		fs.nodes.nameless(st.Ino)
+	}
 	if named {
 		fs.backend.Unlinked(path, err)
 	}
@@ -194,6 +207,9 @@ func (fs *loopback) Rmdir(_ <-chan struct{}, h *gofuse.InHeader, name string) go
 	}
 	err = unix.Unlinkat(dir.fd, name, unix.AT_REMOVEDIR)
 	fs.nodes.moves.Add(1)
+	if goneBefore(h.Unique, err) {
+		return gofuse.OK
+	}
 	return status(err)
 }
 
@@ -212,10 +228,19 @@ func (fs *loopback) Rename(_ <-chan struct{}, in *gofuse.RenameIn, oldName, newN
 		return status(err)
 	}
 	var source, target unix.Stat_t
-	if err := unix.Fstatat(from.fd, oldName, &source, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return status(err)
-	}
+	serr := unix.Fstatat(from.fd, oldName, &source, unix.AT_SYMLINK_NOFOLLOW)
 	replaces := unix.Fstatat(to.fd, newName, &target, unix.AT_SYMLINK_NOFOLLOW) == nil
+	if replaces && goneBefore(in.Unique, serr) {
+		oldPath, named := fs.nodes.childPath(from, oldName)
+		newPath, alsoNamed := fs.nodes.childPath(to, newName)
+		if named && alsoNamed {
+			fs.backend.Renamed(oldPath, newPath, nil)
+		}
+		return gofuse.OK
+	}
+	if serr != nil {
+		return status(serr)
+	}
 	if replaces && in.Flags&unix.RENAME_NOREPLACE != 0 {
 		return gofuse.Status(syscall.EEXIST)
 	}
@@ -230,6 +255,11 @@ func (fs *loopback) Rename(_ <-chan struct{}, in *gofuse.RenameIn, oldName, newN
 	if c := (Caller{in.Pid}); !c.Own() {
 		defer fs.orderOfRename(&source, &target, replaces)()
 	}
+	if replaces {
+		if err := fs.keepNode(target.Ino); err != nil {
+			return fs.refused("rename", newPath, err)
+		}
+	}
 	err = unix.Renameat2(from.fd, oldName, to.fd, newName, uint(in.Flags))
 	if source.Mode&unix.S_IFMT == unix.S_IFDIR {
 		fs.nodes.moves.Add(1) // everything below has moved too
@@ -238,6 +268,9 @@ func (fs *loopback) Rename(_ <-chan struct{}, in *gofuse.RenameIn, oldName, newN
 	}
 	if replaces {
 		fs.nodes.moved(target.Ino)
+		if err == nil && target.Ino != source.Ino {
+			fs.nodes.nameless(target.Ino)
+		}
 	}
 	if named {
 		fs.backend.Renamed(oldPath, newPath, err)

@@ -23,8 +23,13 @@ type node struct {
 	kind uint32 // S_IFMT bits
 	fd   int    // O_PATH|O_NOFOLLOW
 
-	// refs = lookups the kernel has not forgotten + open handles. Guarded by table.mu. 0: freed.
-	refs uint64
+	// Guarded by table.mu. A node with neither is freed.
+	lookups uint64 // that the kernel has not forgotten
+	handles uint64 // open
+
+	// inherited: found when the mount was taken over. How many lookups the kernel remembers is not known, so the first
+	// FORGET counts for all of them; if the kernel did remember more, the node is found again by its number.
+	inherited bool
 
 	path  atomic.Pointer[pathAt]
 	moves atomic.Uint64 // counts renames and unlinks of this inode; counted after they happened
@@ -37,6 +42,8 @@ type node struct {
 	opens   int   // handles open; mode and backing hold while it is not 0
 	mode    Mode  // in force
 	backing int32 // id registered with the kernel; 0: none
+	sized   bool  // the size was set since the first open
+	kept    bool  // the Keeper has fd, for the file has no name
 	refused bool  // the kernel did not take the file as a backing: cached for as long as the node lives
 }
 
@@ -54,6 +61,10 @@ type table struct {
 	moves    atomic.Uint64 // counts what can change the paths of many nodes: a renamed directory, a change from outside
 	rootPath atomic.Pointer[string]
 
+	// inherited: the kernel knows nodes from before this session, which are found when it names them.
+	inherited bool
+	searching sync.Mutex // one search of the tree at a time; before mu
+
 	mu    sync.RWMutex
 	nodes map[uint64]*node
 }
@@ -68,16 +79,17 @@ func newTable(dir string) (*table, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("stat %s: %w", dir, err)
 	}
-	root := &node{id: rootID, kind: unix.S_IFDIR, fd: fd, refs: 1}
+	root := &node{id: rootID, kind: unix.S_IFDIR, fd: fd, lookups: 1}
 	return &table{root: root, dev: st.Dev, nodes: map[uint64]*node{rootID: root}}, nil
 }
 
 // get returns a node the kernel knows.
 func (t *table) get(id uint64) (*node, error) {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	if n := t.nodes[id]; n != nil {
+	if n := t.known(id); n != nil {
 		return n, nil
+	}
+	if t.inherited {
+		return t.find(id)
 	}
 	return nil, syscall.ESTALE
 }
@@ -123,10 +135,10 @@ func (t *table) adopt(fd int) (*node, unix.Stat_t, error) {
 	defer t.mu.Unlock()
 	if n := t.nodes[st.Ino]; n != nil {
 		unix.Close(fd)
-		n.refs++
+		n.lookups++
 		return n, st, nil
 	}
-	n := &node{id: st.Ino, kind: st.Mode & unix.S_IFMT, fd: fd, refs: 1}
+	n := &node{id: st.Ino, kind: st.Mode & unix.S_IFMT, fd: fd, lookups: 1}
 	t.nodes[n.id] = n
 	return n, st, nil
 }
@@ -141,29 +153,69 @@ func (t *table) check(st *unix.Stat_t) error {
 	return nil
 }
 
-// ref takes a reference on the node of an inode if there is one.
+// ref takes a reference, as of a lookup, on the node of an inode if there is one.
 func (t *table) ref(id uint64) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.nodes[id]
 	if n != nil {
-		n.refs++
+		n.lookups++
 	}
 	return n
 }
 
-// unref drops references; the node without any is freed.
-func (t *table) unref(id uint64, refs uint64) {
+// forget drops lookups.
+func (t *table) forget(id uint64, lookups uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.nodes[id]
 	if n == nil || n == t.root {
 		return
 	}
-	n.refs -= min(refs, n.refs)
-	if n.refs == 0 {
-		delete(t.nodes, id)
-		unix.Close(n.fd)
+	n.lookups -= min(lookups, n.lookups)
+	if n.inherited {
+		n.lookups, n.inherited = 0, false
+	}
+	t.freeUnused(n)
+}
+
+// hold counts an open handle, if the node is still there.
+func (t *table) hold(n *node) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.nodes[n.id] != n {
+		return false
+	}
+	n.handles++
+	return true
+}
+
+// letGo counts a handle that was closed.
+func (t *table) letGo(n *node) (freed bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.handles--
+	return t.freeUnused(n)
+}
+
+// freeUnused closes the pin of a node that nobody refers to. t.mu is held.
+func (t *table) freeUnused(n *node) (freed bool) {
+	if n == t.root || n.handles > 0 || n.lookups > 0 || t.nodes[n.id] != n {
+		return false
+	}
+	delete(t.nodes, n.id)
+	unix.Close(n.fd)
+	return true
+}
+
+// nameless unpins an inherited node that has lost its name and is not open, so that its space is free: the kernel may not
+// know the node at all, and then nobody would forget it.
+func (t *table) nameless(id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[id]; n != nil && n.inherited && n.handles == 0 {
+		n.lookups = 0
+		t.freeUnused(n)
 	}
 }
 

@@ -23,6 +23,7 @@ const (
 	opRmdir       = 11
 	opRename      = 12
 	opLink        = 13
+	opOpen        = 14
 	opRead        = 15
 	opStatfs      = 17
 	opGetxattr    = 22
@@ -71,6 +72,9 @@ func mayWait(op uint32) bool {
 	}
 	return true
 }
+
+// opensFile tells the requests whose answer has a new handle of a file.
+func opensFile(op uint32) bool { return op == opOpen || op == opCreate }
 
 // hasLargeAnswer tells the requests whose caller says how large the answer may be.
 func hasLargeAnswer(op uint32) bool {

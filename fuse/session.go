@@ -25,6 +25,11 @@ type Options struct {
 	NoPassthrough bool   // Passthrough is served as Cached
 	Backend       Backend
 	Logger        *slog.Logger
+
+	// Keeper, if there is one, gets what another session needs to go on with the mount when this process dies.
+	Keeper Keeper
+	// Inherited is the mount of a session before this one: Mount serves it and mounts nothing. Mount owns it.
+	Inherited *Inherited
 }
 
 // closeTimeout is how long Close waits for the mount to become idle when its context has no deadline.
@@ -36,6 +41,7 @@ type Session struct {
 	logger *slog.Logger
 	dev    *device
 	fs     *loopback
+	estate *estate // nil: nobody takes this session's mount over
 	server *gofuse.ProtocolServer
 
 	passthrough bool
@@ -78,26 +84,48 @@ func Mount(ctx context.Context, opt Options) (*Session, error) {
 	if err := raiseFileLimit(); err != nil {
 		s.logger.Warn("the limit of open files stays low: every file the kernel knows takes one", "err", err)
 	}
-	nodes, err := newTable(opt.Root)
-	if err != nil {
-		return nil, fmt.Errorf("mount %s: %w", dir, err)
-	}
-	s.dev, err = openDevice(ctx, dir, opt.AllowOther, s.logger)
-	if err != nil {
-		nodes.closeAll()
+	if opt.Inherited != nil {
+		if err := s.inherit(opt.Inherited); err != nil {
+			return nil, errors.Join(fmt.Errorf("take over the mount %s: %w", dir, err), opt.Inherited.Close())
+		}
+	} else if err := s.mount(ctx); err != nil {
 		return nil, err
-	}
-	s.fs = newLoopback(s, nodes)
-	s.server = gofuse.NewProtocolServer(s.fs, s.protocolOptions())
-	if err := s.start(); err != nil {
-		err = errors.Join(err, s.dev.unmount(unix.MNT_DETACH), unix.Close(s.dev.fd))
-		nodes.closeAll()
-		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
 	if err := s.settlePoll(); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), s.Close(ctx))
 	}
 	return s, nil
+}
+
+// mount makes the mount and serves it.
+func (s *Session) mount(ctx context.Context) error {
+	dir := s.opt.Dir
+	nodes, err := newTable(s.opt.Root)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	s.dev, err = openDevice(ctx, dir, s.opt.AllowOther, s.logger)
+	if err != nil {
+		nodes.closeAll()
+		return err
+	}
+	s.fs = newLoopback(s, nodes)
+	s.server = gofuse.NewProtocolServer(s.fs, s.protocolOptions())
+	if err := s.start(); err != nil {
+		err = errors.Join(err, s.dev.unmount(unix.MNT_DETACH), unix.Close(s.dev.fd), s.estate.close())
+		nodes.closeAll()
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	return nil
+}
+
+// inherit serves the mount of a session before this one.
+func (s *Session) inherit(in *Inherited) error {
+	s.dev, s.estate = in.dev, in.estate
+	s.estate.begun()
+	s.fs = newLoopback(s, in.nodes)
+	s.server = gofuse.NewProtocolServer(s.fs, s.protocolOptions())
+	return s.takeOver(in)
 }
 
 func (s *Session) protocolOptions() *gofuse.MountOptions {
@@ -134,17 +162,27 @@ func (s *Session) start() error {
 		return err
 	}
 	s.passthrough, s.why = s.probePassthrough(flags)
-	mode := Cached
-	if s.passthrough {
-		mode = Passthrough
+	if err := s.leave(); err != nil {
+		return err
 	}
-	s.logger.Info("mounted", "root", s.opt.Root, "io", mode.String(), "why", s.why, "helper", s.dev.helper)
+	s.logger.Info("mounted", "root", s.opt.Root, "io", s.ioMode().String(), "why", s.why, "helper", s.dev.helper)
+	s.serveAll()
+	return nil
+}
+
+func (s *Session) ioMode() Mode {
+	if s.passthrough {
+		return Passthrough
+	}
+	return Cached
+}
+
+func (s *Session) serveAll() {
 	for range maxReading {
 		s.workers.Add(1)
 		go s.serve()
 	}
 	go s.finish()
-	return nil
 }
 
 // settlePoll has the kernel ask once whether files can be polled, and learn that they cannot (ENOSYS).
@@ -220,8 +258,13 @@ func (s *Session) finish() {
 	s.notify.closed = true
 	s.notify.Unlock()
 	s.fs.closeAll()
-	if err := unix.Close(s.dev.fd); err != nil {
+	if err := errors.Join(unix.Close(s.dev.fd), s.estate.close()); err != nil {
 		s.logger.Error("close of the FUSE device", "err", err)
+	}
+	if s.estate != nil {
+		if err := dropKept(s.opt.Keeper); err != nil {
+			s.logger.Error("the end of the mount is not told", "err", err)
+		}
 	}
 	close(s.ended)
 }

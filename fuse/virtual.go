@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"hash/fnv"
 	"sync"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -13,10 +14,10 @@ const virtualBit = 1 << 63
 // isVirtual tells the nodeid of a virtual file. All bits set is a nodeid of the ProtocolServer's own.
 func isVirtual(id uint64) bool { return id&virtualBit != 0 }
 
-// virtualTable numbers the virtual files the kernel knows.
+// virtualTable numbers the virtual files the kernel knows, by their paths: a session that takes the mount over finds the
+// same numbers.
 type virtualTable struct {
 	mu     sync.Mutex
-	last   uint64
 	byID   map[uint64]*virtualNode
 	byPath map[string]*virtualNode
 }
@@ -35,12 +36,22 @@ func (t *virtualTable) lookup(path string) uint64 {
 		if t.byID == nil {
 			t.byID, t.byPath = make(map[uint64]*virtualNode), make(map[string]*virtualNode)
 		}
-		t.last++
-		v = &virtualNode{id: virtualBit | t.last, path: path}
+		id := virtualID(path)
+		for t.byID[id] != nil {
+			id = virtualBit | (id + 1)
+		}
+		v = &virtualNode{id: id, path: path}
 		t.byID[v.id], t.byPath[path] = v, v
 	}
 	v.lookups++
 	return v.id
+}
+
+// virtualID is the nodeid of a path, unless another path has it.
+func virtualID(path string) uint64 {
+	h := fnv.New64a()
+	h.Write([]byte(path))
+	return virtualBit | h.Sum64()>>2 // never all bits
 }
 
 func (t *virtualTable) forget(id, lookups uint64) {
@@ -66,6 +77,37 @@ func (t *virtualTable) path(id uint64) (string, bool) {
 	return v.path, true
 }
 
+// virtualPath returns the path of a virtual file that the kernel knows, perhaps from a session before this one.
+func (fs *loopback) virtualPath(id uint64) (path string, ok bool) {
+	if path, ok = fs.virtuals.path(id); ok || !fs.nodes.inherited {
+		return path, ok
+	}
+	look := func(dir string) bool {
+		for _, name := range fs.backend.Virtuals(dir) {
+			if dir != "" {
+				name = dir + "/" + name
+			}
+			if virtualID(name) == id {
+				path = name
+				return true
+			}
+		}
+		return false
+	}
+	if look("") {
+		return path, true
+	}
+	err := fs.nodes.walk(func(_ int, _ string, st *unix.Stat_t) (bool, error) {
+		n := fs.nodes.known(st.Ino)
+		if n == nil || n.kind != unix.S_IFDIR {
+			return true, nil
+		}
+		dir, named := fs.nodes.pathOf(n)
+		return !named || !look(dir), nil
+	})
+	return path, err == nil && path != ""
+}
+
 // virtualContent asks the Backend for the content of a virtual file.
 func (fs *loopback) virtualContent(path string, named bool) ([]byte, bool) {
 	if !named {
@@ -87,7 +129,7 @@ func (fs *loopback) lookupVirtual(path string, out *gofuse.EntryOut) bool {
 }
 
 func (fs *loopback) virtualAttr(id uint64, a *gofuse.Attr) gofuse.Status {
-	content, ok := fs.virtualContent(fs.virtuals.path(id))
+	content, ok := fs.virtualContent(fs.virtualPath(id))
 	if !ok {
 		return gofuse.ENOENT
 	}

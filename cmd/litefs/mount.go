@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/litefs/litefs/internal/config"
+	"github.com/litefs/litefs/internal/guardian"
 	"github.com/litefs/litefs/internal/supervise"
 )
 
@@ -60,10 +61,23 @@ func runMount(ctx context.Context, args []string, std stdio, signals *signals) e
 	if err := checkDirs(cfg); err != nil {
 		return err
 	}
+	ward, err := guardian.FromEnvironment()
+	if err != nil {
+		return err
+	}
+	node := runDaemon
+	switch {
+	case ward != nil:
+		node = runWard(ward)
+		// Programs are the guardian's, and so is what comes after a fault.
+		cfg.Exec, cfg.ExitOnError = nil, true
+	case cfg.Fuse.Guardian:
+		node = runGuarded(std)
+	}
 	m := &mount{
 		cfg:     cfg,
 		logger:  newLogger(cfg.Log, std.err),
-		daemon:  runDaemon,
+		daemon:  node,
 		signals: signals,
 		std:     std,
 		grace:   *grace,

@@ -16,6 +16,7 @@ type Config struct {
 	Addr        string   // http.addr
 	PrimaryURL  string   // set: a follower of the node at that URL; empty: the static primary
 	Passthrough bool     // fuse.passthrough: auto, or off
+	Guardian    bool     // fuse.guardian
 	Debug       bool     // log.debug
 	DataKeys    []string // further lines of the section data, as "key: value"
 	Proxy       []string // lines of the section proxy, as "key: value"; none: no proxy
@@ -29,6 +30,9 @@ func (c Config) YAML() string {
 		passthrough = "auto"
 	}
 	fmt.Fprintf(&b, "fuse:\n  dir: %s\n  passthrough: %s\n", strconv.Quote(c.Mount), strconv.Quote(passthrough))
+	if c.Guardian {
+		b.WriteString("  guardian: true\n")
+	}
 	fmt.Fprintf(&b, "data:\n  dir: %s\n", strconv.Quote(c.Data))
 	for _, line := range c.DataKeys {
 		fmt.Fprintf(&b, "  %s\n", line)

@@ -90,6 +90,7 @@ type Fuse struct {
 	AllowOther  bool   // other users of the machine may enter
 	Debug       bool   // log every request
 	Passthrough bool   // use kernel passthrough where it is to be had ("auto")
+	Guardian    bool   // the mount outlives the daemon
 }
 
 // Data says where the databases and their log lie.

@@ -37,6 +37,7 @@ func keyTable() []key {
 		{path: "fuse.allow-other", set: boolean(func(c *Config) *bool { return &c.Fuse.AllowOther })},
 		{path: "fuse.debug", set: boolean(func(c *Config) *bool { return &c.Fuse.Debug })},
 		{path: "fuse.passthrough", set: text(setPassthrough)},
+		{path: "fuse.guardian", set: boolean(func(c *Config) *bool { return &c.Fuse.Guardian })},
 
 		{path: "data.dir", set: text(func(c *Config, s string) error { c.Data.Dir = s; return nil })},
 		{path: "data.compress", set: text(setCompress)},

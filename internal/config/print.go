@@ -28,6 +28,7 @@ func (c *Config) YAML() ([]byte, error) {
 		passthrough = "auto"
 	}
 	add(fuse, "passthrough", str(passthrough))
+	add(fuse, "guardian", plain(fmt.Sprint(c.Fuse.Guardian)))
 
 	data := group("data")
 	add(data, "dir", str(c.Data.Dir))

@@ -28,10 +28,24 @@ type Options struct {
 	Config *config.Config
 	Logger *slog.Logger
 
+	// Guardian, if there is one, holds what must outlive this process.
+	Guardian Guardian
+
 	// Ready is called once the mount serves and, on a replica without
 	// skip-sync, once it has caught up with its primary for the first time.
 	Ready func(*Node)
 }
+
+// Guardian holds descriptors for the daemon after this one, and has those of
+// the daemon before.
+type Guardian interface {
+	fuse.Keeper
+	// PID is the process that whoever wants to end the node has to end.
+	PID() int
+}
+
+// keptLock names the lock of the data directory.
+const keptLock = "data.lock"
 
 // closeTimeout bounds a shutdown: how long the mount may stay busy before it
 // is detached from the tree.
@@ -39,8 +53,12 @@ const closeTimeout = 10 * time.Second
 
 // Node is a running node.
 type Node struct {
-	cfg    *config.Config
-	logger *slog.Logger
+	cfg      *config.Config
+	logger   *slog.Logger
+	guardian Guardian // nil: none
+
+	// inherited is the mount of the daemon before, until it is served.
+	inherited *fuse.Inherited
 
 	store   *litefs.Store
 	session *fuse.Session
@@ -55,7 +73,7 @@ type Node struct {
 
 // Run starts a node, says so, and stops it when ctx ends or the mount goes.
 func Run(ctx context.Context, o Options) error {
-	n, err := Start(ctx, o.Config, o.Logger)
+	n, err := StartGuarded(ctx, o.Config, o.Logger, o.Guardian)
 	if err != nil {
 		return err
 	}
@@ -91,18 +109,29 @@ func (n *Node) awaitSync(ctx context.Context) bool {
 }
 
 // Start brings a node up. When it returns without an error the mount serves.
-func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *Node, err error) {
-	n := &Node{cfg: cfg, logger: logger, failed: make(chan error, 2)}
+func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*Node, error) {
+	return StartGuarded(ctx, cfg, logger, nil)
+}
+
+// StartGuarded is Start for a node with a guardian: a mount that the daemon
+// before has left with it is taken over.
+func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, guardian Guardian) (_ *Node, err error) {
+	n := &Node{cfg: cfg, logger: logger, guardian: guardian, failed: make(chan error, 2)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := n.prepareMountPoint(); err != nil {
-		return nil, err
-	}
 	if err := n.newStore(); err != nil {
 		return nil, config.Invalid(err)
+	}
+	if err := n.inherit(); err != nil {
+		return nil, err
+	}
+	if n.inherited == nil {
+		if err := n.prepareMountPoint(); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.listenProxy(); err != nil {
 		return nil, err
@@ -116,6 +145,11 @@ func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *Nod
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if err := n.keepLock(); err != nil {
+		return nil, err
+	}
+	inherited := n.inherited
+	n.inherited = nil // the session's, whatever comes
 	n.session, err = fuse.Mount(ctx, fuse.Options{
 		Dir:           cfg.Fuse.Dir,
 		Root:          n.store.FilesDir(),
@@ -124,6 +158,8 @@ func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *Nod
 		NoPassthrough: !cfg.Fuse.Passthrough,
 		Backend:       backend{n.store},
 		Logger:        logger,
+		Keeper:        n.keeper(),
+		Inherited:     inherited,
 	})
 	if err != nil {
 		return nil, err
@@ -135,6 +171,58 @@ func Start(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *Nod
 	n.serve()
 	logger.Info("ready", "mount", cfg.Fuse.Dir, "data", cfg.Data.Dir, "role", n.store.Role().String(), "url", n.server.URL(), "passthrough", passthrough)
 	return n, nil
+}
+
+// inherit finds the mount of the daemon before and what is open on it.
+func (n *Node) inherit() error {
+	if n.guardian == nil {
+		return nil
+	}
+	n.store.OwnerPID = n.guardian.PID()
+	in, err := fuse.Inherit(n.guardian, n.cfg.Fuse.Dir, n.store.FilesDir(), n.logger)
+	if err != nil {
+		return err
+	}
+	fd, locked := n.guardian.Kept(keptLock)
+	var lock *os.File
+	if locked {
+		lock = os.NewFile(uintptr(fd), "LOCK")
+	}
+	if in == nil {
+		if lock != nil {
+			return errors.Join(lock.Close(), n.guardian.Drop(keptLock))
+		}
+		return nil
+	}
+	n.inherited = in
+	var files []litefs.OpenFile
+	for _, f := range in.Files() {
+		files = append(files, litefs.OpenFile{
+			Path: f.Path, Handles: f.Handles, Writable: f.Writable,
+			Passthrough: f.Mode == fuse.Passthrough, Sized: f.Sized,
+		})
+	}
+	n.store.TakeOver(n.cfg.Fuse.Dir, in.Passthrough(), files, lock)
+	return nil
+}
+
+// keepLock lets the lock of the data directory outlive this process: nobody
+// else is to open it while the mount waits for the next daemon.
+func (n *Node) keepLock() error {
+	if n.guardian == nil {
+		return nil
+	}
+	if err := n.guardian.Keep(keptLock, int(n.store.LockFile().Fd())); err != nil {
+		return fmt.Errorf("keep the lock of the data directory: %w", err)
+	}
+	return nil
+}
+
+func (n *Node) keeper() fuse.Keeper {
+	if n.guardian == nil {
+		return nil
+	}
+	return n.guardian
 }
 
 // prepareMountPoint makes the mount point and clears what a daemon that was
@@ -312,8 +400,12 @@ func (n *Node) Close(ctx context.Context) error {
 	if n.session != nil {
 		errs = append(errs, n.session.Close(ctx))
 	}
+	errs = append(errs, n.inherited.Close())
 	if n.store != nil {
 		errs = append(errs, n.store.Close())
+	}
+	if n.guardian != nil {
+		errs = append(errs, n.guardian.Drop(keptLock))
 	}
 	return errors.Join(errs...)
 }

@@ -42,6 +42,7 @@ var edges = map[string][]string{
 	// A node, and the tools around it.
 	"internal/config":    {},
 	"internal/supervise": {},
+	"internal/guardian":  {},
 	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "proxy", "internal/config", "internal/vfs"},
 	"internal/sqlapp":    {},
 	"internal/childnode": {},
@@ -51,7 +52,7 @@ var edges = map[string][]string{
 
 	// The command: the only place that ends the process.
 	"cmd/litefs": {
-		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/pagesum", "sqlitefile", "internal/sqlapp",
+		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/guardian", "internal/pagesum", "sqlitefile", "internal/sqlapp",
 		"internal/verify", "internal/demo", "internal/bench", "internal/lostfound",
 	},
 

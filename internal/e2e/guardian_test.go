@@ -1,0 +1,173 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/litefs/litefs/internal/childnode"
+	"github.com/litefs/litefs/internal/sqlitetest"
+)
+
+// guarded has a parent process hold the mount.
+func guarded(c *childnode.Config) { c.Guardian = true }
+
+// daemonPID is the process that serves the mount of a node with a guardian; 0 while there is none.
+func (n *node) daemonPID() int {
+	n.t.Helper()
+	procs, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	parent := fmt.Sprintf("\nPPid:\t%d\n", n.proc.PID())
+	for _, path := range procs {
+		status, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(status), parent) {
+			continue // it has ended, or is another's child
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		return pid
+	}
+	return 0
+}
+
+// killDaemon kills the daemon below the guardian, if it runs.
+func (n *node) killDaemon() {
+	n.t.Helper()
+	if pid := n.daemonPID(); pid != 0 {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+			n.t.Fatal(err)
+		}
+	}
+}
+
+// stallWriter inserts rows one after the other and keeps how long each call took.
+type stallWriter struct {
+	name  string
+	rows  int64
+	calls []time.Duration
+	err   error
+	done  chan struct{}
+}
+
+// write inserts rows until ctx ends.
+func (w *stallWriter) write(ctx context.Context, conn *sqlitetest.Conn, reopen func() *sqlitetest.Conn, rng *rand.Rand) {
+	defer close(w.done)
+	for ctx.Err() == nil {
+		begin := time.Now()
+		_, err := conn.Exec("INSERT INTO t(id, v) VALUES (?, randomblob(?))", w.rows+1, 100+rng.IntN(9000))
+		w.calls = append(w.calls, time.Since(begin))
+		if err != nil {
+			w.err = err
+			return
+		}
+		w.rows++
+		if reopen != nil && w.rows%20 == 0 {
+			conn.Close()
+			conn = reopen()
+		}
+	}
+}
+
+// daemonKills has writers in every journal mode at work while the daemon is killed again and again.
+func daemonKills(t *testing.T, kills int, d time.Duration, options ...option) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	n := startNode(t, append(options, guarded)...)
+	app := map[string]*sqlitetest.App{}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var writers []*stallWriter
+	for i, mode := range []struct {
+		name    string
+		pragmas []string
+		reopen  bool
+	}{
+		{"wal-normal", []string{"journal_mode=wal", "synchronous=normal", "wal_autocheckpoint=20"}, false},
+		{"wal-full", []string{"journal_mode=wal", "synchronous=full"}, false},
+		{"wal-reopen", []string{"journal_mode=wal", "synchronous=normal"}, true},
+		{"delete", []string{"journal_mode=delete"}, false},
+		{"truncate", []string{"journal_mode=truncate", "synchronous=normal"}, false},
+		{"persist", []string{"journal_mode=persist", "synchronous=normal"}, false},
+		{"delete-reopen", []string{"journal_mode=delete", "synchronous=normal"}, true},
+	} {
+		name := mode.name + ".db"
+		a := sqlitetest.Start(t)
+		app[name] = a
+		open := func() *sqlitetest.Conn { return openPatient(a, n.path(name), mode.pragmas...) }
+		conn := open()
+		conn.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB)")
+		// Opened anew, so that its files are what an application has after any restart.
+		conn.Close()
+		conn = open()
+		var reopen func() *sqlitetest.Conn
+		if mode.reopen {
+			reopen = open
+		}
+		w := &stallWriter{name: name, done: make(chan struct{})}
+		writers = append(writers, w)
+		go w.write(ctx, conn, reopen, rand.New(rand.NewPCG(seed, uint64(i+1))))
+	}
+	begin := time.Now()
+	killed := 0
+	for ; killed < kills || time.Since(begin) < d; killed++ {
+		time.Sleep(time.Duration(50+rng.IntN(400)) * time.Millisecond)
+		n.killDaemon()
+	}
+	eventually(t, "a daemon serves", func() (bool, string) {
+		_, err := n.pos("delete.db")
+		return err == nil, fmt.Sprint(err)
+	})
+	cancel()
+	var calls []time.Duration
+	for _, w := range writers {
+		select {
+		case <-w.done:
+		case <-time.After(patience):
+			t.Fatalf("%s: a call does not return", w.name)
+		}
+		if w.err != nil {
+			t.Errorf("%s, after %d rows: %v", w.name, w.rows, w.err)
+		}
+		calls = append(calls, w.calls...)
+		app[w.name].Exit()
+	}
+	slices.Sort(calls)
+	t.Logf("%d kills, %d calls: p50 %v, p99 %v, max %v", killed, len(calls), calls[len(calls)/2], calls[len(calls)*99/100], calls[len(calls)-1])
+	for _, w := range writers {
+		c := sqlitetest.Open(t, n.path(w.name))
+		if got := c.MustInt("SELECT count(*) FROM t"); got != w.rows {
+			t.Errorf("%s: %d rows, %d were acknowledged", w.name, got, w.rows)
+		}
+		c.Close()
+	}
+	n.stop()
+	dbs := n.verified()
+	for _, w := range writers {
+		if db := dbs[w.name]; db == nil || db.Max < 1 {
+			t.Errorf("%s has no log", w.name)
+		}
+	}
+}
+
+func TestApplicationsWaitWhileTheDaemonIsAway(t *testing.T) {
+	t.Run("passthrough", func(t *testing.T) { daemonKills(t, 6, 0) })
+	t.Run("cached", func(t *testing.T) { daemonKills(t, 6, 0, cached) })
+}
+
+func TestSoakDaemonKills(t *testing.T) {
+	t.Run("passthrough", func(t *testing.T) { daemonKills(t, 1, soakFor(t)/6) })
+	t.Run("cached", func(t *testing.T) { daemonKills(t, 1, soakFor(t)/6, cached) })
+}

@@ -1,0 +1,142 @@
+package guardian
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// variable tells a daemon which descriptor is its socket to the guardian.
+const variable = "LITEFS_GUARDIAN_FD"
+
+// Client is the daemon's end.
+type Client struct {
+	conn *net.UnixConn
+	pid  int
+	gone chan struct{} // closed when the guardian has ended
+
+	mu   sync.Mutex
+	kept map[string]int // of the daemon before, still to be taken
+	held map[string]bool
+}
+
+// FromEnvironment returns the guardian that has started this process, nil if none has. What the daemon before has left
+// is there when it returns.
+func FromEnvironment() (*Client, error) {
+	v, ok := os.LookupEnv(variable)
+	if !ok {
+		return nil, nil
+	}
+	// Programs that this process starts have no guardian.
+	if err := os.Unsetenv(variable); err != nil {
+		return nil, err
+	}
+	fd, err := strconv.Atoi(v)
+	if err != nil {
+		return nil, fmt.Errorf("environment variable %s: %w", variable, err)
+	}
+	unix.CloseOnExec(fd)
+	// The name of /proc/self/exe, by which this process was started, is no name.
+	if err := os.WriteFile("/proc/self/comm", []byte("litefs"), 0); err != nil {
+		return nil, fmt.Errorf("name the process: %w", err)
+	}
+	conn, err := connOf(os.NewFile(uintptr(fd), "guardian"))
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{conn: conn, pid: os.Getppid(), gone: make(chan struct{}), kept: make(map[string]int), held: make(map[string]bool)}
+	for {
+		m, err := receive(conn)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("what the guardian has kept: %w", err), conn.Close())
+		}
+		if m.kind == kindStart {
+			break
+		}
+		if m.kind == kindHave {
+			c.kept[m.name], c.held[m.name] = m.fd, true
+		}
+	}
+	go c.watch()
+	return c, nil
+}
+
+// watch ends with the guardian, or with Close.
+func (c *Client) watch() {
+	defer close(c.gone)
+	for {
+		m, err := receive(c.conn)
+		if err != nil && !errors.Is(err, errMessage) {
+			return
+		}
+		if m.fd >= 0 && err == nil {
+			_ = unix.Close(m.fd) // nothing carries one now
+		}
+	}
+}
+
+// Gone is closed when the guardian has ended, which nobody but it could mend.
+func (c *Client) Gone() <-chan struct{} { return c.gone }
+
+// PID is the guardian's process.
+func (c *Client) PID() int { return c.pid }
+
+// Keep gives the guardian a copy of a descriptor, which replaces one of the same name. When it returns, the copy outlives
+// this process.
+func (c *Client) Keep(name string, fd int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := send(c.conn, message{kindKeep, name, fd}); err != nil {
+		return err
+	}
+	c.held[name] = true
+	return nil
+}
+
+// Drop makes the guardian let go of a copy, if it has one.
+func (c *Client) Drop(name string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.held[name] {
+		return nil
+	}
+	delete(c.held, name)
+	return ignoreGone(send(c.conn, message{kindDrop, name, -1}))
+}
+
+// ignoreGone takes the end of the guardian for no error: what it held is gone with it.
+func ignoreGone(err error) error {
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		return nil
+	}
+	return err
+}
+
+// Kept returns what the daemon before has left under a name. It is the caller's from the first call on.
+func (c *Client) Kept(name string) (fd int, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fd, ok = c.kept[name]
+	delete(c.kept, name)
+	return fd, ok
+}
+
+// Names lists what the guardian holds.
+func (c *Client) Names() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.held))
+}
+
+// Ready tells the guardian that applications may start.
+func (c *Client) Ready() error { return send(c.conn, message{kindReady, "", -1}) }
+
+// Bye tells the guardian that the end of this process is meant: nothing is to be started again.
+func (c *Client) Bye() error { return ignoreGone(send(c.conn, message{kindBye, "", -1})) }

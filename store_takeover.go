@@ -1,0 +1,185 @@
+package litefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/litefs/litefs/internal/capture"
+	"github.com/litefs/litefs/sqlitefile"
+)
+
+// This file goes on where a daemon that died has left a mount which lives: applications have files open, may be in the
+// middle of a transaction, and wait for an answer. Nothing that was written is lost then, for the kernel has gone on, and
+// no file may be touched: a journal that looks hot has an owner, or SQLite plays it back at its next read. So recovery
+// only brings the record up to date, and notes what has to be compared.
+
+// OpenFile is a file of the tree that applications have open.
+type OpenFile struct {
+	Path              string // relative to the mount
+	Handles, Writable int
+	Passthrough       bool
+	Sized             bool // its size was set since it was first opened
+}
+
+// TakeOver tells the store, before Open, that its tree is in use already: it is visible at dir, and files are open. ours
+// is the lock of the data directory, which the process before has kept from being free; nil: it is to be taken.
+func (s *Store) TakeOver(dir string, passthrough bool, files []OpenFile, ours *os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.live, s.mountDir, s.passthrough, s.lockFile = true, dir, passthrough, ours
+	for _, f := range files {
+		s.opens[f.Path] = &openFile{handles: f.Handles, writers: f.Writable, begun: f.Sized}
+		s.unseen[f.Path] = f.Passthrough
+	}
+}
+
+// LockFile is the open lock of the data directory: whoever holds a copy of its descriptor holds the directory.
+func (s *Store) LockFile() *os.File { return s.lockFile }
+
+// takenOver looks at every database once the mount answers again: what applications committed meanwhile is captured.
+func (s *Store) takenOver() {
+	for _, db := range s.DBs() {
+		db.poke()
+	}
+}
+
+// errUnfinishedRecord is a record that has no entry yet: its database is recorded anew when it is written next.
+var errUnfinishedRecord = fmt.Errorf("its first entry was never written: %w", errFileGone)
+
+// recoverLive brings the record of a database that may be in use to the log's head. db.mu is held.
+func (db *DB) recoverLive() error {
+	if _, err := os.Stat(db.DatabasePath()); errors.Is(err, fs.ErrNotExist) {
+		return errFileGone
+	} else if err != nil {
+		return err
+	}
+	f, err := db.look()
+	if err != nil {
+		return err
+	}
+	f.clean, f.lost = false, false
+	for _, d := range db.txlog.Dropped() {
+		db.log().Warn("a log entry at the end was cut off and is dropped", "txid", d.Min, "durable", d.Durable, "error", d.Err)
+	}
+	if db.store.lastRole == RoleReplica {
+		return db.recoverLiveReplica(f)
+	}
+	if !f.logged {
+		return errUnfinishedRecord
+	}
+	ok, err := db.reconcileSums(f)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errors.New("page checksums do not match the log: they are rebuilt when no application has the database open")
+	}
+	return db.findPlace()
+}
+
+// findPlace finds where captures go on.
+func (db *DB) findPlace() error {
+	if err := db.openWALNow(); err != nil {
+		return err
+	}
+	if !db.locateLive() {
+		db.at, db.allDirty = capture.WALPos{}, true
+	}
+	journaled, err := db.mayBeJournaled()
+	if err != nil {
+		return err
+	}
+	if journaled {
+		// The pages noted since the last transaction died with the daemon.
+		db.allDirty = true
+		db.unjournaled.Store(db.store.isOpen(db.Name()))
+	}
+	db.leftWAL = db.wal == nil && db.store.writesUnseen(db.Name())
+	return nil
+}
+
+// locateLive is locate for a write-ahead log that may be written meanwhile. false: where the log's head ends is not known.
+func (db *DB) locateLive() bool {
+	for range 20 {
+		state, err := db.locate()
+		// A log that restarts while it is read looks shorter than it was.
+		if err == nil && state != walBehind {
+			return true
+		}
+		<-time.After(time.Millisecond) // writers have no wake-up for us
+	}
+	return false
+}
+
+// mayBeJournaled reports whether pages may have been written other than to a write-ahead log.
+func (db *DB) mayBeJournaled() (bool, error) {
+	if journalHot(db.JournalPath()) {
+		return true, nil
+	}
+	file, err := os.Open(db.DatabasePath())
+	if err != nil {
+		return false, err
+	}
+	defer file.Close() //nolint:errcheck // read only
+	hdr, _, err := readHeader(file)
+	if errors.Is(err, sqlitefile.ErrNotDatabase) {
+		return true, nil
+	}
+	return !hdr.IsWAL(), err
+}
+
+// recoverLiveReplica notes the entries that the files may lack: the peer, which writes as SQLite does, applies them again.
+func (db *DB) recoverLiveReplica(f found) error {
+	if !f.logged {
+		db.stale = true
+		return nil
+	}
+	applied := db.sums.Stamp().TXID
+	ok, err := db.reconcileSums(f)
+	if err != nil {
+		return err
+	}
+	interrupted, err := db.recovering()
+	if err != nil {
+		return err
+	}
+	if !ok || interrupted {
+		db.stale = true
+		db.log().Warn("page checksums do not match the log: a snapshot is fetched from the primary")
+		return nil
+	}
+	for _, e := range db.txlog.Entries() {
+		if e.Max <= applied {
+			continue
+		}
+		db.redo = append(db.redo, e)
+		db.stale = db.stale || e.PageSize != db.sums.PageSize()
+	}
+	if len(db.redo) > 0 && db.redo[0].Min > applied+1 {
+		db.stale = true
+	}
+	if db.stale {
+		db.redo = nil
+	}
+	return nil
+}
+
+// applyAgain writes the pages of the entries that the daemon before was cut off from applying. Their checksums are on
+// record already. db.mu is held.
+func (db *DB) applyAgain(ctx context.Context) error {
+	for len(db.redo) > 0 {
+		e := db.redo[0]
+		err := db.peer.Apply(ctx, e.Commit, e.PageSize, func(yield func(pgno uint32, data []byte) error) error {
+			return db.txlog.Stream(e, yield)
+		})
+		if err != nil {
+			return fmt.Errorf("apply entry %016x again: %w", e.Min, err)
+		}
+		db.redo = db.redo[1:]
+	}
+	return nil
+}
