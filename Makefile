@@ -16,6 +16,7 @@ FUZZ ?= 5000
 DEMO_SECONDS ?= 8
 BENCH_ARGS ?=
 SOAK_DURATION ?= 30m
+SOAK_CLUSTERS ?= 200000
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,8 +38,8 @@ race: ## the race detector on the packages below the kernel
 	go test -p=1 -timeout $(TIMEOUT) -race $$(go list ./... | grep -v -E '$(ABOVE_RACE)')
 
 # These serve a mount or drive child processes that do: their time goes to the kernel and to SQLite,
-# and the algorithms they call are raced on their own.
-ABOVE_RACE := /(fuse|cmd/litefs|internal/(daemon|e2e|bench|demo|deps|childnode|leaseserver|sqlapp|sqlitetest))$$
+# and the algorithms they call are raced on their own. Roles are a state machine with no goroutine.
+ABOVE_RACE := /(fuse|cmd/litefs|internal/(daemon|e2e|bench|demo|deps|childnode|leaseserver|sqlapp|sqlitetest|role))$$
 
 fuzz: ## every fuzz target, FUZZ inputs each
 	.ci/fuzz $(FUZZ)
@@ -52,6 +53,7 @@ bench: build ## the mount against the bare disk; BENCH_ARGS="-only normal,read -
 soak: ## long and random: kill -9, SIGSTOP and contention for SOAK_DURATION
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^(TestSoak|TestRandomOperations)' ./internal/e2e
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestRecoverRandom' .
+	go test -count=1 -timeout 24h -v -run "^TestCluster$$" ./internal/role -role.seeds $(SOAK_CLUSTERS) -role.from $$(date +%s)
 
 left: ## fail when a mount was left behind
 	.ci/left

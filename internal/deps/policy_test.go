@@ -14,6 +14,7 @@ var edges = map[string][]string{
 	// Algorithms, one idea each.
 	"internal/vfs":     {},
 	"internal/watch":   {},
+	"internal/role":    {},
 	"internal/locktab": {},
 	"internal/pagesum": {"sqlitefile"},
 	"internal/capture": {"sqlitefile"},
@@ -23,7 +24,7 @@ var edges = map[string][]string{
 	"internal/lostfound": {"internal/ltxlog", "sqlitefile"},
 
 	// The façade: orchestrates the algorithms.
-	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/peer", "internal/ltxlog", "internal/lostfound", "sqlitefile"},
+	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/peer", "internal/ltxlog", "internal/lostfound", "internal/role", "sqlitefile"},
 
 	// Edges: the kernel, the network, the lease. They meet in the daemon.
 	"fuse":         {},
@@ -82,7 +83,7 @@ var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps", 
 
 // pure packages hold decisions that can lose data. They read no clock, disk, socket or random number,
 // so that a million of their inputs can be replayed in a minute.
-var pure = []string{"sqlitefile", "internal/capture"}
+var pure = []string{"sqlitefile", "internal/capture", "internal/role"}
 
 // impure is what a pure package may not import.
 var impure = []string{"os", "net", "net/http", "sync", "context", "log/slog", "math/rand", "math/rand/v2", "time", "syscall", "golang.org/x/sys/unix"}
