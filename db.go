@@ -60,6 +60,12 @@ type DB struct {
 	// Before mu.
 	ingest sync.Mutex
 
+	// epochList is when each primary began to write the database.
+	epochList epochFile
+
+	// repairing says what is being repaired, nil when nothing is.
+	repairing atomic.Pointer[string]
+
 	// trouble is why a replica's database does not follow; nil when it does.
 	trouble atomic.Pointer[trouble]
 
@@ -207,6 +213,9 @@ func (db *DB) openRecord() (err error) {
 	}
 	if db.sums, err = db.openSums(); err != nil {
 		return errors.Join(fmt.Errorf("page checksums: %w", err), db.txlog.Close())
+	}
+	if err := db.openEpochs(); err != nil {
+		return errors.Join(err, db.sums.Close(false), db.txlog.Close())
 	}
 	return nil
 }

@@ -96,6 +96,9 @@ func (db *DB) appendChange(c change) error {
 		}
 	}, c.count)
 	hdr := db.entryHeader(c, head)
+	if err := db.epochList.note(ltxlog.Entry{Epoch: hdr.Epoch, Min: head.Max + 1}, true); err != nil {
+		return err
+	}
 	undo, err := db.reserveSums(c.count)
 	if err != nil {
 		return err
@@ -336,6 +339,9 @@ func (db *DB) replaceLog(c change) error {
 	c.walFrom = capture.WALPos{} // all of the write-ahead log is in it
 	hdr := db.entryHeader(c, head)
 	hdr.Min, hdr.Pre = 1, 0
+	if err := db.epochList.note(ltxlog.Entry{Epoch: hdr.Epoch, Min: head.Max + 1}, true); err != nil {
+		return err
+	}
 	undo, err := db.reserveSums(c.count)
 	if err != nil {
 		return err

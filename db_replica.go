@@ -87,10 +87,14 @@ var errChecksum = errors.New("checksum differs")
 func (db *DB) apply(ctx context.Context, r io.Reader, size int64) error {
 	db.ingest.Lock()
 	defer db.ingest.Unlock()
-	if _, err := db.txlog.Import(io.LimitReader(r, size), size, false); err != nil {
+	e, err := db.txlog.Import(io.LimitReader(r, size), size, false)
+	if err != nil {
 		return err
 	}
-	_, err := db.catchUp(ctx)
+	if err := db.epochList.note(e, e.Min > 1); err != nil {
+		return err
+	}
+	_, err = db.catchUp(ctx)
 	return err
 }
 

@@ -19,6 +19,7 @@ const (
 	StreamFrameTypeDropDB    = StreamFrameType(4)
 	StreamFrameTypeChunk     = StreamFrameType(5)
 	StreamFrameTypeResumed   = StreamFrameType(6)
+	StreamFrameTypeOffLog    = StreamFrameType(9)
 
 	// From the replica to the primary.
 	StreamFrameTypeAck    = StreamFrameType(16)
@@ -76,6 +77,8 @@ func newStreamFrame(typ StreamFrameType) (StreamFrame, error) {
 		return &ChunkStreamFrame{}, nil
 	case StreamFrameTypeResumed:
 		return &ResumedStreamFrame{}, nil
+	case StreamFrameTypeOffLog:
+		return &OffLogStreamFrame{}, nil
 	case StreamFrameTypeAck:
 		return &AckStreamFrame{}, nil
 	case StreamFrameTypeResume:

@@ -25,6 +25,7 @@ var streamFrames = []struct {
 	{&litefs.ChunkStreamFrame{DBID: 1, Size: 1 << 32, Offset: 256, Len: 1000}, "00000005 00000001 0000000100000000 0000000000000100 000003e8"},
 	{&litefs.ChunkStreamFrame{DBID: 1, Size: 5, Offset: 5}, "00000005 00000001 0000000000000005 0000000000000005 00000000"},
 	{&litefs.ResumedStreamFrame{DBID: 1, Ask: 2}, "00000006 00000001 00000002"},
+	{&litefs.OffLogStreamFrame{DBID: 0xdeadbeef}, "00000009 deadbeef"},
 	{&litefs.AckStreamFrame{
 		DBID: 1, Taken: 2, Received: litefs.Pos{TXID: 3, Chksum: 4}, Durable: litefs.Pos{TXID: 5, Chksum: 6},
 		Applied: litefs.Pos{TXID: 7, Chksum: 8}, Prepared: litefs.Pos{TXID: 9}, Decided: litefs.Pos{Chksum: 10},

@@ -77,6 +77,9 @@ type Store struct {
 	stats     Stats
 	replicas  ReplicaRegistry
 
+	// upstream is the connection to the primary at work; nil while there is none.
+	upstream atomic.Pointer[upstream]
+
 	// syncedAt is the primary's time, in milliseconds since 1970, at which this
 	// replica had all that the primary had; 0 for never.
 	syncedAt atomic.Int64
@@ -129,6 +132,10 @@ type Stats struct {
 	// ApplyLatency is the time from the commit on the primary, by its clock, to
 	// the moment at which readers here can see it.
 	ApplyLatency LatencyHistogram
+	// Rejoins counts databases that were brought to the primary by the pages that
+	// differ, RejoinPages those pages, RejoinBytes what moved for them, and
+	// RejoinSnapshots the times that a whole snapshot was needed.
+	Rejoins, RejoinPages, RejoinBytes, RejoinSnapshots atomic.Uint64
 	// TailsKept counts tails of forked histories that went into lost+found.
 	TailsKept atomic.Uint64
 	// PageHashes counts pages hashed, a measure of work that tests assert.

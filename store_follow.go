@@ -24,6 +24,7 @@ type StreamWriter interface {
 // connection and are waited for at its end.
 type upstream struct {
 	store  *Store
+	url    string // of the primary
 	stream StreamReader
 	ctx    context.Context
 	end    context.CancelCauseFunc
@@ -78,6 +79,7 @@ func (s *Store) consume(ctx context.Context, primary string, stream StreamReader
 
 	f := &upstream{
 		store:     s,
+		url:       primary,
 		stream:    stream,
 		structure: newSemaphore(),
 		workers:   make(map[uint32]*worker),
@@ -87,6 +89,8 @@ func (s *Store) consume(ctx context.Context, primary string, stream StreamReader
 	}
 	f.ctx, f.end = context.WithCancelCause(ctx)
 	defer f.wg.Wait()
+	s.upstream.Store(f)
+	defer s.upstream.Store(nil)
 	defer f.hangUp(errors.New("the stream has ended"))
 	if w, ok := stream.(StreamWriter); ok {
 		f.wg.Go(func() { f.acknowledge(w) })
@@ -141,6 +145,10 @@ func (f *upstream) read() error {
 		case *ResumedStreamFrame:
 			if w := f.worker(fr.DBID); w != nil {
 				w.resumed(fr.Ask)
+			}
+		case *OffLogStreamFrame:
+			if w := f.worker(fr.DBID); w != nil {
+				w.offLog()
 			}
 		case *DropDBStreamFrame:
 			f.workerOf(fr.DBID, "").drop()

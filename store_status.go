@@ -37,6 +37,8 @@ type DBStatus struct {
 	LogEntries      int
 	LogBytes        int64
 
+	Repairing string // what is being repaired; "" when nothing is
+
 	// Trouble is why the database does not follow the primary; nil if it does.
 	Trouble error
 	Since   time.Time // when the trouble began
@@ -74,6 +76,9 @@ func (db *DB) Status() DBStatus {
 	for _, e := range db.txlog.Entries() {
 		st.LogEntries++
 		st.LogBytes += e.Size
+	}
+	if r := db.repairing.Load(); r != nil {
+		st.Repairing = *r
 	}
 	if t := db.trouble.Load(); t != nil {
 		st.Trouble, st.Since = t.err, t.since

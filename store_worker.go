@@ -26,6 +26,10 @@ type worker struct {
 	name string     // as the primary told it last; "": none, the worker waits
 	lost bool       // its database was dropped for another one: the primary must be asked
 	gone bool       // dropped by the primary
+	off  bool       // the primary's log does not lead on from where the database is
+
+	// repair is what somebody wants to have mended, until the worker takes it up.
+	repair *repairRequest
 
 	// pieces wait for the worker. While discard is set, what comes is thrown
 	// away: it belongs to the time before the primary has resumed.
@@ -128,7 +132,7 @@ func (w *worker) resumed(ask uint32) {
 func (w *worker) idle() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return !w.busy && !w.discard && len(w.pieces) == 0
+	return !w.busy && !w.discard && !w.off && len(w.pieces) == 0
 }
 
 // run works until the connection ends.
@@ -272,12 +276,16 @@ func (w *worker) prepare(ctx context.Context, ask bool) error {
 	if err != nil {
 		return err
 	}
-	if !ask {
+	repair := w.takeRepair()
+	if !ask && repair == nil {
 		return nil
+	}
+	if pos, err = w.rejoinIfNeeded(ctx, db, pos, repair); err != nil {
+		return err
 	}
 	w.mu.Lock()
 	w.flush()
-	w.discard = true
+	w.discard, w.off = true, false
 	w.ask++
 	w.resume = &pos
 	w.mu.Unlock()
@@ -331,7 +339,7 @@ func (w *worker) next(ctx context.Context, first bool) (piece, error) {
 	for {
 		w.mu.Lock()
 		switch {
-		case w.gone || w.name == "" || w.lost:
+		case w.gone || w.name == "" || w.lost || w.off || first && w.repair != nil:
 			w.lost = false
 			w.mu.Unlock()
 			return piece{}, errInterrupted

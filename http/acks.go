@@ -20,6 +20,7 @@ type ackSource struct {
 	rc    *http.ResponseController
 	stall time.Duration // a replica that says nothing for so long is gone
 	conn  *litefs.ReplicaConn
+	pages bool // the replica fetches pages that differ
 }
 
 // maxAcked bounds how many databases a replica may speak of between two looks at it.

@@ -146,12 +146,8 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/octet-stream")
-	req.Header.Set(headerProtocol, protocolVersion)
-	req.Header.Set(headerLTX, ltxVersion)
-	req.Header.Set(headerClusterID, c.identity.ClusterID())
-	req.Header.Set(headerID, c.identity.NodeID())
-	req.Header.Set(headerEpoch, strconv.FormatUint(c.identity.Epoch(), 10))
-
+	c.identify(req)
+	req.Header.Set(headerPages, "1")
 	c.filter.write(req.Header)
 
 	watchdog := time.AfterFunc(c.timeouts.handshake, func() { cancel(ErrStalled) })

@@ -374,7 +374,7 @@ func (r *fakeReplica) addPart(f *litefs.ChunkStreamFrame) (file []byte, whole bo
 }
 
 // next returns the next frame but heartbeats, as "db ID NAME", "ltx CONTENT", "file ID CONTENT" of one
-// that came in pieces, "given up ID", "drop ID" or "resumed ID ASK".
+// that came in pieces, "given up ID", "drop ID", "off the log ID" or "resumed ID ASK".
 func next(tb testing.TB, s litefs.StreamReader) string {
 	tb.Helper()
 	line, err := tryNext(s)
@@ -405,6 +405,8 @@ func tryNext(s litefs.StreamReader) (string, error) {
 			case whole:
 				return "file " + strconv.Itoa(int(f.DBID)) + " " + string(file), nil
 			}
+		case *litefs.OffLogStreamFrame:
+			return "off the log " + strconv.Itoa(int(f.DBID)), nil
 		case *litefs.ResumedStreamFrame:
 			return "resumed " + strconv.Itoa(int(f.DBID)) + " " + strconv.Itoa(int(f.Ask)), nil
 		case *litefs.DBStreamFrame:

@@ -60,7 +60,7 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	logger.Info("replica connected", "databases", len(posMap))
 	out := newStreamWriter(w, rc, s.limits.stall)
 	err = s.runSession(r.Context(), out, posMap, wanted, ackSource{
-		r: body, rc: rc, stall: s.limits.stall,
+		r: body, rc: rc, stall: s.limits.stall, pages: r.Header.Get(headerPages) != "",
 		conn: s.src.ReplicaRegistry().Connect(r.Header.Get(headerID), r.RemoteAddr),
 	}, logger)
 	level := slog.LevelInfo

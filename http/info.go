@@ -49,6 +49,8 @@ type DatabaseInfo struct {
 	LogEntries int    `json:"logEntries"`
 	LogBytes   int64  `json:"logBytes"`
 
+	Repairing string `json:"repairing,omitempty"` // what is being repaired
+
 	Error string     `json:"error,omitempty"` // why it does not follow the primary
 	Since *time.Time `json:"since,omitempty"` // when that began
 }
@@ -135,6 +137,7 @@ func databaseInfo(db litefs.DBStatus) DatabaseInfo {
 		WALBytes:   db.WALSize,
 		LogEntries: db.LogEntries,
 		LogBytes:   db.LogBytes,
+		Repairing:  db.Repairing,
 	}
 	if db.Trouble != nil {
 		d.Error, d.Since = db.Trouble.Error(), &db.Since

@@ -34,6 +34,11 @@ func (s *Server) metrics() string {
 	m.one("litefs_barriers_total", "counter", "Checkpoints that waited for a capture.", float64(stats.Barriers.Load()))
 	m.one("litefs_applied_total", "counter", "Log entries applied.", float64(stats.Applied.Load()))
 	m.one("litefs_apply_errors_total", "counter", "Times that a database could not follow the primary.", float64(stats.ApplyErrors.Load()))
+	m.one("litefs_rejoins_total", "counter", "Databases brought to the primary by the pages that differ.", float64(stats.Rejoins.Load()))
+	m.one("litefs_rejoin_pages_total", "counter", "Pages that differed.", float64(stats.RejoinPages.Load()))
+	m.one("litefs_rejoin_bytes_total", "counter", "Bytes moved to find and fetch them.", float64(stats.RejoinBytes.Load()))
+	m.one("litefs_rejoin_snapshots_total", "counter", "Times that a whole snapshot was needed instead.", float64(stats.RejoinSnapshots.Load()))
+	m.one("litefs_tails_kept_total", "counter", "Tails of forked histories that went into lost+found.", float64(stats.TailsKept.Load()))
 	m.histogram("litefs_commit_to_apply_seconds", "Time from a commit on the primary to its visibility here.", &stats.ApplyLatency)
 
 	perDB := func(name, help string, value func(litefs.DBStatus) float64) {
@@ -46,6 +51,7 @@ func (s *Server) metrics() string {
 	perDB("litefs_db_ltx_count", "Entries of the log.", func(db litefs.DBStatus) float64 { return float64(db.LogEntries) })
 	perDB("litefs_db_ltx_bytes", "Bytes of the log.", func(db litefs.DBStatus) float64 { return float64(db.LogBytes) })
 	perDB("litefs_db_wal_bytes", "Bytes of the write-ahead log.", func(db litefs.DBStatus) float64 { return float64(db.WALSize) })
+	perDB("litefs_db_repairing", "1 for a database that is being repaired.", func(db litefs.DBStatus) float64 { return boolValue(db.Repairing != "") })
 	perDB("litefs_db_in_trouble", "1 for a database that does not follow the primary.", func(db litefs.DBStatus) float64 { return boolValue(db.Trouble != nil) })
 
 	m.head("litefs_replica_connected", "gauge", "1 for a replica that is connected.")

@@ -66,6 +66,8 @@ type Server struct {
 	ctx    context.Context // ends when the server closes; every stream ends with it
 	cancel context.CancelFunc
 
+	exchanges chan struct{} // capacity maxExchanges: comparisons of pages at work
+
 	mu       sync.Mutex
 	closing  bool           // no request is admitted any more
 	handlers sync.WaitGroup // requests in their handlers; Add only under mu and before closing
@@ -77,7 +79,7 @@ func NewServer(store *litefs.Store, opt Options) *Server {
 }
 
 func newServer(src Source, opt Options, l limits) *Server {
-	s := &Server{src: src, opt: opt, limits: l, token: sha256.Sum256([]byte(opt.Token))}
+	s := &Server{src: src, opt: opt, limits: l, token: sha256.Sum256([]byte(opt.Token)), exchanges: make(chan struct{}, maxExchanges)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 
 	mux := http.NewServeMux()
@@ -88,6 +90,8 @@ func newServer(src Source, opt Options, l limits) *Server {
 	mux.Handle("GET /db/", s.authorized(s.handleDB))
 	mux.Handle("GET /metrics", s.authorized(s.handleMetrics))
 	mux.Handle("POST /stream", s.authorized(s.handleStream))
+	mux.Handle("POST /pages", s.authorized(s.handlePages))
+	mux.Handle("POST /repair", s.authorized(s.handleRepair))
 
 	var handler http.Handler = mux
 	if opt.Intercept != nil {

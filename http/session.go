@@ -57,6 +57,12 @@ type session struct {
 	outstanding int64 // sum of the differences
 	blocked     map[uint32]struct{}
 
+	// pages: the replica fetches pages that differ. A database whose position is not on the log is in
+	// offLog from the moment the replica is told until it asks again; it takes no turns meanwhile. Those
+	// for which it then asks for everything are in whole until they are sent.
+	pages         bool
+	offLog, whole map[uint32]struct{}
+
 	failures map[uint32]failure // databases whose last turn failed
 	beatOwed bool               // the last heartbeat told of a backlog: tell when it is gone
 
@@ -107,6 +113,9 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 		sent:     make(map[uint32]int64),
 		taken:    make(map[uint32]int64),
 		blocked:  make(map[uint32]struct{}),
+		pages:    up.pages,
+		offLog:   make(map[uint32]struct{}),
+		whole:    make(map[uint32]struct{}),
 		chunk:    make([]byte, litefs.MaxStreamChunkSize),
 		failures: make(map[uint32]failure),
 	}
@@ -198,7 +207,7 @@ func (s *session) settled() error {
 
 // behind counts the databases that have more to send.
 func (s *session) behind() uint32 {
-	return uint32(s.due.len() + len(s.files) + len(s.snapshots.held) + len(s.failures) + len(s.blocked))
+	return uint32(s.due.len() + len(s.files) + len(s.snapshots.held) + len(s.failures) + len(s.blocked) + len(s.offLog))
 }
 
 // heartbeat also sends what was written before it: while databases take turns without end, nothing
@@ -224,6 +233,9 @@ func (s *session) heartbeat() error {
 func (s *session) turn(id uint32) error {
 	if _, ok := s.snapshots.held[id]; ok {
 		return nil // queued again when its snapshot is prepared
+	}
+	if _, ok := s.offLog[id]; ok {
+		return nil // queued again when the replica has asked
 	}
 	if !s.src.IsPrimary() {
 		return errNotPrimary
@@ -270,6 +282,12 @@ func (s *session) turn(id uint32) error {
 	case errors.Is(err, io.EOF):
 		delete(s.failures, id)
 		return nil
+	case errors.Is(err, litefs.ErrSnapshotNeeded) && s.mayFetchPages(id):
+		s.offLog[id] = struct{}{}
+		if err := litefs.WriteStreamFrame(s.out, &litefs.OffLogStreamFrame{DBID: id}); err != nil {
+			return fmt.Errorf("database %s: %w", db.Name(), err)
+		}
+		return nil
 	case errors.Is(err, litefs.ErrSnapshotNeeded):
 		s.snapshots.held[id] = struct{}{}
 		s.snapshots.waiting = append(s.snapshots.waiting, id)
@@ -278,6 +296,12 @@ func (s *session) turn(id uint32) error {
 		s.fail(db, err)
 		return nil
 	}
+}
+
+// mayFetchPages reports whether the replica has files of the database, of which most pages may be right.
+func (s *session) mayFetchPages(id uint32) bool {
+	_, whole := s.whole[id]
+	return s.pages && !whole && !s.pos[id].IsZero()
 }
 
 // maySend reports whether a piece of the database may be sent before more is acknowledged.
@@ -328,6 +352,10 @@ func (s *session) resume(id uint32, f litefs.ResumeStreamFrame) error {
 	}
 	s.pos[id] = f.Pos
 	delete(s.failures, id)
+	delete(s.offLog, id)
+	if f.Pos.Chksum == 0 {
+		s.whole[id] = struct{}{}
+	}
 	s.due.push(id)
 	if err := litefs.WriteStreamFrame(s.out, &litefs.ResumedStreamFrame{DBID: id, Ask: f.Ask}); err != nil {
 		return fmt.Errorf("resume database %s: %w", litefs.FormatDBID(id), err)
@@ -356,6 +384,8 @@ func (s *session) forget(id uint32) {
 		s.log.Warn("file not closed", "error", err)
 	}
 	delete(s.failures, id)
+	delete(s.offLog, id)
+	delete(s.whole, id)
 }
 
 // drop tells the replica, if it has the database, to drop it.
@@ -409,8 +439,7 @@ func (s *session) send(db Database, ltx *litefs.LTXReader) (err error) {
 		return fmt.Errorf("database %s: transactions %d-%d: %w", db.Name(), ltx.MinTXID, ltx.MaxTXID, err)
 	}
 	s.count(id, ltx.Size)
-	s.pos[id] = ltx.Pos()
-	delete(s.failures, id)
+	s.sentWhole(id, ltx.Pos())
 	return nil
 }
 
@@ -437,9 +466,15 @@ func (s *session) sendChunk(db Database, f *outFile) error {
 	if f.snapshot {
 		s.log.Info("snapshot sent", "database", db.Name(), "txid", f.ltx.MaxTXID, "bytes", f.ltx.Size)
 	}
-	s.pos[id] = f.ltx.Pos()
+	s.sentWhole(id, f.ltx.Pos())
+	return s.giveUp(id)
+}
+
+// sentWhole notes that the replica will be at pos.
+func (s *session) sentWhole(id uint32, pos litefs.Pos) {
+	s.pos[id] = pos
 	delete(s.failures, id)
-	return s.giveUp(id) // sent whole
+	delete(s.whole, id)
 }
 
 // fail notes that a database could not be read. The other databases go on.

@@ -93,11 +93,36 @@ func TestStream_Snapshot(t *testing.T) {
 			src.dbs[1].first = 5
 			src.commit(1, "a6")
 			s := testStream(t, testServer(t, src, "", fastLimits()).URL(), map[uint32]litefs.Pos{1: pos})
-			wantNext(t, s, "db 1 a.db", "file 1 snapshot of a.db")
+			wantNext(t, s, "db 1 a.db")
+			if !pos.IsZero() {
+				// It has files, of which most may be right: it is asked first.
+				wantNext(t, s, "off the log 1")
+				src.commit(1, "not sent yet")
+				if err := s.WriteFrames(&litefs.ResumeStreamFrame{DBID: 1, Ask: 1, Pos: litefs.Pos{TXID: pos.TXID}}); err != nil {
+					t.Fatal(err)
+				}
+				wantNext(t, s, "resumed 1 1")
+			}
+			wantNext(t, s, "file 1 snapshot of a.db")
 			src.commit(1, "a7")
 			wantNext(t, s, "ltx a7")
 		})
 	}
+}
+
+// A replica that has fetched the pages that differ goes on from where they lead.
+func TestStream_GoesOnAfterPages(t *testing.T) {
+	src := newFakeSource("a.db")
+	src.dbs[1].first = 5
+	src.commit(1, "a6", "a7")
+	s := testStream(t, testServer(t, src, "", fastLimits()).URL(), map[uint32]litefs.Pos{1: posAt(1, 3)})
+	wantNext(t, s, "db 1 a.db", "off the log 1")
+	if err := s.WriteFrames(&litefs.ResumeStreamFrame{DBID: 1, Ask: 1, Pos: posAt(1, 6)}); err != nil {
+		t.Fatal(err)
+	}
+	wantNext(t, s, "resumed 1 1", "ltx a7")
+	src.commit(1, "a8")
+	wantNext(t, s, "ltx a8")
 }
 
 // A snapshot that takes long stops neither the heartbeats nor other databases, and ends with the stream.
@@ -285,7 +310,7 @@ func TestStream_Resume(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantNext(t, s, "ltx a3")
-	if err := s.WriteFrames(&litefs.ResumeStreamFrame{DBID: 1, Ask: 8, Pos: litefs.Pos{TXID: 2, Chksum: 1}}); err != nil {
+	if err := s.WriteFrames(&litefs.ResumeStreamFrame{DBID: 1, Ask: 8, Pos: litefs.Pos{TXID: 2}}); err != nil {
 		t.Fatal(err)
 	}
 	wantNext(t, s, "resumed 1 8", "file 1 snapshot of a.db")

@@ -160,7 +160,7 @@ func (fr *frameReader) take(f litefs.StreamFrame) error {
 			return fmt.Errorf("the node sends a piece of database %s before it names it", litefs.FormatDBID(f.DBID))
 		}
 		fr.left = int64(f.Len)
-	case *litefs.HeartbeatStreamFrame, *litefs.ResumedStreamFrame:
+	case *litefs.HeartbeatStreamFrame, *litefs.ResumedStreamFrame, *litefs.OffLogStreamFrame:
 	default:
 		return fmt.Errorf("the node sends a frame of type %d, which is for primaries", f.Type())
 	}

@@ -22,6 +22,8 @@ const (
 	headerID        = "Litefs-Id"
 	headerEpoch     = "Litefs-Epoch"
 
+	headerPages = "Litefs-Pages" // set by a replica that fetches pages that differ
+
 	headerPrimaryURL = "Litefs-Primary-Url" // with a 503: who to ask instead
 )
 

@@ -56,6 +56,7 @@ func commands(signals *signals) []command {
 		{"status", "role, databases, replicas and lag of the running node", runStatus},
 		{"export", "write a checked copy of a database to a file", runExport},
 		{"wait", "wait until the running node has a position", runWait},
+		{"repair", "fetch a replica's damaged pages from its primary", runRepair},
 		{"verify", "check logs, checksums and databases of a node", runVerify},
 		{"ltx", "list and dump the transactions of a database", runLTX},
 		{"version", "print the version", runVersion},

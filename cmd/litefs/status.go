@@ -161,6 +161,8 @@ func printReplicas(w io.Writer, replicas []node.ReplicaInfo) {
 // state says in a few words how a database is.
 func (r statusReport) state(db node.DatabaseInfo) string {
 	switch {
+	case db.Repairing != "":
+		return db.Repairing
 	case db.Error != "":
 		return "does not follow: " + db.Error
 	case r.Node.IsPrimary:

@@ -26,7 +26,7 @@ func (l *Log) Import(r io.Reader, size int64, sync bool) (Entry, error) {
 	}
 	w := l.newWriter(appendTemp)
 	defer w.discard()
-	e, err := l.receive(w, r, size)
+	e, err := l.receive(w, r, size, func(h ltx.Header) error { return l.joins(uint64(h.MinTXID), uint64(h.PreApplyChecksum)) })
 	if err != nil {
 		return Entry{}, fmt.Errorf("import entry: %w", err)
 	}
@@ -36,9 +36,8 @@ func (l *Log) Import(r io.Reader, size int64, sync bool) (Entry, error) {
 	return e, nil
 }
 
-// receive brings a verified entry that joins into w.
-func (l *Log) receive(w *writer, r io.Reader, size int64) (Entry, error) {
-	joins := func(h ltx.Header) error { return l.joins(uint64(h.MinTXID), uint64(h.PreApplyChecksum)) }
+// receive brings a verified entry into w, if joins lets its header pass.
+func (l *Log) receive(w *writer, r io.Reader, size int64, joins func(ltx.Header) error) (Entry, error) {
 	w.enc.buf = w.enc.buf[:0]
 	if size < minEntrySize {
 		return Entry{}, corrupt("entry has %d bytes, want at least %d", size, minEntrySize)

@@ -177,6 +177,18 @@ func (p *File) getLocked(pgno uint32) uint64 {
 	return binary.LittleEndian.Uint64(p.mu.data[sumOffset(pgno):])
 }
 
+// All returns the page size in bytes and a copy of all sums, that of page 1
+// first; 0 for a page without one.
+func (p *File) All() (pageSize uint32, sums []uint64) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	sums = make([]uint64, p.mu.hdr.count)
+	for i := range sums {
+		sums[i] = p.getLocked(uint32(i + 1))
+	}
+	return p.mu.hdr.pageSize, sums
+}
+
 // SumAfter returns what Sum would be after the changes (page number and new
 // sum, each page at most once) and a resize to count, and changes nothing.
 // Changes beyond count and of the lock page are ignored, as Set and Resize

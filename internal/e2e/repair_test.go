@@ -1,0 +1,253 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/litefs/litefs/internal/lostfound"
+	"github.com/litefs/litefs/internal/sqlitetest"
+	"github.com/litefs/litefs/sqlitefile"
+)
+
+// cli runs the command against a node and returns what it prints and its exit code.
+func (n *node) cli(args ...string) (string, int) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, binary(n.t), args...).CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !asExit(err, &exit) {
+		n.t.Fatalf("litefs %v: %v\n%s", args, err, out)
+	}
+	if exit != nil {
+		return string(out), exit.ExitCode()
+	}
+	return string(out), 0
+}
+
+func asExit(err error, exit **exec.ExitError) bool {
+	e, ok := err.(*exec.ExitError)
+	*exit = e
+	return ok
+}
+
+// repair runs litefs repair on the node.
+func (n *node) repair(name string, flags ...string) (r struct {
+	Pages, Damaged, Differ int
+	Bytes                  int64
+	Kept, Snapshot         string
+}, code int) {
+	n.t.Helper()
+	out, code := n.cli(append(append([]string{"repair", "-config", n.configPath(), "-json"}, flags...), name)...)
+	line, _, _ := strings.Cut(out, "\n")
+	if err := json.Unmarshal([]byte(line), &r); err != nil {
+		n.t.Fatalf("litefs repair: %v: %s", err, out)
+	}
+	return r, code
+}
+
+// inWAL returns the pages that a database's write-ahead log has: those are not read from the file.
+func (n *node) inWAL(name string) map[uint32]bool {
+	n.t.Helper()
+	b, err := os.ReadFile(filepath.Join(n.cfg.Data, "files", name+"-wal"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	hdr, err := sqlitefile.ParseWALHeader(b)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	pgnos := map[uint32]bool{}
+	for frame := uint32(1); frame <= sqlitefile.FrameCount(int64(len(b)), hdr.PageSize); frame++ {
+		f := sqlitefile.ParseFrame(b[sqlitefile.FrameOffset(frame, hdr.PageSize):])
+		if f.Salt1 == hdr.Salt1 && f.Salt2 == hdr.Salt2 {
+			pgnos[f.Pgno] = true
+		}
+	}
+	return pgnos
+}
+
+// damage flips bytes of pages in a database file of a node that is down.
+func (n *node) damage(name string, pgnos ...uint32) {
+	n.t.Helper()
+	const pageSize = 4096
+	f, err := os.OpenFile(filepath.Join(n.cfg.Data, "files", name), os.O_RDWR, 0)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, pgno := range pgnos {
+		b := make([]byte, 512)
+		off := int64(pgno-1)*pageSize + 1024
+		if _, err := f.ReadAt(b, off); err != nil {
+			n.t.Fatal(err)
+		}
+		for i := range b {
+			b[i] ^= 0xff
+		}
+		if _, err := f.WriteAt(b, off); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// load makes a table of n rows of about 4 kB.
+func load(c *sqlitetest.Conn, n int) {
+	c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB)")
+	c.MustExec(fmt.Sprintf("WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM c WHERE i<%d) INSERT INTO t(v) SELECT randomblob(4000) FROM c", n))
+}
+
+// Three damaged pages of a database of 100 MB are found and fetched by a few kilobytes; another database
+// goes on meanwhile, and is not touched.
+func TestRepairMovesThePagesThatDiffer(t *testing.T) {
+	primary := startNode(t)
+	follower := startNode(t, follows(primary))
+	w := sqlitetest.Open(t, primary.path("big.db"), "journal_mode=wal", "synchronous=normal")
+	load(w, 25_000)
+	settle(w)
+	other := sqlitetest.Open(t, primary.path("other.db"), "journal_mode=wal", "synchronous=normal")
+	load(other, 10)
+	settle(other)
+	caughtUp(primary, follower, "big.db")
+	// The follower's write-ahead log begins anew behind the load.
+	for range 3 {
+		w.MustExec("INSERT INTO t(v) VALUES ('small')")
+		settle(w)
+		caughtUp(primary, follower, "big.db")
+	}
+	caughtUp(primary, follower, "other.db")
+	follower.kill()
+	wal := follower.inWAL("big.db")
+	var pgnos []uint32
+	for pgno := uint32(5000); len(pgnos) < 3; pgno += 5000 {
+		if wal[pgno] {
+			t.Fatalf("page %d is in the follower's write-ahead log of %d pages", pgno, len(wal))
+		}
+		pgnos = append(pgnos, pgno)
+	}
+	follower.damage("big.db", pgnos...)
+	follower.start()
+	caughtUp(primary, follower, "big.db")
+
+	r, code := follower.repair("big.db", "-dry-run")
+	if code != 1 || r.Differ != 3 || r.Damaged != 3 || r.Kept != "" {
+		t.Errorf("dry run: %+v, exit code %d", r, code)
+	}
+	app := sqlitetest.Start(t)
+	reader := app.Open(follower.path("big.db"))
+	reader.MustExec("BEGIN")
+	before := reader.MustInt("SELECT count(*) FROM t")
+
+	r, code = follower.repair("big.db")
+	if code != 0 || r.Differ != 3 || r.Damaged != 3 || r.Snapshot != "" {
+		t.Errorf("repair: %+v, exit code %d", r, code)
+	}
+	t.Logf("3 of %d pages: %d bytes moved", r.Pages, r.Bytes)
+	if r.Bytes > 64<<10 {
+		t.Errorf("%d bytes moved", r.Bytes)
+	}
+	kept, err := os.ReadDir(r.Kept)
+	if err != nil || len(kept) != 3 {
+		t.Errorf("damaged pages kept: %v, %v", kept, err)
+	}
+	if n := reader.MustInt("SELECT count(*) FROM t"); n != before {
+		t.Errorf("the snapshot of a reader changed from %d to %d rows", before, n)
+	}
+	reader.MustExec("COMMIT")
+	w.MustExec("INSERT INTO t(v) VALUES ('after')")
+	other.MustExec("INSERT INTO t(v) VALUES ('after')")
+	settle(w)
+	settle(other)
+	caughtUp(primary, follower, "big.db")
+	caughtUp(primary, follower, "other.db")
+	if r, code := follower.repair("big.db", "-dry-run"); code != 0 || r.Differ != 0 {
+		t.Errorf("dry run afterwards: %+v, exit code %d", r, code)
+	}
+	app.Exit()
+	w.Close()
+	other.Close()
+	sameEverywhere(t, primary, follower, "big.db", "other.db")
+}
+
+// A follower that has transactions which its primary lost keeps them in lost+found and rejoins, by the
+// pages that differ; the other database takes no notice.
+func TestForkedFollowerRejoins(t *testing.T) {
+	primary := startNode(t)
+	follower := startNode(t, follows(primary))
+	w := sqlitetest.Open(t, primary.path("app.db"), "journal_mode=wal", "synchronous=normal")
+	load(w, 2_000)
+	settle(w)
+	caughtUp(primary, follower, "app.db")
+	w.Close()
+	follower.stop()
+
+	// The primary as it was, and as it goes on, with the follower behind it.
+	primary.stop()
+	old := filepath.Join(t.TempDir(), "old")
+	if err := os.CopyFS(old, os.DirFS(primary.cfg.Data)); err != nil {
+		t.Fatal(err)
+	}
+	primary.start()
+	follower.start()
+	w = sqlitetest.Open(t, primary.path("app.db"))
+	for i := range 5 {
+		w.MustExec(fmt.Sprintf("INSERT INTO t(v) VALUES ('lost %d')", i))
+	}
+	settle(w)
+	caughtUp(primary, follower, "app.db")
+	w.Close()
+	primary.stop()
+	if err := os.RemoveAll(primary.cfg.Data); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(old, primary.cfg.Data); err != nil {
+		t.Fatal(err)
+	}
+	follower.stop()
+	primary.start()
+	w = sqlitetest.Open(t, primary.path("app.db"))
+	for i := range 3 {
+		w.MustExec(fmt.Sprintf("INSERT INTO t(v) VALUES ('other %d')", i))
+	}
+	settle(w)
+	follower.start()
+	caughtUp(primary, follower, "app.db")
+
+	list, err := lostfound.List(filepath.Join(follower.cfg.Data, "lost+found"))
+	if err != nil || len(list) != 1 {
+		t.Fatalf("kept: %v, %v", list, err)
+	}
+	if k := list[0]; k.Name != "app.db" || k.NoCopy != "" || k.Last-k.First != 4 {
+		t.Errorf("kept %+v", k)
+	}
+	path := filepath.Join(t.TempDir(), "lost.db")
+	if err := list[0].Export(path); err != nil {
+		t.Fatal(err)
+	}
+	lost := strings.Fields(sqlitetest.CLI(t, path, "SELECT replace(v,' ','_') FROM t WHERE id > 2000;"))
+	if !slices.Equal(lost, []string{"lost_0", "lost_1", "lost_2", "lost_3", "lost_4"}) {
+		t.Errorf("exported: %v", lost)
+	}
+	rows, err := w.Query("SELECT count(*) FROM t")
+	if err != nil || rows[0][0] != int64(2003) {
+		t.Errorf("primary: %v, %v", rows, err)
+	}
+	r, code := follower.repair("app.db", "-dry-run")
+	if code != 0 || r.Differ != 0 {
+		t.Errorf("after rejoining: %+v, exit code %d", r, code)
+	}
+	if log := follower.log.text(); strings.Contains(log, "a whole snapshot is fetched") {
+		t.Error("a whole snapshot was fetched")
+	}
+	w.Close()
+	sameEverywhere(t, primary, follower, "app.db")
+}
