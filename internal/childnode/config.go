@@ -19,6 +19,7 @@ type Config struct {
 	Guardian    bool     // fuse.guardian
 	Debug       bool     // log.debug
 	DataKeys    []string // further lines of the section data, as "key: value"
+	LeaseKeys   []string // likewise of the section lease
 	Proxy       []string // lines of the section proxy, as "key: value"; none: no proxy
 }
 
@@ -43,6 +44,9 @@ func (c Config) YAML() string {
 		url = "http://" + c.Addr
 	}
 	fmt.Fprintf(&b, "lease:\n  type: static\n  candidate: %t\n  advertise-url: %s\n", c.PrimaryURL == "", strconv.Quote(url))
+	for _, line := range c.LeaseKeys {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
 	if len(c.Proxy) > 0 {
 		b.WriteString("proxy:\n")
 	}

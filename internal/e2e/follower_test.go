@@ -43,20 +43,32 @@ func (n *node) image(name string) []byte {
 // sameEverywhere stops both nodes and proves that they hold the same databases, byte for byte.
 func sameEverywhere(t *testing.T, primary, follower *node, names ...string) {
 	t.Helper()
-	follower.stop()
-	primary.stop()
-	want, got := primary.verified(), follower.verified()
-	for _, name := range names {
-		p, f := want[name], got[name]
-		if p == nil || f == nil {
-			t.Errorf("%s: primary %+v, follower %+v", name, p, f)
-			continue
-		}
-		if p.Max != f.Max || p.Checksum != f.Checksum {
-			t.Errorf("%s: primary at %016x/%016x, follower at %016x/%016x", name, p.Max, p.Checksum, f.Max, f.Checksum)
-		}
-		if a, b := primary.image(name), follower.image(name); !bytes.Equal(a, b) {
-			t.Errorf("%s: %d bytes on the primary and %d on the follower differ", name, len(a), len(b))
+	sameOnAll(t, []*node{primary, follower}, names...)
+}
+
+// sameOnAll stops the nodes, of which the first is the primary, and proves that they hold the same
+// databases, byte for byte, and that integrity_check finds nothing in them.
+func sameOnAll(t *testing.T, nodes []*node, names ...string) {
+	t.Helper()
+	for i := len(nodes) - 1; i >= 0; i-- {
+		nodes[i].stop()
+	}
+	primary := nodes[0]
+	want := primary.verified()
+	for _, follower := range nodes[1:] {
+		got := follower.verified()
+		for _, name := range names {
+			p, f := want[name], got[name]
+			if p == nil || f == nil {
+				t.Errorf("%s: primary %+v, follower %+v", name, p, f)
+				continue
+			}
+			if p.Max != f.Max || p.Checksum != f.Checksum {
+				t.Errorf("%s: primary at %016x/%016x, follower at %016x/%016x", name, p.Max, p.Checksum, f.Max, f.Checksum)
+			}
+			if a, b := primary.image(name), follower.image(name); !bytes.Equal(a, b) {
+				t.Errorf("%s: %d bytes on the primary and %d on the follower differ", name, len(a), len(b))
+			}
 		}
 	}
 }

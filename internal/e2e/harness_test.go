@@ -34,8 +34,11 @@ var command = struct {
 
 func TestMain(m *testing.M) {
 	sqlitetest.Main(m)
-	if command.dir != "" {
-		if err := os.RemoveAll(command.dir); err != nil {
+	for _, dir := range []string{command.dir, programs.dir} {
+		if dir == "" {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	}

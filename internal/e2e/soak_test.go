@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"testing"
 	"time"
@@ -40,4 +41,25 @@ func TestSoakStops(t *testing.T) {
 func TestSoakContention(t *testing.T) {
 	t.Run("passthrough", func(t *testing.T) { contention(t, 50*time.Millisecond+soakFor(t)/6) })
 	t.Run("cached", func(t *testing.T) { contention(t, 50*time.Millisecond+soakFor(t)/6, cached) })
+}
+
+func TestSoakReaders(t *testing.T) {
+	if soakFor(t) == 0 {
+		return
+	}
+	each := soakFor(t) / 6 / time.Duration(len(allModes))
+	t.Run("passthrough", func(t *testing.T) { versionsRun(t, 0, each) })
+	t.Run("cached", func(t *testing.T) { versionsRun(t, 0, each, cached) })
+}
+
+func TestSoakNetwork(t *testing.T) {
+	if soakFor(t) == 0 {
+		return
+	}
+	seed := uint64(time.Now().UnixNano()) % 1e9
+	for start := time.Now(); time.Since(start) < soakFor(t)/3; seed++ {
+		if !t.Run(fmt.Sprint(seed), func(t *testing.T) { stormRun(t, seed, 20, 4*time.Second) }) {
+			return
+		}
+	}
 }
