@@ -29,6 +29,7 @@ type Options struct {
 	Binary string    // the litefs command; empty: the running binary
 	Args   []string  // after the binary; empty: mount -config Config
 	Config string    // path of the configuration file
+	Env    []string  // added to this process's environment, as "NAME=value"
 	Log    io.Writer // gets every line the node prints; may be nil
 }
 
@@ -67,6 +68,7 @@ func Start(o Options) (*Node, error) {
 		return nil, fmt.Errorf("start node: %w", err)
 	}
 	cmd := exec.Command(binary, args...)
+	cmd.Env = append(os.Environ(), o.Env...)
 	cmd.Stdout, cmd.Stderr = w, w
 	// A terminal's Ctrl-C reaches a whole process group: it is the parent who ends its nodes, in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
