@@ -203,6 +203,16 @@ func (n *node) stop() {
 // kill ends the process as a crash does.
 func (n *node) kill() {
 	n.t.Helper()
+	if !n.cfg.Passthrough {
+		// The daemon works on the databases through its own mount. A thread that waits for an answer of
+		// its own process then keeps it, and its mount, from being gone, until the mount is aborted.
+		abort := time.AfterFunc(time.Second, func() {
+			if err := childnode.Detach(n.cfg.Mount); err != nil {
+				n.t.Error(err)
+			}
+		})
+		defer abort.Stop()
+	}
 	err := n.proc.Kill()
 	n.proc = nil
 	if err != nil {
