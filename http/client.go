@@ -120,12 +120,14 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 	if err != nil {
 		return nil, err
 	}
+	// The request's body stays open: after the positions it carries what the replica acknowledges.
 	var positions bytes.Buffer
-	if err := WritePosMap(&positions, posMap); err != nil {
+	out := newBlockWriter(&positions)
+	if err := WritePosMap(out, posMap); err != nil {
 		return nil, err
 	}
-	// The request's body stays open: it carries what the replica acknowledges.
 	acks, up := io.Pipe()
+	out.w = up
 	ctx, cancel := context.WithCancelCause(ctx)
 	// The transport does not look at the context while it reads the body.
 	context.AfterFunc(ctx, func() { _ = up.CloseWithError(context.Cause(ctx)) }) // never fails
@@ -149,6 +151,7 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 	c.identify(req)
 	req.Header.Set(headerPages, "1")
 	c.filter.write(req.Header)
+	req.Header.Set(headerSum, handshakeSum(req.Header))
 
 	watchdog := time.AfterFunc(c.timeouts.handshake, func() { cancel(ErrStalled) })
 	resp, err := c.do(conn, req)
@@ -161,14 +164,14 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 		}
 		return nil, err
 	}
-	s := &Stream{cancel: cancel, conn: conn, body: resp.Body, up: up}
+	s := &Stream{cancel: cancel, conn: conn, body: resp.Body, up: out}
 	if err := s.readHeader(resp.Header); err != nil {
 		return nil, errors.Join(err, resp.Body.Close())
 	}
 	if own := c.identity.ClusterID(); own != "" && own != s.clusterID {
 		return nil, errors.Join(fmt.Errorf("the node belongs to cluster %q, this one to %q: correct the advertise-url", s.clusterID, own), resp.Body.Close())
 	}
-	s.in = newFrameReader(&patientReader{ctx: ctx, cancel: cancel, r: resp.Body, patience: c.timeouts.stall})
+	s.in = newFrameReader(newBlockReader(&patientReader{ctx: ctx, cancel: cancel, r: resp.Body, patience: c.timeouts.stall}))
 	return s, nil
 }
 

@@ -38,6 +38,7 @@ func welcome(w http.ResponseWriter) {
 	h.Set(headerClusterID, "c1")
 	h.Set(headerID, "primary1")
 	h.Set(headerEpoch, "3")
+	h.Set(headerSum, handshakeSum(h))
 	w.(http.Flusher).Flush()
 }
 
@@ -81,7 +82,7 @@ func TestClient_FaultyStream(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			url := faultyServer(t, func(w http.ResponseWriter, r *http.Request) {
 				welcome(w)
-				if _, err := w.Write(tt.body); err != nil {
+				if _, err := newBlockWriter(w).Write(tt.body); err != nil {
 					t.Error(err)
 				}
 			})
@@ -110,6 +111,7 @@ func TestClient_FaultyHandshake(t *testing.T) {
 		"no node":       {headerID, "", "printable"},
 		"long node":     {headerID, strings.Repeat("x", maxIDLen+1), "printable"},
 		"no epoch":      {headerEpoch, "x", "want a number"},
+		"changed":       {headerSum, "00000000", "changed bytes on the way"},
 		"other cluster": {headerClusterID, "c2", `the node belongs to cluster "c2", this one to "c1"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -120,6 +122,11 @@ func TestClient_FaultyHandshake(t *testing.T) {
 				h.Set(headerClusterID, "c1")
 				h.Set(headerID, "primary1")
 				h.Set(headerEpoch, "3")
+				h.Set(headerSum, handshakeSum(h))
+				if tt.header == headerClusterID { // a good node of another cluster
+					h.Set(tt.header, tt.value)
+					h.Set(headerSum, handshakeSum(h))
+				}
 				h.Set(tt.header, tt.value)
 			})
 			_, err := testClient("").Stream(t.Context(), url, nil)
@@ -153,7 +160,7 @@ func TestClient_SilentStream(t *testing.T) {
 	block := make(chan struct{})
 	url := faultyServer(t, func(w http.ResponseWriter, r *http.Request) {
 		welcome(w)
-		if _, err := w.Write(frameBytes(t, &litefs.HeartbeatStreamFrame{})); err != nil {
+		if _, err := newBlockWriter(w).Write(frameBytes(t, &litefs.HeartbeatStreamFrame{})); err != nil {
 			t.Error(err)
 		}
 		w.(http.Flusher).Flush()

@@ -11,11 +11,12 @@
 //	Litefs-Cluster-Id: ...         empty on a replica that has not met its primary yet
 //	Litefs-Id: ...                 the replica's node id
 //	Litefs-Epoch: 7                the latest epoch the replica knows, decimal
+//	Litefs-Sum: 1f2e3d4c           checksum of those above
 //	Authorization: Bearer ...      when a token is configured
 //
-// Its body begins with the position that the replica has of each of its databases: their number as
-// uint32, then for each its id uint32, TXID uint64 and checksum uint64, all big-endian. It stays open,
-// for Ack, Resume and Heartbeat frames.
+// Both bodies travel in blocks with checksums (blocks.go). The request's begins with the position that the
+// replica has of each of its databases: their number as uint32, then for each its id uint32, TXID uint64
+// and checksum uint64, all big-endian. It stays open, for Ack, Resume and Heartbeat frames.
 //
 // The answer is refused with a status and one line of text, or it is 200 with the same headers, of the
 // primary, and an endless body of stream frames (litefs.StreamFrame). A DB frame names a database; the

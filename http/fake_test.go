@@ -467,6 +467,9 @@ func post(tb testing.TB, url string, h map[string]string, body io.Reader) (int, 
 	for k, v := range h {
 		req.Header.Set(k, v)
 	}
+	if _, given := h[headerSum]; !given {
+		req.Header.Set(headerSum, handshakeSum(req.Header))
+	}
 	conn := testClient("").newConnection()
 	defer conn.close()
 	client := http.Client{Transport: conn.transport, Timeout: patience}
@@ -482,6 +485,33 @@ func post(tb testing.TB, url string, h map[string]string, body io.Reader) (int, 
 	}
 	line, _, _ := strings.Cut(string(b[:n]), "\n")
 	return resp.StatusCode, line, resp.Header
+}
+
+// inBlocks returns what r gives, as the body of a stream is sent.
+func inBlocks(r io.Reader) io.Reader {
+	b := &blocks{src: r}
+	b.w = newBlockWriter(&b.out)
+	return b
+}
+
+type blocks struct {
+	src io.Reader
+	out bytes.Buffer
+	w   *blockWriter
+}
+
+func (b *blocks) Read(p []byte) (int, error) {
+	if b.out.Len() == 0 {
+		data := make([]byte, 32<<10)
+		n, err := b.src.Read(data)
+		if n == 0 {
+			return 0, err // io.EOF itself
+		}
+		if _, err := b.w.Write(data[:n]); err != nil {
+			return 0, err
+		}
+	}
+	return b.out.Read(p)
 }
 
 // goodHeaders are those of a replica that is welcome.

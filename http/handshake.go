@@ -41,7 +41,7 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rc := http.NewResponseController(w)
-	body := bufio.NewReader(r.Body)
+	body := bufio.NewReader(newBlockReader(r.Body))
 	posMap, err := s.readPositions(rc, body)
 	if err != nil {
 		s.refuse(w, r, http.StatusBadRequest, err.Error())
@@ -55,10 +55,11 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	h.Set(headerClusterID, s.src.ClusterID())
 	h.Set(headerID, s.src.NodeID())
 	h.Set(headerEpoch, strconv.FormatUint(s.src.Epoch(), 10))
+	h.Set(headerSum, handshakeSum(h))
 
 	logger := s.opt.Logger.With("replica", r.Header.Get(headerID), "remote", r.RemoteAddr)
 	logger.Info("replica connected", "databases", len(posMap))
-	out := newStreamWriter(w, rc, s.limits.stall)
+	out := newBlockStreamWriter(w, rc, s.limits.stall)
 	err = s.runSession(r.Context(), out, posMap, wanted, ackSource{
 		r: body, rc: rc, stall: s.limits.stall, pages: r.Header.Get(headerPages) != "",
 		conn: s.src.ReplicaRegistry().Connect(r.Header.Get(headerID), r.RemoteAddr),
@@ -99,6 +100,9 @@ func (s *Server) checkHandshake(r *http.Request) (code int, line string) {
 	}
 	if own := s.src.Epoch(); epoch > own {
 		return http.StatusConflict, fmt.Sprintf("the replica has followed a primary of epoch %d, this node is of epoch %d: it has been replaced, or its data directory is an old copy", epoch, own)
+	}
+	if got, want := h.Get(headerSum), handshakeSum(h); got != want {
+		return http.StatusBadRequest, fmt.Sprintf("the request's headers have the checksum %.32q, want %q: %v", got, want, errCorrupt)
 	}
 	return 0, ""
 }

@@ -23,7 +23,7 @@ var emptyPosMap = []byte{0, 0, 0, 0}
 func TestHandshake_Refused(t *testing.T) {
 	src := newFakeSource("a.db")
 	srv := testServer(t, src, "", fastLimits())
-	if code, line, _ := post(t, srv.URL(), goodHeaders(), bytes.NewReader(emptyPosMap)); code != http.StatusOK {
+	if code, line, _ := post(t, srv.URL(), goodHeaders(), inBlocks(bytes.NewReader(emptyPosMap))); code != http.StatusOK {
 		t.Fatalf("the good request is refused: %d %s", code, line)
 	}
 	long := strings.Repeat("x", maxIDLen+1)
@@ -43,10 +43,12 @@ func TestHandshake_Refused(t *testing.T) {
 		{headerEpoch, "", 400, "want a number"},
 		{headerEpoch, "-1", 400, "want a number"},
 		{headerEpoch, "4", 409, "epoch 4, this node is of epoch 3"},
+		{headerSum, "", 400, "changed bytes on the way"},
+		{headerSum, "00000000", 400, "changed bytes on the way"},
 	} {
 		h := goodHeaders()
 		h[tt.header] = tt.value
-		code, line, _ := post(t, srv.URL(), h, bytes.NewReader(emptyPosMap))
+		code, line, _ := post(t, srv.URL(), h, inBlocks(bytes.NewReader(emptyPosMap)))
 		if code != tt.code || !strings.Contains(line, tt.line) {
 			t.Errorf("%s: %.20q: %d %q, want %d with %q", tt.header, tt.value, code, line, tt.code, tt.line)
 		}
@@ -99,7 +101,7 @@ func TestHandshake_Body(t *testing.T) {
 		"garbage":   {strings.NewReader("GET / HTTP/1.1"), 400, "at most"},
 		"huge":      {io.MultiReader(bytes.NewReader([]byte{0, 2, 0, 1}), &counter{n: 64 << 20}), 400, "at most"},
 	} {
-		code, line, _ := post(t, srv.URL(), goodHeaders(), tt.body)
+		code, line, _ := post(t, srv.URL(), goodHeaders(), inBlocks(tt.body))
 		if code != tt.code || !strings.Contains(line, tt.line) {
 			t.Errorf("%s: %d %q, want %d with %q", name, code, line, tt.code, tt.line)
 		}
@@ -162,7 +164,7 @@ func TestToken(t *testing.T) {
 	}
 	h := goodHeaders()
 	h["Authorization"] = "secret"
-	if code, _, header := post(t, srv.URL(), h, bytes.NewReader(emptyPosMap)); code != 401 || header.Get("WWW-Authenticate") != "Bearer" {
+	if code, _, header := post(t, srv.URL(), h, inBlocks(bytes.NewReader(emptyPosMap))); code != 401 || header.Get("WWW-Authenticate") != "Bearer" {
 		t.Errorf("a token without its scheme: %d", code)
 	}
 }

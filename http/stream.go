@@ -25,8 +25,8 @@ type Stream struct {
 	conn   *connection
 	body   io.ReadCloser
 	in     *frameReader
-	up     *io.PipeWriter // the request's body
-	buf    bytes.Buffer   // of WriteFrames
+	up     *blockWriter // the request's body
+	buf    bytes.Buffer // of WriteFrames
 
 	closeOnce sync.Once
 	closeErr  error
@@ -55,6 +55,9 @@ func (s *Stream) readHeader(h http.Header) error {
 	epoch, err := strconv.ParseUint(h.Get(headerEpoch), 10, 64)
 	if err != nil {
 		return fmt.Errorf("the node answers with the epoch %.32q, want a number", h.Get(headerEpoch))
+	}
+	if got, want := h.Get(headerSum), handshakeSum(h); got != want {
+		return fmt.Errorf("the node's answer has the checksum %.32q, want %q: %w", got, want, errCorrupt)
 	}
 	s.epoch = epoch
 	return nil

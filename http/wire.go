@@ -21,6 +21,7 @@ const (
 	headerClusterID = "Litefs-Cluster-Id"
 	headerID        = "Litefs-Id"
 	headerEpoch     = "Litefs-Epoch"
+	headerSum       = "Litefs-Sum" // handshakeSum of the others
 
 	headerPages = "Litefs-Pages" // set by a replica that fetches pages that differ
 

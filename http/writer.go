@@ -9,7 +9,7 @@ import (
 // maxWrite is how much a stream hands to the connection at once, in bytes. Each hand-over costs a
 // change of goroutines. One deadline covers it: at the slowest pace that is still progress, a stream
 // gets this much through in the time of one stall.
-const maxWrite = 64 << 10
+const maxWrite = maxBlock + blockHeader
 
 // streamWriter writes the body of a stream, buffered until Flush. Bytes that find no taker for the time
 // of a stall fail a write or flush, and end the stream.
@@ -21,6 +21,12 @@ type streamWriter struct {
 func newStreamWriter(w http.ResponseWriter, rc *http.ResponseController, stall time.Duration) *streamWriter {
 	dw := &deadlineWriter{w: w, rc: rc, stall: stall}
 	return &streamWriter{bufio.NewWriterSize(dw, maxWrite), dw}
+}
+
+// newBlockStreamWriter returns a writer of a body in blocks.
+func newBlockStreamWriter(w http.ResponseWriter, rc *http.ResponseController, stall time.Duration) *streamWriter {
+	dw := &deadlineWriter{w: w, rc: rc, stall: stall}
+	return &streamWriter{bufio.NewWriterSize(newBlockWriter(dw), maxBlock), dw}
 }
 
 // Flush sends what was written.
