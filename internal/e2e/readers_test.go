@@ -249,6 +249,6 @@ func versionsRun(t *testing.T, rounds int, d time.Duration, options ...option) {
 }
 
 func TestReadersInThreeLanguages(t *testing.T) {
-	t.Run("passthrough", func(t *testing.T) { versionsRun(t, 150, 0) })
-	t.Run("cached", func(t *testing.T) { versionsRun(t, 150, 0, cached) })
+	t.Run("passthrough", func(t *testing.T) { versionsRun(t, 80, 0) })
+	t.Run("cached", func(t *testing.T) { versionsRun(t, 80, 0, cached) })
 }
