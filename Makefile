@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build check test race fuzz demo bench soak clean left
+.PHONY: help build check test race fuzz demo bench soak clean left release package-test
 
 BUILD := .build
 PKG ?= ./...
@@ -54,6 +54,22 @@ soak: ## long and random: kill -9, SIGSTOP and contention for SOAK_DURATION
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^(TestSoak|TestRandomOperations)' ./internal/e2e
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestRecoverRandom' .
 	go test -count=1 -timeout 24h -v -run "^TestCluster$$" ./internal/role -role.seeds $(SOAK_CLUSTERS) -role.from $$(date +%s)
+
+# The version that is built: that of the tag, as dpkg orders versions.
+VERSION ?= $(shell git describe --tags --dirty 2>/dev/null | sed 's/^v//; s/-/+/' | grep . || echo 0.0.0)
+NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0
+
+release: ## static binaries and Debian packages for amd64 and arm64, in .build/release
+	rm -rf $(BUILD)/release && mkdir -p $(BUILD)/release
+	for arch in amd64 arm64; do \
+		binary=$(BUILD)/release/litefs-$(VERSION)-linux-$$arch; \
+		CGO_ENABLED=0 GOARCH=$$arch go build -trimpath -ldflags "-s -w" -o $$binary ./cmd/litefs; \
+		VERSION=$(VERSION) ARCH=$$arch BINARY=$$binary go run $(NFPM) package -f packaging/nfpm.yaml -p deb -t $(BUILD)/release/; \
+	done
+	cd $(BUILD)/release && sha256sum litefs* > SHA256SUMS && cat SHA256SUMS
+
+package-test: release ## install the package of this machine, run what it installed, remove it (root)
+	packaging/test $(BUILD)/release/*_amd64.deb
 
 left: ## fail when a mount was left behind
 	.ci/left
