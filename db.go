@@ -66,6 +66,10 @@ type DB struct {
 	// repairing says what is being repaired, nil when nothing is.
 	repairing atomic.Pointer[string]
 
+	// upkeep is held while maintenance is at the log and the checksums, which are
+	// not closed meanwhile. Before ingest.
+	upkeep sync.Mutex
+
 	// trouble is why a replica's database does not follow; nil when it does.
 	trouble atomic.Pointer[trouble]
 
@@ -255,6 +259,8 @@ func (db *DB) close() error {
 	close(db.stop)
 	<-db.done
 
+	db.upkeep.Lock()
+	defer db.upkeep.Unlock()
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	var errs []error

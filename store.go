@@ -23,10 +23,10 @@ import (
 //
 // Set the exported fields before Open and leave them alone afterwards.
 //
-// Locks, outermost first: Store.adopting, DB.ingest, DB.mu, Store.mu. A holder
-// of DB.mu must not open, stat or otherwise touch a path of the mount: the
-// kernel may be holding the directory's lock for a request that is itself
-// waiting for that DB.mu.
+// Locks, outermost first: Store.adopting, DB.upkeep, DB.ingest, DB.mu,
+// Store.mu. A holder of DB.mu must not open, stat or otherwise touch a path of
+// the mount: the kernel may be holding the directory's lock for a request that
+// is itself waiting for that DB.mu.
 type Store struct {
 	path string
 

@@ -38,6 +38,8 @@ func (s *Store) startMaintenance() {
 // syncLog makes the log durable. It does not take db.mu while the disk works,
 // so that no capture waits for it.
 func (db *DB) syncLog() {
+	db.upkeep.Lock()
+	defer db.upkeep.Unlock()
 	db.mu.Lock()
 	txlog, closed := db.txlog, db.closed
 	db.mu.Unlock()
@@ -56,6 +58,8 @@ func (db *DB) syncLog() {
 // are made durable first: after a power cut both are mended from the entries
 // that are left, so no entry may go before what it changed is on disk.
 func (db *DB) retain(r Retention) {
+	db.upkeep.Lock()
+	defer db.upkeep.Unlock()
 	if !db.ingest.TryLock() {
 		return // an entry is on its way in; next time
 	}
