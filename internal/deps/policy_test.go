@@ -62,6 +62,7 @@ var edges = map[string][]string{
 	"internal/faultnet":   {},
 	"internal/sqlitetest": {"internal/sqlapp"},
 	"internal/e2e":        {},
+	"internal/cutdisk":    {},
 }
 
 // doors lists who may import an outside module: one package knows it, so it can be replaced there.

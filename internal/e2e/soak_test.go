@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -20,6 +21,20 @@ func soakFor(t *testing.T) time.Duration {
 		t.Fatalf("LITEFS_SOAK: %v", err)
 	}
 	return d
+}
+
+// soakSeed is where a long test begins: LITEFS_SEED, or a seed of its own.
+func soakSeed(t *testing.T) uint64 {
+	t.Helper()
+	v := os.Getenv("LITEFS_SEED")
+	if v == "" {
+		return uint64(time.Now().UnixNano()) % 1e9
+	}
+	n, err := strconv.ParseUint(v, 10, 64)
+	if err != nil {
+		t.Fatalf("LITEFS_SEED: %v", err)
+	}
+	return n
 }
 
 func TestSoakCrashes(t *testing.T) {
