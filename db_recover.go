@@ -240,7 +240,7 @@ func (db *DB) recoverPrimary(f found) error {
 	if err != nil {
 		return err
 	}
-	if !ok && f.hot {
+	if !ok && f.hot && f.logged {
 		// Pages of an unfinished transaction may be what stands in the way.
 		if err := db.settleJournal(); err != nil {
 			return err

@@ -77,6 +77,7 @@ func TestRecoverPrimaryJournal(t *testing.T) {
 		{"journal header zeroed", zeroedJournal(mixed(s.done, s.full, files)), boot1, after, journalTXID + 1, 0},
 		{"journal cut to nothing", truncatedJournal(mixed(s.done, s.full, files)), boot1, after, journalTXID + 1, 0},
 		{"checksums lost with a hot journal, log retained", retained(mixedDir(withoutChecksums(s.base), s.mid, files), 2), boot2, before, journalTXID, 0},
+		{"record made, its first entry lost, journal hot, power cut", withoutEntries(withoutChecksums(s.mid)), boot2, before, 1, 0},
 		{"committed without a journal, not captured", withoutJournal(same(s.full)), boot1, after, journalTXID + 1, 0},
 		{"committed without a journal, not captured, power cut", withoutJournal(same(s.full)), boot2, after, journalTXID + 1, 0},
 		{"cut off without a journal, power cut", withoutJournal(same(s.mid)), boot2, before, journalTXID, 0},
@@ -103,6 +104,14 @@ func mustBeHot(t *testing.T, dir string) {
 
 func withoutJournal(dir func(*testing.T) string) func(*testing.T) string {
 	return then(dir, func(t *testing.T, dir string) { removeFile(t, inFiles(dir, "app.db-journal")) })
+}
+
+func withoutEntries(dir func(*testing.T) string) func(*testing.T) string {
+	return then(dir, func(t *testing.T, dir string) {
+		for _, path := range mustGlob(t, dir, "dbs/*/ltx/*") {
+			removeFile(t, path)
+		}
+	})
 }
 
 func zeroedJournal(dir func(*testing.T) string) func(*testing.T) string {
