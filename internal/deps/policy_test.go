@@ -67,7 +67,7 @@ var edges = map[string][]string{
 
 // doors lists who may import an outside module: one package knows it, so it can be replaced there.
 var doors = map[string][]string{
-	"github.com/hanwen/go-fuse":   {"fuse"},
+	"github.com/hanwen/go-fuse":   {"fuse", "internal/cutdisk"},
 	"github.com/mattn/go-sqlite3": {"internal/sqlapp"},
 	"go.yaml.in/yaml":             {"internal/config"},
 	"github.com/superfly/ltx":     {"", "http", "internal/ltxlog", "internal/pagesum", "internal/verify"},
