@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/superfly/ltx"
@@ -423,21 +424,35 @@ func (s *Store) renameReplica(ctx context.Context, db *DB, name string) error {
 		err = os.MkdirAll(filepath.Dir(to), 0o755)
 	}
 	if err == nil {
-		err = os.Rename(from, to)
-	}
-	for _, sfx := range []string{"-wal", "-shm"} {
-		if err != nil {
-			break // what stays must stay together
-		}
-		if err = os.Rename(from+sfx, to+sfx); errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
+		err = renameTogether(from, to)
 	}
 	if err != nil {
 		return fmt.Errorf("rename %s to %s: %w", db.Name(), name, err)
 	}
 	if err := s.rename(db, name); err != nil {
-		return err
+		return errors.Join(err, renameTogether(to, from))
 	}
 	return db.takePeer(ctx)
 }
+
+// renameTogether renames a database with its write-ahead log and its wal-index.
+// On an error all have the names that they had: frames must not be parted from
+// the database that they belong to.
+func renameTogether(from, to string) error {
+	for i, sfx := range databaseFiles {
+		err := os.Rename(from+sfx, to+sfx)
+		if err == nil || i > 0 && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		for _, sfx := range slices.Backward(databaseFiles[:i]) {
+			if back := os.Rename(to+sfx, from+sfx); !errors.Is(back, fs.ErrNotExist) {
+				err = errors.Join(err, back)
+			}
+		}
+		return err
+	}
+	return nil
+}
+
+// databaseFiles are what the names of a database's files end with.
+var databaseFiles = []string{"", "-wal", "-shm"}

@@ -24,7 +24,7 @@ type worker struct {
 
 	mu   sync.Mutex // guards everything below
 	name string     // as the primary told it last; "": none, the worker waits
-	lost bool       // its database was dropped for another one: the primary must be asked
+	lost bool       // its database gave way to another one: the primary must be asked
 	gone bool       // dropped by the primary
 	off  bool       // the primary's log does not lead on from where the database is
 
@@ -211,11 +211,17 @@ func (w *worker) dropHere(ctx context.Context) error {
 		return err
 	}
 	defer w.f.structure.release()
-	return w.f.store.dropReplica(ctx, w.id)
+	s := w.f.store
+	if s.DB(w.id) != nil {
+		s.rememberDropped(w.id) // this node may be the primary one day
+	}
+	return s.dropReplica(ctx, w.id)
 }
 
-// settle makes the database, or gives it the name that it has on the primary.
-// A database that has the name here is not the primary's any more.
+// settle makes the database, or gives it the name that it has on the primary. A
+// database that has the name here does not have it there any more. When the
+// primary has spoken of that one on this connection it will tell its new name,
+// or its end: until then it is kept under a name of its own.
 func (w *worker) settle(ctx context.Context) error {
 	s := w.f.store
 	if err := w.f.structure.acquire(ctx); err != nil {
@@ -237,14 +243,20 @@ func (w *worker) settle(ctx context.Context) error {
 				return err
 			}
 			defer other.op.release()
+			if err := s.renameReplica(ctx, old, movedName(old.ID())); err != nil {
+				return err
+			}
 		}
 	}
 	_, err := s.introduce(ctx, w.id, name)
 	return err
 }
 
-// takeAway stops the worker, whose database is about to be dropped for another
-// one that has its name here, until the primary speaks of it again, and returns
+// movedName is what a replica calls a database whose name another one has got.
+func movedName(id uint32) string { return "moved-" + FormatDBID(id) }
+
+// takeAway stops the worker, whose database is about to give way to another one
+// that gets the name it has here, until the primary speaks of it again, and returns
 // with op held. A name that the worker was told since and has not given to its
 // database yet is kept: it will not be told twice.
 func (w *worker) takeAway(ctx context.Context, name string) error {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -328,6 +329,7 @@ func TestFollow_NamesAndDrops(t *testing.T) {
 	eventually(t, "x.db and y.db have changed places", func() bool {
 		return hasRows(t, app, replica, "x.db", 2) && hasRows(t, app, replica, "y.db", 1)
 	})
+	dropped := primary.DBByName("z.db").ID()
 	drop("z.db")
 	rename("y.db", "z.db")
 	eventually(t, "z.db is what y.db was", func() bool {
@@ -338,6 +340,10 @@ func TestFollow_NamesAndDrops(t *testing.T) {
 	eventually(t, "x.db is another database", func() bool { return hasRows(t, app, replica, "x.db", 5) })
 	if got, want := len(replica.DBs()), len(primary.DBs()); got != want {
 		t.Errorf("%d databases on the replica, %d on the primary", got, want)
+	}
+	// For its own followers, should it become the primary.
+	if b, err := os.ReadFile(filepath.Join(replica.Path(), "dropped")); err != nil || !strings.Contains(string(b), litefs.FormatDBID(dropped)) {
+		t.Errorf("the replica does not remember that %s was dropped: %q, %v", litefs.FormatDBID(dropped), b, err)
 	}
 	app.Exit()
 }

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -135,12 +138,12 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 	}()
 
 	// The subscription is older than this list: what changes from here on is marked in it.
+	var ids []uint32
 	for _, db := range s.src.Databases() {
-		ss.due.push(db.ID())
+		ids = append(ids, db.ID())
 	}
-	for id := range posMap {
-		ss.due.push(id) // may have been dropped
-	}
+	ss.changed(slices.Values(ids))
+	ss.changed(maps.Keys(posMap)) // may have been dropped
 	return ss.run(ctx)
 }
 
@@ -177,9 +180,7 @@ func (s *session) run(ctx context.Context) error {
 			s.retry(time.Now())
 			err = s.heartbeat()
 		case <-s.sub.NotifyCh():
-			for id := range s.sub.DirtySet() {
-				s.due.push(id)
-			}
+			s.changed(maps.Keys(s.sub.DirtySet()))
 		case <-s.acks.notify:
 			err = s.takeAcks()
 		case snap := <-s.snapshots.ready:
@@ -191,6 +192,19 @@ func (s *session) run(ctx context.Context) error {
 			return err
 		}
 		s.prepareSnapshot(ctx)
+	}
+}
+
+// changed makes databases due that may have something to send. Those that the
+// replica has come first: one of them may have given its name to one that it has
+// not.
+func (s *session) changed(ids iter.Seq[uint32]) {
+	for _, known := range []bool{true, false} {
+		for id := range ids {
+			if _, has := s.pos[id]; has == known {
+				s.due.push(id)
+			}
+		}
 	}
 }
 

@@ -426,7 +426,7 @@ func TestStream_Filter(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	wantNext(t, s, "db 1 a.db", "db 2 logs/b.db", "drop 3")
+	wantNext(t, s, "drop 3", "db 1 a.db", "db 2 logs/b.db")
 	src.commit(3, "c1")
 	src.commit(2, "b1")
 	wantNext(t, s, "ltx b1")

@@ -144,6 +144,32 @@ func TestRotatedDatabases(t *testing.T) {
 	}
 }
 
+// A follower that was away while a database was renamed and another one made under its name keeps what it
+// has: nothing is sent twice.
+func TestRenamedAndMadeAgainAtOnce(t *testing.T) {
+	p := startPair(t)
+	p.database("app.db", 1)
+	names := []string{"app.db"}
+	for i := range 6 {
+		p.makes(names...)
+		p.follower.stop()
+		name := fmt.Sprintf("old%d.db", i)
+		names = append(names, name)
+		must(t, os.Rename(p.path("app.db"), p.path(name)))
+		p.database("app.db", i+2)
+		p.follower.start()
+	}
+	p.makes(names...)
+	for i, name := range names[1:] {
+		if got := rows(t, p.follower.path(name)); got != fmt.Sprint(i+1) {
+			t.Errorf("%s: %s rows on the follower, want %d", name, got, i+1)
+		}
+	}
+	if text := p.follower.log.text(); strings.Contains(text, "database dropped") {
+		t.Errorf("the follower dropped a database that was renamed:\n%s", text)
+	}
+}
+
 func TestForeignFilesStayLocal(t *testing.T) {
 	eachPair(t, func(p *pair) {
 		t := p.t
