@@ -86,6 +86,8 @@ type Store struct {
 	synced   chan struct{} // closed at the first such time
 	syncOnce sync.Once
 
+	leaseLost chan struct{} // closed by keepLease
+
 	// ctx ends when the store closes; wg counts every goroutine started under
 	// it, and Close waits for them.
 	ctx    context.Context
@@ -205,6 +207,7 @@ func NewStore(path string) *Store {
 		opens:          make(map[string]*openFile),
 		unseen:         make(map[string]bool),
 		subscribers:    make(map[*Subscriber]struct{}),
+		leaseLost:      make(chan struct{}),
 	}
 }
 

@@ -52,6 +52,11 @@ func (s *Store) settleRole(ctx context.Context) error {
 	if s.Leaser == nil {
 		return s.becomePrimary(nil)
 	}
+	if reg, ok := s.Leaser.(Registry); ok {
+		if err := s.guardCluster(ctx, reg); err != nil {
+			return err
+		}
+	}
 	lease, err := s.Leaser.Acquire(ctx)
 	if err == nil {
 		return s.becomePrimary(lease)
@@ -74,11 +79,11 @@ func (s *Store) becomePrimary(lease Lease) error {
 		return err
 	}
 	if s.ClusterID() == "" {
-		id, err := randomHex(8)
+		id, err := newClusterID()
 		if err != nil {
 			return err
 		}
-		if err := s.setClusterID("LFSC" + strings.ToUpper(string(id))); err != nil {
+		if err := s.setClusterID(id); err != nil {
 			return err
 		}
 	}
@@ -101,6 +106,9 @@ func (s *Store) becomePrimary(lease Lease) error {
 	s.epoch.Store(epoch)
 	s.role.Store(int32(RolePrimary))
 	s.roleChanged()
+	if fenced, ok := lease.(FencedLease); ok {
+		s.goRun(func() { s.keepLease(fenced) })
+	}
 	s.Logger.Info("this node is the primary", "epoch", epoch, "url", s.PrimaryURL())
 	return nil
 }

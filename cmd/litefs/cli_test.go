@@ -112,7 +112,7 @@ func TestBadInput(t *testing.T) {
 		{"typo", "fuse:\n  dri: mnt", "mount", 0, `litefs: litefs.yml: unknown key "fuse.dri" at line 2: did you mean "fuse.dir"?`},
 		{"typo, first form", "fuse:\n  dri: mnt", "-config litefs.yml", 0, `litefs: litefs.yml: unknown key "fuse.dri" at line 2: did you mean "fuse.dir"?`},
 		{"proxy", "fuse: {dir: mnt}\nproxy:\n  target: localhost:1", "mount", 0, "litefs: litefs.yml: proxy.addr is missing: name the host:port that clients of the application connect to"},
-		{"consul", "mount-dir: mnt\nconsul:\n  url: http://localhost:8500", "-config litefs.yml", 0, "litefs: litefs.yml: consul.url at line 3: the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"},
+		{"consul", "mount-dir: mnt\nconsul:\n  url: localhost:8500", "-config litefs.yml", 0, "litefs: litefs.yml: consul.url at line 3: is not a URL like http://127.0.0.1:8500"},
 		{"open port", "mount-dir: mnt\nhttp: {addr: ':20202'}", "mount", 0, "litefs: litefs.yml: http.addr :20202 is reachable from other machines and there is no http.token: "},
 		{"no primary", "", "mount -set lease.candidate=false mnt", 0, "litefs: lease.advertise-url is missing: with lease.candidate: false it must be the URL of the primary, like http://10.0.0.1:20202"},
 		{"config checks too", "fuse:\n  dri: mnt", "config", 0, `litefs: litefs.yml: unknown key "fuse.dri" at line 2: did you mean "fuse.dir"?`},

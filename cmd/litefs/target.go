@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 
+	"github.com/litefs/litefs"
 	node "github.com/litefs/litefs/http"
 	"github.com/litefs/litefs/internal/config"
 )
@@ -42,13 +43,20 @@ func newTarget(c configFlags, dirs []string, url string) (s target, err error) {
 		host = "localhost"
 	}
 	s.url = "http://" + net.JoinHostPort(host, port)
-	s.client = node.NewClient(nil, string(cfg.HTTP.Token))
+	token := string(cfg.HTTP.Token)
+	if token == "" && cfg.Lease.Type != config.LeaseStatic {
+		if token, err = litefs.ReadSecret(cfg.Data.Dir); err != nil {
+			return s, err
+		}
+	}
+	s.client = node.NewClient(nil, token)
 	if files := node.TLSFiles(cfg.HTTP.TLS); !files.IsZero() {
 		if err := s.client.UseTLS(files, nil); err != nil {
 			return s, config.Invalid(err)
 		}
 		s.url = "https" + strings.TrimPrefix(s.url, "http")
-		if cfg.Lease.Candidate && cfg.Lease.AdvertiseURL != "" {
+		// Under a static lease it is the primary's.
+		if (cfg.Lease.Candidate || cfg.Lease.Type != config.LeaseStatic) && cfg.Lease.AdvertiseURL != "" {
 			s.url = cfg.Lease.AdvertiseURL // the name that the certificate is for
 		}
 	}

@@ -50,10 +50,18 @@ const (
 	DefaultRetention                = 10 * time.Minute
 	DefaultRetentionMonitorInterval = time.Minute
 	DefaultReconnectDelay           = time.Second
+	DefaultDemoteDelay              = 10 * time.Second
+	DefaultLeaseKey                 = "litefs/primary"
+	DefaultLeaseTTL                 = 10 * time.Second
+	DefaultLockDelay                = time.Second
 )
 
-// LeaseStatic is the one lease type there is: roles are fixed by the file.
-const LeaseStatic = "static"
+// Lease types.
+const (
+	LeaseStatic = "static" // roles are fixed by the file
+	LeaseConsul = "consul"
+	LeaseEtcd   = "etcd"
+)
 
 // Log formats.
 const (
@@ -104,7 +112,7 @@ type Data struct {
 // HTTP is the port that other nodes and the commands talk to.
 type HTTP struct {
 	Addr  string // host:port
-	Token Secret // shared by all nodes; "" only when Addr is loopback
+	Token Secret // shared by all nodes; "": Addr is loopback, or the lease server has one
 	TLS   TLS
 }
 
@@ -114,18 +122,44 @@ type TLS struct{ Cert, Key, CA string }
 
 // Lease says who may write.
 type Lease struct {
-	Type         string // LeaseStatic
-	Hostname     string // the primary's name, as .primary shows it; not empty
-	AdvertiseURL string // the primary's URL; "" only on a primary without followers
+	Type string // LeaseStatic, LeaseConsul, LeaseEtcd
 
-	// Candidate is the role under a static lease: true is the primary.
+	// Hostname and AdvertiseURL are the primary's under a static lease (the URL is empty only on a
+	// primary without followers), and this node's own with a lease server. Hostname is not empty.
+	Hostname     string
+	AdvertiseURL string
+
+	// Candidate is the role under a static lease: true is the primary. With a lease server, it may
+	// become the primary.
 	Candidate bool
+
+	// Promote asks for the role of the primary once this node has caught up.
+	Promote bool
+
+	Consul Consul // of LeaseConsul
+	Etcd   Etcd   // of LeaseEtcd
 
 	// Databases are patterns, as path.Match has them, of the databases that a
 	// node that is no candidate follows; empty: all.
 	Databases []string
 
 	ReconnectDelay time.Duration // between two attempts to reach the primary; > 0
+	DemoteDelay    time.Duration // a primary that gave up its role is no candidate for as long
+}
+
+// Consul is where the lease is kept.
+type Consul struct {
+	URL       Secret // its password is the ACL token, its path goes before Key
+	Key       string
+	TTL       time.Duration // from 1 s to 24 h
+	LockDelay time.Duration // from 1 ms to 1 min
+}
+
+// Etcd is where the lease is kept.
+type Etcd struct {
+	URL Secret // its user and password log in, its path goes before Key
+	Key string
+	TTL time.Duration // whole seconds, from 2 s to 24 h
 }
 
 // Log says how the daemon speaks, on standard error.
@@ -170,6 +204,9 @@ func defaults() *Config {
 			Type:           LeaseStatic,
 			Candidate:      true,
 			ReconnectDelay: DefaultReconnectDelay,
+			DemoteDelay:    DefaultDemoteDelay,
+			Consul:         Consul{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
+			Etcd:           Etcd{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL},
 		},
 		Proxy:       proxyDefaults(),
 		Log:         Log{Format: LogText},
@@ -200,3 +237,6 @@ func EnvToken(src Source) (Secret, error) {
 	}
 	return Secret(s), nil
 }
+
+// ParseToken checks a credential that comes from elsewhere than the file.
+func ParseToken(s string) (Secret, error) { return Secret(s), checkToken(s) }

@@ -44,6 +44,12 @@ func mustParse(t *testing.T, text string, src config.Source) *config.Config {
 	return cfg
 }
 
+// The lease servers of a file that names none.
+var (
+	consul = config.Consul{Key: "litefs/primary", TTL: 10 * time.Second, LockDelay: time.Second}
+	etcd   = config.Etcd{Key: "litefs/primary", TTL: 10 * time.Second}
+)
+
 func TestDefault(t *testing.T) {
 	got, err := config.Default("/srv/app", source())
 	if err != nil {
@@ -53,7 +59,7 @@ func TestDefault(t *testing.T) {
 		Fuse:        config.Fuse{Dir: "/srv/app", Passthrough: true},
 		Data:        config.Data{Dir: "/srv/.app.litefs", Retention: 10 * time.Minute, RetentionMonitorInterval: time.Minute},
 		HTTP:        config.HTTP{Addr: "127.0.0.1:20202"},
-		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second},
+		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd},
 		Log:         config.Log{Format: "text"},
 		ExitOnError: true,
 	}
@@ -84,6 +90,7 @@ lease:
   advertise-url: http://10.0.0.1:20202/
   candidate: false
   reconnect-delay: 250ms
+  demote-delay: 3s
 exec:
   - cmd: "migrate --all"
   - cmd: server -name 'two words'
@@ -98,7 +105,7 @@ log:
 		Fuse:     config.Fuse{Dir: "/mnt/db", AllowOther: true, Debug: true},
 		Data:     config.Data{Dir: "/var/lib/litefs", Retention: time.Hour, RetentionMonitorInterval: 30 * time.Second, MaxSize: 2 << 30},
 		HTTP:     config.HTTP{Addr: ":20202", Token: "s3cret"},
-		Lease:    config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond},
+		Lease:    config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, Consul: consul, Etcd: etcd},
 		Exec:     []config.Command{{Argv: []string{"migrate", "--all"}}, {Argv: []string{"server", "-name", "two words"}}},
 		SkipSync: true,
 		Log:      config.Log{Format: "json", Timestamp: true, Debug: true},
@@ -108,12 +115,76 @@ log:
 	}
 }
 
-// The file of LiteFS 0.1's tutorial, without the lease it cannot have.
+// The file of LiteFS 0.1's tutorial, as it stands there.
 func TestParseFirstForm(t *testing.T) {
-	cfg := mustParse(t, "mount-dir: \"${DB_DIR}\"\n\nhttp:\n  addr: \":${LITEFS_PORT}\"\n",
-		source("DB_DIR", "/home/u/demo1", "LITEFS_PORT", "30303", "LITEFS_TOKEN", "tok"))
-	if cfg.Fuse.Dir != "/home/u/demo1" || cfg.HTTP.Addr != ":30303" || cfg.HTTP.Token != "tok" {
-		t.Errorf("got %+v %+v", cfg.Fuse, cfg.HTTP)
+	cfg := mustParse(t, `
+mount-dir: "${DB_DIR}"
+
+http:
+  addr: ":${LITEFS_PORT}"
+
+consul:
+  url: "${CONSUL_URL}"
+  advertise-url: "http://${HOSTNAME}:${LITEFS_PORT}"
+`, source("DB_DIR", "/home/u/demo1", "LITEFS_PORT", "30303", "CONSUL_URL", "http://localhost:8500"))
+	want := config.Lease{
+		Type: "consul", Hostname: "bert", AdvertiseURL: "http://bert:30303", Candidate: true,
+		ReconnectDelay: time.Second, DemoteDelay: 10 * time.Second, Etcd: etcd, Consul: consul,
+	}
+	want.Consul.URL = "http://localhost:8500"
+	if cfg.Fuse.Dir != "/home/u/demo1" || cfg.HTTP.Addr != ":30303" || !reflect.DeepEqual(cfg.Lease, want) {
+		t.Errorf("got  %+v %+v %+v\nwant %+v", cfg.Fuse, cfg.HTTP, cfg.Lease, want)
+	}
+}
+
+// The example file of LiteFS 0.5, in the keys that are about the lease.
+func TestParseLease(t *testing.T) {
+	cfg := mustParse(t, `
+fuse: {dir: /litefs}
+data: {dir: /var/lib/litefs}
+lease:
+  type: "consul"
+  candidate: ${FLY_REGION == 'ord'}
+  promote: true
+  demote-delay: 0s
+  consul:
+    url: "https://:t0ken@consul.example/app-1"
+    key: "myapp/primary"
+    ttl: "15s"
+    lock-delay: 2s
+`, source("FLY_REGION", "ord"))
+	want := config.Lease{
+		Type: "consul", Hostname: "bert", AdvertiseURL: "http://bert:20202", Candidate: true, Promote: true,
+		ReconnectDelay: time.Second, Etcd: etcd,
+		Consul: config.Consul{URL: "https://:t0ken@consul.example/app-1", Key: "myapp/primary", TTL: 15 * time.Second, LockDelay: 2 * time.Second},
+	}
+	if cfg.HTTP.Addr != ":20202" || !reflect.DeepEqual(cfg.Lease, want) {
+		t.Errorf("got  %+v %+v\nwant %+v", cfg.HTTP, cfg.Lease, want)
+	}
+	text, err := cfg.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if shown := fmt.Sprintf("%s %+v", text, cfg); strings.Contains(shown, "t0ken") || !strings.Contains(shown, "https://consul.example/app-1") {
+		t.Errorf("the token is shown, or the URL is not:\n%s", shown)
+	}
+}
+
+// Where other nodes reach this one, when the file does not say.
+func TestAdvertiseURL(t *testing.T) {
+	for http, want := range map[string]string{
+		"":                             "http://bert:20202",
+		"{addr: ':1'}":                 "http://bert:1",
+		"{addr: '10.0.0.1:1'}":         "http://bert:1",
+		"{addr: '127.0.0.1:1'}":        "http://127.0.0.1:1",
+		"{addr: '[::1]:1'}":            "http://[::1]:1",
+		"{tls: {cert: a, key: b}}":     "https://bert:20202",
+		"{addr: ':1', token: whoisit}": "http://bert:1",
+	} {
+		cfg := mustParse(t, "fuse: {dir: /mnt/a}\nlease: {type: etcd, candidate: false, etcd: {url: 'http://e:1'}}\nhttp: "+http, source())
+		if cfg.Lease.AdvertiseURL != want {
+			t.Errorf("http: %s: got %s, want %s", http, cfg.Lease.AdvertiseURL, want)
+		}
 	}
 }
 
@@ -178,17 +249,25 @@ func TestErrors(t *testing.T) {
 		{"proxy path", dir + "proxy:\n  passthrough: [\"/a\", \"b\"]\n", "f.yml: proxy.passthrough at line 3: \"b\" begins neither with / nor with *: it matches no path"},
 		{"backup", dir + "backup: {type: file}\n", "f.yml: backup.type at line 2: backup is not built yet; remove the key"},
 		{"tracing", dir + "tracing: {path: x}\n", "f.yml: tracing.path at line 2: the trace log is not built yet; remove the key and use log.debug"},
-		{"consul of 0.1", dir + "consul: {url: x}\n", "f.yml: consul.url at line 2: the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"},
-		{"consul of 0.5", dir + "lease: {type: consul}\n", "f.yml: lease.type at line 2: the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"},
-		{"lease.consul", dir + "lease: {consul: {key: x}}\n", "f.yml: lease.consul.key at line 2: the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"},
-		{"promote", dir + "lease: {promote: true}\n", "f.yml: lease.promote at line 2: moving the primary role is not built yet: roles are static; remove the key"},
+		{"no consul", dir + "lease: {type: consul}\n", "f.yml: lease.consul.url is missing: where is the server? For one on this machine: http://127.0.0.1:8500"},
+		{"no etcd", dir + "lease: {type: etcd, consul: {key: x}}\n", "f.yml: lease.etcd.url is missing: where is the server? For one on this machine: http://127.0.0.1:2379"},
+		{"server of another type", dir + "lease: {consul: {url: 'http://a'}}\n", "f.yml: lease.consul.url has no use with lease.type: static: set lease.type: consul, or remove it"},
+		{"both consuls", dir + "lease:\n  consul: {url: 'http://a'}\nconsul:\n  url: 'http://a'\n", "f.yml: consul.url at line 5 and lease.consul.url at line 3 say the same: keep one"},
+		{"consul of 0.1 and etcd", dir + "lease:\n  type: etcd\nconsul:\n  url: 'http://a'\n", "f.yml: lease.type at line 3 is etcd and consul at line 4 is for consul: keep one"},
+		{"consul url", dir + "consul: {url: 'pass@word:8500'}\n", "f.yml: consul.url at line 2: is not a URL like http://127.0.0.1:8500"},
+		{"consul ttl", dir + "consul: {ttl: 10ms}\n", `f.yml: consul.ttl at line 2: "10ms" must be from 1s to 24h0m0s`},
+		{"lock-delay", dir + "lease: {consul: {lock-delay: 2m}}\n", `f.yml: lease.consul.lock-delay at line 2: "2m" must be from 1ms to 1m0s`},
+		{"etcd ttl", dir + "lease: {etcd: {ttl: 2500ms}}\n", `f.yml: lease.etcd.ttl at line 2: "2500ms": etcd counts whole seconds`},
+		{"lease key", dir + "lease: {etcd: {key: '/'}}\n", `f.yml: lease.etcd.key at line 2: "/" is no key like litefs/primary`},
+		{"promote", dir + "lease: {promote: true}\n", "f.yml: lease.promote has no use with lease.type: static, where the file says who is primary: remove it, or use consul or etcd"},
+		{"port of chance", dir + "http: {addr: ':0'}\nlease: {type: etcd, etcd: {url: 'http://a:1'}}\n", "f.yml: lease.advertise-url is missing: with http.addr's port 0 nobody knows where this node will be reached"},
 		{"filter of a candidate", dir + "lease: {databases: [a]}\n", "f.yml: lease.databases is for nodes with lease.candidate: false; a candidate has all databases"},
 		{"bad pattern", dir + "lease: {databases: ['[']}\n", `f.yml: lease.databases at line 2: "[" is no pattern: syntax error in pattern`},
 		{"compress", dir + "data: {compress: false}\n", "f.yml: data.compress at line 2: a log without compression is not built yet; remove the key"},
 		{"strict", dir + "strict-verify: true\n", "f.yml: strict-verify at line 2: verification of each transaction is not built yet; remove the key and use litefs verify"},
 		{"if-candidate", dir + "exec:\n  - cmd: a\n    if-candidate: true\n", "f.yml: exec at line 2: line 4: if-candidate is not built yet; remove the key"},
 
-		{"lease type", dir + "lease: {type: raft}\n", `f.yml: lease.type at line 2: "raft" is not a lease type: use static`},
+		{"lease type", dir + "lease: {type: raft}\n", `f.yml: lease.type at line 2: "raft" is not a lease type: use consul, etcd or static`},
 		{"bool", dir + "skip-sync: maybe\n", `f.yml: skip-sync at line 2: "maybe" is neither true nor false`},
 		{"duration", dir + "data: {retention: 10}\n", `f.yml: data.retention at line 2: "10" is not a duration like 10m or 1m30s`},
 		{"negative", dir + "data: {retention: -1s}\n", `f.yml: data.retention at line 2: "-1s" is negative`},
@@ -350,6 +429,8 @@ func TestYAMLRoundTrip(t *testing.T) {
 		nil,
 		{"fuse.dir=/mnt/$x: y #z", "fuse.passthrough=off", "data.max-size=1500K", "data.retention=90m"},
 		{"lease.candidate=false", "lease.advertise-url=http://[::1]:5", "http.addr=[::1]:0"},
+		{"lease.type=consul", "lease.consul.url=https://c.example/p", "lease.consul.key=a$b", "lease.promote=true"},
+		{"lease.type=etcd", "lease.etcd.url=http://e:2379", "lease.etcd.ttl=3s", "lease.candidate=false", "lease.databases=a"},
 		{`exec=sh -c 'echo "$HOME" $$'`, "lease.hostname=true", "log.format=json", "exit-on-error=no"},
 	} {
 		src.Set = set

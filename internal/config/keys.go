@@ -22,8 +22,6 @@ type key struct {
 const (
 	noBackup  = "backup is not built yet; remove the key"
 	noTracing = "the trace log is not built yet; remove the key and use log.debug"
-	noConsul  = "the consul lease is not built yet; use lease.type: static with lease.candidate and lease.advertise-url"
-	noHandoff = "moving the primary role is not built yet: roles are static; remove the key"
 	noTimeout = "a time limit for snapshots is not built yet; remove the key"
 	noStrict  = "verification of each transaction is not built yet; remove the key and use litefs verify"
 	noIf      = "if-candidate is not built yet; remove the key"
@@ -63,17 +61,39 @@ func keyTable() []key {
 		{path: "http.tls.ca", set: text(func(c *Config, s string) error { c.HTTP.TLS.CA = s; return nil })},
 
 		{path: "lease.type", set: text(setLeaseType)},
-		{path: "lease.hostname", set: text(func(c *Config, s string) error { c.Lease.Hostname = s; return nil })},
-		{path: "lease.advertise-url", set: text(func(c *Config, s string) error {
-			c.Lease.AdvertiseURL = strings.TrimRight(s, "/")
-			return checkURL(s)
-		})},
+		{path: "lease.hostname", set: text(setHostname)},
+		{path: "lease.advertise-url", set: text(setAdvertiseURL)},
 		{path: "lease.candidate", set: boolean(func(c *Config) *bool { return &c.Lease.Candidate })},
+		{path: "lease.promote", set: boolean(func(c *Config) *bool { return &c.Lease.Promote })},
 		{path: "lease.databases", set: setDatabases},
 		{path: "lease.reconnect-delay", set: text(func(c *Config, s string) (err error) {
 			c.Lease.ReconnectDelay, err = parsePositive(s)
 			return err
 		})},
+		{path: "lease.demote-delay", set: text(func(c *Config, s string) (err error) {
+			c.Lease.DemoteDelay, err = parseDuration(s)
+			return err
+		})},
+
+		{path: "lease.consul.url", set: text(setConsulURL)},
+		{path: "lease.consul.key", set: text(setConsulKey)},
+		{path: "lease.consul.ttl", set: text(setConsulTTL)},
+		{path: "lease.consul.lock-delay", set: text(setLockDelay)},
+
+		{path: "lease.etcd.url", set: text(setEtcdURL)},
+		{path: "lease.etcd.key", set: text(func(c *Config, s string) (err error) {
+			c.Lease.Etcd.Key, err = parseKey(s)
+			return err
+		})},
+		{path: "lease.etcd.ttl", set: text(setEtcdTTL)},
+
+		// The group in which LiteFS 0.1 had what is now below lease.
+		{path: "consul.url", set: text(setConsulURL)},
+		{path: "consul.key", set: text(setConsulKey)},
+		{path: "consul.ttl", set: text(setConsulTTL)},
+		{path: "consul.lock-delay", set: text(setLockDelay)},
+		{path: "consul.hostname", set: text(setHostname)},
+		{path: "consul.advertise-url", set: text(setAdvertiseURL)},
 
 		{path: "replica.open", set: text(setReplicaOpen)},
 
@@ -89,9 +109,6 @@ func keyTable() []key {
 	for _, m := range []struct{ why, paths string }{
 		{noStrict, "strict-verify"},
 		{noTimeout, "http.snapshot-timeout"},
-		{noHandoff, "lease.promote lease.demote-delay"},
-		{noConsul, "lease.consul.url lease.consul.key lease.consul.ttl lease.consul.lock-delay"},
-		{noConsul, "consul.url consul.key consul.ttl consul.lock-delay consul.hostname consul.advertise-url"},
 		{noBackup, "backup.type backup.path backup.url backup.cluster backup.auth-token"},
 		{noTracing, "tracing.enabled tracing.path tracing.max-size tracing.max-count tracing.compress"},
 	} {
@@ -152,17 +169,6 @@ func setCompress(_ *Config, s string) error {
 		err = fmt.Errorf("a log without compression is not built yet; remove the key")
 	}
 	return err
-}
-
-func setLeaseType(c *Config, s string) error {
-	switch s {
-	case LeaseStatic:
-		c.Lease.Type = s
-		return nil
-	case "consul":
-		return fmt.Errorf("%s", noConsul)
-	}
-	return fmt.Errorf("%q is not a lease type: use static", s)
 }
 
 func setLogFormat(c *Config, s string) error {

@@ -59,6 +59,7 @@ func (c *Config) YAML() ([]byte, error) {
 		add(lease, "advertise-url", str(c.Lease.AdvertiseURL))
 	}
 	add(lease, "candidate", plain(fmt.Sprint(c.Lease.Candidate)))
+	add(lease, "promote", plain(fmt.Sprint(c.Lease.Promote)))
 	if len(c.Lease.Databases) > 0 {
 		list := &yaml.Node{Kind: yaml.SequenceNode}
 		for _, pattern := range c.Lease.Databases {
@@ -67,6 +68,18 @@ func (c *Config) YAML() ([]byte, error) {
 		add(lease, "databases", list)
 	}
 	add(lease, "reconnect-delay", str(c.Lease.ReconnectDelay.String()))
+	add(lease, "demote-delay", str(c.Lease.DemoteDelay.String()))
+	switch c.Lease.Type {
+	case LeaseConsul:
+		server := serverGroup(lease, "consul", c.Lease.Consul.URL)
+		add(server, "key", str(c.Lease.Consul.Key))
+		add(server, "ttl", str(c.Lease.Consul.TTL.String()))
+		add(server, "lock-delay", str(c.Lease.Consul.LockDelay.String()))
+	case LeaseEtcd:
+		server := serverGroup(lease, "etcd", c.Lease.Etcd.URL)
+		add(server, "key", str(c.Lease.Etcd.Key))
+		add(server, "ttl", str(c.Lease.Etcd.TTL.String()))
+	}
 
 	open := "writable"
 	if c.ReplicaReadOnly {
@@ -107,6 +120,18 @@ func (c *Config) YAML() ([]byte, error) {
 		return nil, fmt.Errorf("print configuration: %w", err)
 	}
 	return out.Bytes(), nil
+}
+
+// serverGroup begins the keys of a lease server.
+func serverGroup(lease *yaml.Node, name string, url Secret) *yaml.Node {
+	g := &yaml.Node{Kind: yaml.MappingNode}
+	add(lease, name, g)
+	shown, hidden := withoutCredential(url)
+	add(g, "url", str(shown))
+	if hidden {
+		g.Content[0].HeadComment = "# the URL has a credential; it is not shown"
+	}
+	return g
 }
 
 func add(mapping *yaml.Node, name string, value *yaml.Node) {

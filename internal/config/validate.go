@@ -13,7 +13,12 @@ import (
 // conclude fills in what follows from other keys and checks the keys against
 // each other.
 func (p *parser) conclude() error {
-	for _, pair := range [][2]string{{"mount-dir", "fuse.dir"}, {"http.token", "http.token-file"}} {
+	for _, pair := range [][2]string{
+		{"mount-dir", "fuse.dir"}, {"http.token", "http.token-file"},
+		{"consul.url", "lease.consul.url"}, {"consul.key", "lease.consul.key"}, {"consul.ttl", "lease.consul.ttl"},
+		{"consul.lock-delay", "lease.consul.lock-delay"}, {"consul.hostname", "lease.hostname"},
+		{"consul.advertise-url", "lease.advertise-url"},
+	} {
 		a, okA := p.seen[pair[0]]
 		b, okB := p.seen[pair[1]]
 		if okA && okB {
@@ -24,12 +29,20 @@ func (p *parser) conclude() error {
 	if err := c.concludeDirs(); err != nil {
 		return err
 	}
+	if err := p.concludeLease(); err != nil {
+		return err
+	}
 	c.concludeAddr()
-	if !c.Lease.Candidate && c.Lease.AdvertiseURL == "" {
+	if c.Lease.Type == LeaseStatic && !c.Lease.Candidate && c.Lease.AdvertiseURL == "" {
 		return errors.New("lease.advertise-url is missing: with lease.candidate: false it must be the URL of the primary, like http://10.0.0.1:" + DefaultPort)
 	}
 	if err := p.concludeHostname(); err != nil {
 		return err
+	}
+	if c.Lease.Type != LeaseStatic {
+		if err := c.concludeAdvertiseURL(); err != nil {
+			return err
+		}
 	}
 	if c.Lease.Candidate && len(c.Lease.Databases) > 0 {
 		return errors.New("lease.databases is for nodes with lease.candidate: false; a candidate has all databases")
@@ -43,13 +56,13 @@ func (p *parser) conclude() error {
 	return c.checkExposure()
 }
 
-// concludeHostname names the primary: this machine, or the one of the URL.
+// concludeHostname names this machine, and on a static follower the primary's, which the URL has.
 func (p *parser) concludeHostname() error {
 	l := &p.cfg.Lease
 	if l.Hostname != "" {
 		return nil
 	}
-	if l.Candidate {
+	if l.Candidate || l.Type != LeaseStatic {
 		host, err := p.src.Hostname()
 		if err != nil {
 			return fmt.Errorf("lease.hostname is not set and the machine's name cannot be read: %w", err)
@@ -104,15 +117,19 @@ func (c *Config) concludeAddr() {
 		return
 	}
 	host := "127.0.0.1"
-	if c.HTTP.Token != "" {
+	if c.hasCredential() {
 		host = ""
 	}
 	c.HTTP.Addr = net.JoinHostPort(host, DefaultPort)
 }
 
+// hasCredential reports whether nodes have something to know each other by: a token that is configured,
+// or the one that they keep with the lease server.
+func (c *Config) hasCredential() bool { return c.HTTP.Token != "" || c.Lease.Type != LeaseStatic }
+
 // checkExposure refuses to speak beyond this machine without a credential.
 func (c *Config) checkExposure() error {
-	if c.HTTP.Token != "" {
+	if c.hasCredential() {
 		return nil
 	}
 	const remedy = "set the same http.token (or http.token-file, or " + TokenVariable + ") on every node"

@@ -19,7 +19,6 @@ import (
 	"github.com/litefs/litefs/fuse"
 	"github.com/litefs/litefs/http"
 	"github.com/litefs/litefs/internal/config"
-	"github.com/litefs/litefs/lease/static"
 	"github.com/litefs/litefs/proxy"
 )
 
@@ -60,11 +59,14 @@ type Node struct {
 	// inherited is the mount of the daemon before, until it is served.
 	inherited *fuse.Inherited
 
+	leaser  litefs.Leaser
 	store   *litefs.Store
 	session *fuse.Session
 	server  *http.Server
 	client  *http.Client
 	proxy   *proxy.Proxy // nil when there is none
+
+	newSecret string // the cluster's, when the data directory does not have it yet
 
 	serving sync.WaitGroup
 	failed  chan error // what ended the server or the proxy, if it ended by itself
@@ -122,6 +124,12 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 			err = errors.Join(err, n.Close(context.WithoutCancel(ctx)))
 		}
 	}()
+	if n.leaser, err = newLeaser(cfg.Lease); err != nil {
+		return nil, config.Invalid(err)
+	}
+	if err := n.settleSecret(ctx); err != nil {
+		return nil, err
+	}
 	if err := n.newStore(); err != nil {
 		return nil, config.Invalid(err)
 	}
@@ -138,6 +146,9 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 	}
 	if err := n.listen(); err != nil {
 		return nil, fmt.Errorf("http.addr: %w: stop what uses the address, or choose another one", err)
+	}
+	if err := n.awaitLeaseServer(ctx); err != nil {
+		return nil, err
 	}
 	if err := n.openStore(); err != nil {
 		return nil, err
@@ -252,12 +263,8 @@ func (n *Node) prepareMountPoint() error {
 
 // newStore makes the store, which touches nothing until it is opened.
 func (n *Node) newStore() error {
-	leaser, err := n.leaser()
-	if err != nil {
-		return err
-	}
 	n.store = litefs.NewStore(n.cfg.Data.Dir)
-	n.store.Leaser = leaser
+	n.store.Leaser = n.leaser
 	n.store.Logger = n.logger
 	n.store.ReconnectDelay = n.cfg.Lease.ReconnectDelay
 	n.store.Retention = litefs.Retention{
@@ -266,7 +273,9 @@ func (n *Node) newStore() error {
 		Interval: n.cfg.Data.RetentionMonitorInterval,
 	}
 	n.store.ReadOnlyReplica = n.cfg.ReplicaReadOnly
-	n.store.PrimaryHostname = n.cfg.Lease.Hostname
+	if n.cfg.Lease.Type == config.LeaseStatic {
+		n.store.PrimaryHostname = n.cfg.Lease.Hostname
+	}
 	client := http.NewClient(n.store, string(n.cfg.HTTP.Token))
 	if files := http.TLSFiles(n.cfg.HTTP.TLS); !files.IsZero() {
 		if err := client.UseTLS(files, n.logger); err != nil {
@@ -311,20 +320,16 @@ func awaitDeath(pid int) error {
 
 func (n *Node) openStore() error {
 	err := n.store.Open()
-	if errors.Is(err, litefs.ErrDataDir) {
+	if errors.Is(err, litefs.ErrDataDir) || errors.Is(err, litefs.ErrOtherCluster) {
 		return config.Invalid(err)
 	}
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOTDIR) {
 		return config.Invalid(fmt.Errorf("data.dir: %w", err))
 	}
-	return err
-}
-
-func (n *Node) leaser() (litefs.Leaser, error) {
-	if n.cfg.Lease.Candidate {
-		return static.NewPrimary(n.cfg.Lease.AdvertiseURL)
+	if err == nil && n.newSecret != "" {
+		err = n.store.KeepSecret(n.newSecret)
 	}
-	return static.NewFollower("", n.cfg.Lease.AdvertiseURL)
+	return err
 }
 
 func (n *Node) listen() error {
@@ -371,6 +376,8 @@ func (n *Node) Wait(ctx context.Context) error {
 	case <-n.session.Done():
 		n.logger.Warn("the mount was taken away: stopping", "mount", n.cfg.Fuse.Dir)
 		return nil
+	case <-n.store.LeaseLost():
+		return fmt.Errorf("%v was lost: stopping, for another node may be the primary", n.leaser)
 	case err := <-n.failed:
 		n.failed <- err
 		return err
@@ -403,6 +410,9 @@ func (n *Node) Close(ctx context.Context) error {
 	errs = append(errs, n.inherited.Close())
 	if n.store != nil {
 		errs = append(errs, n.store.Close())
+	}
+	if n.leaser != nil {
+		errs = append(errs, n.leaser.Close())
 	}
 	if n.guardian != nil {
 		errs = append(errs, n.guardian.Drop(keptLock))

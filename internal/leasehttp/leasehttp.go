@@ -71,6 +71,9 @@ func New(name string, base *url.URL, timeout time.Duration) *Client {
 // Close lets go of idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
+// Base is the URL of the server, without credential and path.
+func (c *Client) Base() string { return c.base }
+
 // Timeout is how long a call may take.
 func (c *Client) Timeout() time.Duration { return c.timeout }
 

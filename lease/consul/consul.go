@@ -48,6 +48,9 @@ type Options struct {
 	Hostname     string // this node's, for those who read the key; may be empty
 	AdvertiseURL string // where other nodes reach this one; required
 
+	// Follower never takes the lease: Acquire always finds it taken.
+	Follower bool
+
 	// Now is the clock that leases are measured by: the time since an arbitrary moment.
 	Now func() time.Duration
 }
@@ -111,8 +114,10 @@ func New(o Options) (*Leaser, error) {
 // AdvertiseURL is the base URL at which other nodes reach this one.
 func (l *Leaser) AdvertiseURL() string { return l.opt.AdvertiseURL }
 
-// Key is the key that is locked, with the prefix that the URL gave it.
-func (l *Leaser) Key() string { return l.key }
+// String names the lease: the key, with the prefix that the URL gave it, and the server.
+func (l *Leaser) String() string {
+	return fmt.Sprintf("the lease %s of consul at %s", l.key, l.api.Base())
+}
 
 // PrimaryURL returns the URL that the holder of the key has written into it. Whether that node still
 // runs is not known here.
@@ -132,10 +137,10 @@ func (l *Leaser) PrimaryURL(ctx context.Context) (string, error) {
 }
 
 // Acquire takes the lease if it is free, or if its holder has let it stand; see AwaitVacant. It returns
-// litefs.ErrPrimaryExists if another node has it, if a lock-delay is running, and while this leaser
-// itself holds it.
+// litefs.ErrPrimaryExists if another node has it, if a lock-delay is running, while this leaser itself
+// holds it, and if this node is a follower.
 func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
-	if l.held() {
+	if l.opt.Follower || l.held() {
 		return nil, litefs.ErrPrimaryExists
 	}
 	e, _, err := l.get(ctx, l.key)

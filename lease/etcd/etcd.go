@@ -40,6 +40,9 @@ type Options struct {
 	Hostname     string // this node's, for those who read the key; may be empty
 	AdvertiseURL string // where other nodes reach this one; required
 
+	// Follower never takes the lease: Acquire always finds it taken.
+	Follower bool
+
 	// Now is the clock that leases are measured by: the time since an arbitrary moment.
 	Now func() time.Duration
 }
@@ -96,8 +99,10 @@ func New(o Options) (*Leaser, error) {
 // AdvertiseURL is the base URL at which other nodes reach this one.
 func (l *Leaser) AdvertiseURL() string { return l.opt.AdvertiseURL }
 
-// Key is the key that is bound to the lease, with the prefix that the URL gave it.
-func (l *Leaser) Key() string { return l.key }
+// String names the lease: the key, with the prefix that the URL gave it, and the server.
+func (l *Leaser) String() string {
+	return fmt.Sprintf("the lease %s of etcd at %s", l.key, l.api.client.Base())
+}
 
 // holder is what the key holds: who the primary is.
 type holder struct {
@@ -123,9 +128,9 @@ func (l *Leaser) PrimaryURL(ctx context.Context) (string, error) {
 }
 
 // Acquire takes the lease if nobody has it. It returns litefs.ErrPrimaryExists if another node does,
-// and while this leaser itself holds it.
+// while this leaser itself holds it, and if this node is a follower.
 func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
-	if l.held() {
+	if l.opt.Follower || l.held() {
 		return nil, litefs.ErrPrimaryExists
 	}
 	kv, _, err := l.api.get(ctx, l.key)

@@ -108,8 +108,8 @@ func TestLogIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.Key() != "prefix/litefs/primary" {
-		t.Errorf("the key is %s", l.Key())
+	if got, want := l.String(), "the lease prefix/litefs/primary of etcd at "+s.URL; got != want {
+		t.Errorf("it is called %q, want %q", got, want)
 	}
 	// The server forgets log-ins when it restarts.
 	if err := errors.Join(s.Kill(), s.Start(ctx)); err != nil {

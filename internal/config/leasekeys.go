@@ -1,0 +1,149 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+	"time"
+)
+
+func setLeaseType(c *Config, s string) error {
+	switch s {
+	case LeaseStatic, LeaseConsul, LeaseEtcd:
+		c.Lease.Type = s
+		return nil
+	}
+	return fmt.Errorf("%q is not a lease type: use consul, etcd or static", s)
+}
+
+func setHostname(c *Config, s string) error { c.Lease.Hostname = s; return nil }
+
+func setAdvertiseURL(c *Config, s string) error {
+	c.Lease.AdvertiseURL = strings.TrimRight(s, "/")
+	return checkURL(s)
+}
+
+func setConsulURL(c *Config, s string) error {
+	c.Lease.Consul.URL = Secret(s)
+	return checkServerURL(s, "http://127.0.0.1:8500")
+}
+
+func setConsulKey(c *Config, s string) (err error) {
+	c.Lease.Consul.Key, err = parseKey(s)
+	return err
+}
+
+func setConsulTTL(c *Config, s string) (err error) {
+	c.Lease.Consul.TTL, err = parseBetween(s, time.Second, 24*time.Hour)
+	return err
+}
+
+func setLockDelay(c *Config, s string) (err error) {
+	c.Lease.Consul.LockDelay, err = parseBetween(s, time.Millisecond, time.Minute)
+	return err
+}
+
+func setEtcdURL(c *Config, s string) error {
+	c.Lease.Etcd.URL = Secret(s)
+	return checkServerURL(s, "http://127.0.0.1:2379")
+}
+
+func setEtcdTTL(c *Config, s string) (err error) {
+	c.Lease.Etcd.TTL, err = parseBetween(s, 2*time.Second, 24*time.Hour)
+	if err == nil && c.Lease.Etcd.TTL%time.Second != 0 {
+		err = fmt.Errorf("%q: etcd counts whole seconds", s)
+	}
+	return err
+}
+
+func parseBetween(s string, low, high time.Duration) (time.Duration, error) {
+	d, err := parseDuration(s)
+	if err == nil && (d < low || d > high) {
+		err = fmt.Errorf("%q must be from %v to %v", s, low, high)
+	}
+	return d, err
+}
+
+// parseKey takes a name of a key that has others below it.
+func parseKey(s string) (string, error) {
+	key := strings.Trim(s, "/")
+	if key == "" || len(key) > 256 || strings.Contains(key, "//") || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", fmt.Errorf("%q is no key like %s", s, DefaultLeaseKey)
+	}
+	return key, nil
+}
+
+// checkServerURL accepts the address of a lease server. It never repeats it: it may hold a credential.
+func checkServerURL(s, like string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" {
+		return errors.New("is not a URL like " + like)
+	}
+	return nil
+}
+
+// withoutCredential is a lease server's URL as it may be shown, and whether something was left out.
+func withoutCredential(s Secret) (string, bool) {
+	u, err := url.Parse(string(s))
+	if err != nil {
+		return "", s != ""
+	}
+	had := u.User != nil
+	u.User = nil
+	return u.String(), had
+}
+
+// concludeLease settles the type of the lease and what it needs.
+func (p *parser) concludeLease() error {
+	l := &p.cfg.Lease
+	if line, ok := p.seen["consul"]; ok && l.Consul.URL != "" {
+		// LiteFS 0.1 has no other lease and no lease.type.
+		if typeLine, ok := p.seen["lease.type"]; ok && l.Type != LeaseConsul {
+			return fmt.Errorf("lease.type at line %d is %s and consul at line %d is for consul: keep one", typeLine, l.Type, line)
+		}
+		l.Type = LeaseConsul
+	}
+	for _, server := range []struct {
+		leaseType, like string
+		url             Secret
+	}{
+		{LeaseConsul, "http://127.0.0.1:8500", l.Consul.URL},
+		{LeaseEtcd, "http://127.0.0.1:2379", l.Etcd.URL},
+	} {
+		switch {
+		case l.Type == server.leaseType && server.url == "":
+			return fmt.Errorf("lease.%s.url is missing: where is the server? For one on this machine: %s", server.leaseType, server.like)
+		case l.Type != server.leaseType && server.url != "":
+			return fmt.Errorf("lease.%s.url has no use with lease.type: %s: set lease.type: %s, or remove it", server.leaseType, l.Type, server.leaseType)
+		}
+	}
+	if l.Type == LeaseStatic && l.Promote {
+		return errors.New("lease.promote has no use with lease.type: static, where the file says who is primary: remove it, or use consul or etcd")
+	}
+	return nil
+}
+
+// concludeAdvertiseURL finds this node's own URL, where there is a lease server to tell it to.
+func (c *Config) concludeAdvertiseURL() error {
+	if c.Lease.AdvertiseURL != "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(c.HTTP.Addr)
+	if err != nil {
+		return fmt.Errorf("http.addr: %w", err)
+	}
+	if port == "0" {
+		return errors.New("lease.advertise-url is missing: with http.addr's port 0 nobody knows where this node will be reached")
+	}
+	if !hostIsLoopback(host) {
+		host = c.Lease.Hostname
+	}
+	scheme := "http"
+	if c.HTTP.TLS != (TLS{}) {
+		scheme = "https"
+	}
+	c.Lease.AdvertiseURL = scheme + "://" + net.JoinHostPort(host, port)
+	return checkURL(c.Lease.AdvertiseURL)
+}

@@ -1,0 +1,128 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/litefs/litefs"
+	"github.com/litefs/litefs/internal/config"
+	"github.com/litefs/litefs/lease/consul"
+	"github.com/litefs/litefs/lease/etcd"
+	"github.com/litefs/litefs/lease/static"
+)
+
+// newLeaser is this node's end of the lease that the configuration names.
+func newLeaser(l config.Lease) (litefs.Leaser, error) {
+	switch l.Type {
+	case config.LeaseConsul:
+		return consul.New(consul.Options{
+			URL: string(l.Consul.URL), Key: l.Consul.Key, TTL: l.Consul.TTL, LockDelay: l.Consul.LockDelay,
+			Hostname: l.Hostname, AdvertiseURL: l.AdvertiseURL, Follower: !l.Candidate,
+		})
+	case config.LeaseEtcd:
+		return etcd.New(etcd.Options{
+			URL: string(l.Etcd.URL), Key: l.Etcd.Key, TTL: l.Etcd.TTL,
+			Hostname: l.Hostname, AdvertiseURL: l.AdvertiseURL, Follower: !l.Candidate,
+		})
+	case config.LeaseStatic:
+		if l.Candidate {
+			return static.NewPrimary(l.AdvertiseURL)
+		}
+		return static.NewFollower("", l.AdvertiseURL)
+	}
+	return nil, fmt.Errorf("lease.type %q has no lease", l.Type)
+}
+
+// secretBytes is how many random bytes a secret that is drawn here has.
+const secretBytes = 32
+
+// settleSecret finds the secret by which the nodes of the cluster know each other, where the
+// configuration has none: the first node that comes draws one and stores it beside the lease, where the
+// others read it. Whoever may read the lease's key may be a node.
+func (n *Node) settleSecret(ctx context.Context) error {
+	reg, ok := n.leaser.(litefs.Registry)
+	if !ok || n.cfg.HTTP.Token != "" {
+		return nil
+	}
+	known, err := litefs.ReadSecret(n.cfg.Data.Dir)
+	if err != nil {
+		return err
+	}
+	offer := known
+	if offer == "" {
+		b := make([]byte, secretBytes)
+		if _, err := rand.Read(b); err != nil {
+			return fmt.Errorf("draw a secret: %w", err)
+		}
+		offer = base64.RawStdEncoding.EncodeToString(b)
+	}
+	var got []byte
+	ask := func() (err error) {
+		got, err = reg.SetOnce(ctx, litefs.SecretName, []byte(offer))
+		return err
+	}
+	if err = ask(); err != nil && known != "" {
+		n.logger.Warn("the lease server does not answer: the cluster's secret is taken from the data directory", "lease", fmt.Sprint(n.leaser), "error", err)
+		got, err = []byte(known), nil
+	}
+	if err != nil {
+		err = n.untilAnswered(ctx, ask)
+	}
+	if err != nil {
+		return err
+	}
+	token, err := config.ParseToken(string(got))
+	if err != nil {
+		return fmt.Errorf("the secret beside %v %w", reg, err)
+	}
+	cfg := *n.cfg
+	cfg.HTTP.Token = token
+	n.cfg = &cfg
+	if string(got) != known {
+		n.newSecret = string(got)
+	}
+	return nil
+}
+
+// untilAnswered asks the lease server until it answers or ctx ends. A server that is not there yet is
+// no fault of this node's configuration: after a power cut it may just come up later.
+func (n *Node) untilAnswered(ctx context.Context, ask func() error) error {
+	const remindAfter = time.Minute
+	var last string
+	var said time.Time
+	for {
+		err := ask()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("stopped while waiting for %v: %w", n.leaser, context.Cause(ctx))
+		}
+		if err.Error() != last || time.Since(said) >= remindAfter {
+			last, said = err.Error(), time.Now()
+			n.logger.Warn("waiting for the lease server: nothing is mounted before it answers", "lease", fmt.Sprint(n.leaser), "error", err, "every", n.cfg.Lease.ReconnectDelay)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(n.cfg.Lease.ReconnectDelay):
+		}
+	}
+}
+
+// awaitLeaseServer waits until it is known who has the lease, or that nobody has.
+func (n *Node) awaitLeaseServer(ctx context.Context) error {
+	if _, ok := n.leaser.(litefs.Registry); !ok {
+		return nil
+	}
+	return n.untilAnswered(ctx, func() error {
+		_, err := n.leaser.PrimaryURL(ctx)
+		if errors.Is(err, litefs.ErrNoPrimary) {
+			return nil
+		}
+		return err
+	})
+}
