@@ -124,7 +124,7 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 			err = errors.Join(err, n.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if n.leaser, err = newLeaser(cfg.Lease); err != nil {
+	if n.leaser, err = newLeaser(cfg, logger); err != nil {
 		return nil, config.Invalid(err)
 	}
 	if err := n.settleSecret(ctx); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/litefs/litefs"
@@ -15,18 +16,31 @@ import (
 	"github.com/litefs/litefs/lease/static"
 )
 
-// newLeaser is this node's end of the lease that the configuration names.
-func newLeaser(l config.Lease) (litefs.Leaser, error) {
+// newLeaser is this node's end of the lease that the configuration names. The lease that the process
+// before this one had is not waited for.
+func newLeaser(cfg *config.Config, logger *slog.Logger) (litefs.Leaser, error) {
+	l := cfg.Lease
+	former, err := litefs.FormerLease(cfg.Data.Dir)
+	if err != nil {
+		logger.Warn("this node's own lease is waited for like another's", "error", err)
+	}
+	remember := func(name string) {
+		if err := litefs.RememberLease(cfg.Data.Dir, name); err != nil {
+			logger.Warn("after a crash this node's own lease will be waited for like another's", "error", err)
+		}
+	}
 	switch l.Type {
 	case config.LeaseConsul:
 		return consul.New(consul.Options{
 			URL: string(l.Consul.URL), Key: l.Consul.Key, TTL: l.Consul.TTL, LockDelay: l.Consul.LockDelay,
 			Hostname: l.Hostname, AdvertiseURL: l.AdvertiseURL, Follower: !l.Candidate,
+			Former: former, Remember: remember,
 		})
 	case config.LeaseEtcd:
 		return etcd.New(etcd.Options{
 			URL: string(l.Etcd.URL), Key: l.Etcd.Key, TTL: l.Etcd.TTL,
 			Hostname: l.Hostname, AdvertiseURL: l.AdvertiseURL, Follower: !l.Candidate,
+			Former: former, Remember: remember,
 		})
 	case config.LeaseStatic:
 		if l.Candidate {

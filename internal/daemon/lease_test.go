@@ -14,9 +14,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/litefs/litefs"
+	"github.com/litefs/litefs/fuse"
 	"github.com/litefs/litefs/internal/childnode"
 	"github.com/litefs/litefs/internal/config"
 	"github.com/litefs/litefs/internal/leaseserver"
@@ -39,7 +41,7 @@ func leaseServer(t *testing.T, start func(context.Context, leaseserver.Options) 
 
 // tutorialNode is a node with the configuration of LiteFS 0.1's tutorial.
 type tutorialNode struct {
-	mount, data, url string
+	mount, data, url, file string
 
 	*childnode.Node
 	log lines
@@ -87,11 +89,11 @@ consul:
   url: "%s"
   advertise-url: "%s"
 `, n.mount, port, consulURL, n.url)
-	file := filepath.Join(dir, "litefs.yml")
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	n.file = filepath.Join(dir, "litefs.yml")
+	if err := os.WriteFile(n.file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if n.Node, err = childnode.Start(childnode.Options{Config: file, Log: &n.log}); err != nil {
+	if n.Node, err = childnode.Start(childnode.Options{Config: n.file, Log: &n.log}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -105,6 +107,17 @@ consul:
 		}
 	})
 	return n
+}
+
+// restart kills the process and starts another. The mount is aborted as well: a process that waits for
+// its own mount cannot die.
+func (n *tutorialNode) restart() error {
+	err := errors.Join(n.Signal(syscall.SIGKILL), fuse.Abort(n.mount))
+	if err = errors.Join(err, n.Kill()); err != nil {
+		return err
+	}
+	n.Node, err = childnode.Start(childnode.Options{Config: n.file, Log: &n.log})
+	return err
 }
 
 func (n *tutorialNode) sql(t *testing.T, statement string) string {
@@ -160,6 +173,19 @@ func TestTutorialConfiguration(t *testing.T) {
 	if len(secrets) != 1 {
 		t.Error("two nodes have two secrets")
 	}
+
+	// The first one is killed and comes back: it is the primary again, without waiting for its own
+	// lease, which the second one could not take for ten seconds.
+	if err := one.restart(); err != nil {
+		t.Fatal(err)
+	}
+	if err := one.Ready(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+	if got := one.sql(t, `INSERT INTO movies VALUES ('Election', 9)`); got != "" {
+		t.Fatalf("write on the first node after it came back: %s", got)
+	}
+	await(t, "the second node has the second row", func() bool { return two.sql(t, `SELECT COUNT(*) FROM movies`) == "2" })
 
 	// A clean end gives the lease back.
 	if err := two.Stop(timeout(t)); err != nil {
@@ -221,7 +247,7 @@ func TestOtherCluster(t *testing.T) {
 	}
 	// The first node of a cluster, a second one that joins it, and one that has been on its own.
 	first, second, other := t.TempDir(), t.TempDir(), t.TempDir()
-	leaser, err := newLeaser(parse(first).Lease)
+	leaser, err := newLeaser(parse(first), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

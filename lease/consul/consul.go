@@ -48,6 +48,11 @@ type Options struct {
 	Hostname     string // this node's, for those who read the key; may be empty
 	AdvertiseURL string // where other nodes reach this one; required
 
+	// Former is what Remember was last called with by the process that had this node's data before. That
+	// one is dead, so its lease is taken over without waiting for its end. Remember may be nil.
+	Former   string
+	Remember func(session string)
+
 	// Follower never takes the lease: Acquire always finds it taken.
 	Follower bool
 
@@ -65,6 +70,9 @@ type Leaser struct {
 	mu    sync.Mutex
 	lease *Lease   // held by this leaser; nil between leases
 	seen  sighting // how long another's lease has been standing
+
+	// former is the session of a lease of this node that has ended and may still be at the server.
+	former string
 
 	// refusedUntil is when to try again after Consul refused a free key: a lock-delay is running.
 	refusedUntil time.Duration
@@ -103,7 +111,8 @@ func New(o Options) (*Leaser, error) {
 		opt: o,
 		key: strings.Trim(path.Join(u.Path, o.Key), "/"),
 		// A third: a renewal that hangs leaves time for another one.
-		api: leasehttp.New("consul", u, o.TTL/3),
+		api:    leasehttp.New("consul", u, o.TTL/3),
+		former: o.Former,
 	}
 	if u.User != nil {
 		l.token, _ = u.User.Password()
@@ -159,6 +168,9 @@ func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
 	lease := &Lease{leaser: l, sent: l.opt.Now(), renewedAt: time.Now(), renewing: make(chan struct{}, 1)}
 	if lease.session, err = l.createSession(ctx); err != nil {
 		return nil, err
+	}
+	if l.opt.Remember != nil {
+		l.opt.Remember(lease.session)
 	}
 	lease.token, err = take(ctx, lease, e)
 	if err == nil && !l.adopt(lease) {
@@ -267,6 +279,9 @@ func (l *Leaser) pause() time.Duration {
 func (l *Leaser) note(e entry) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if e.Session == l.former {
+		return 0
+	}
 	return l.seen.note(e, l.opt.Now(), l.opt.TTL, l.opt.LockDelay)
 }
 

@@ -20,7 +20,7 @@ func TestConformance(t *testing.T) {
 		Open: func(o leasetest.Options) (litefs.Leaser, error) {
 			return New(Options{
 				URL: o.URL, Key: o.Key, TTL: o.TTL, LockDelay: 200 * time.Millisecond,
-				Hostname: o.Hostname, AdvertiseURL: o.AdvertiseURL, Now: o.Now,
+				Hostname: o.Hostname, AdvertiseURL: o.AdvertiseURL, Now: o.Now, Former: o.Former, Remember: o.Remember,
 			})
 		},
 		EndSession: func(ctx context.Context, server, key string) error {

@@ -27,6 +27,7 @@ type api struct {
 type keyValue struct {
 	Value          []byte `json:"value"`
 	CreateRevision uint64 `json:"create_revision,string"`
+	Lease          int64  `json:"lease,string"` // that it is bound to; 0: none
 }
 
 func (kv keyValue) exists() bool { return kv.CreateRevision != 0 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -40,6 +41,11 @@ type Options struct {
 	Hostname     string // this node's, for those who read the key; may be empty
 	AdvertiseURL string // where other nodes reach this one; required
 
+	// Former is what Remember was last called with by the process that had this node's data before. That
+	// one is dead, so its lease is ended without waiting for it. Remember may be nil.
+	Former   string
+	Remember func(lease string)
+
 	// Follower never takes the lease: Acquire always finds it taken.
 	Follower bool
 
@@ -55,6 +61,10 @@ type Leaser struct {
 
 	mu    sync.Mutex
 	lease *Lease // held by this leaser; nil between leases
+
+	// former is the etcd lease of a lease of this node that has ended and may still be at the server;
+	// 0: none.
+	former int64
 }
 
 var (
@@ -88,6 +98,10 @@ func New(o Options) (*Leaser, error) {
 		key: strings.Trim(strings.Trim(u.Path, "/")+"/"+strings.Trim(o.Key, "/"), "/"),
 		// A third: a renewal that hangs leaves time for another one.
 		api: &api{client: leasehttp.New("etcd", u, o.TTL/3)},
+	}
+	// What is no number was another service's: the configuration has changed since.
+	if id, err := strconv.ParseInt(o.Former, 10, 64); err == nil {
+		l.former = id
 	}
 	if u.User != nil {
 		l.api.user = u.User.Username()
@@ -137,13 +151,20 @@ func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	if kv.exists() {
+	if l.isFormer(kv) {
+		if err := l.api.revoke(ctx, kv.Lease); err != nil {
+			return nil, err
+		}
+	} else if kv.exists() {
 		return nil, litefs.ErrPrimaryExists
 	}
 	// Before the first request of which etcd could count the TTL.
 	lease := &Lease{leaser: l, sent: l.opt.Now(), renewedAt: time.Now(), renewing: make(chan struct{}, 1)}
 	if lease.id, err = l.api.grant(ctx, l.opt.TTL); err != nil {
 		return nil, err
+	}
+	if l.opt.Remember != nil {
+		l.opt.Remember(strconv.FormatInt(lease.id, 10))
 	}
 	if err = l.take(ctx, lease); err == nil && !l.adopt(lease) {
 		err = litefs.ErrPrimaryExists
@@ -190,6 +211,13 @@ func (l *Leaser) adopt(lease *Lease) bool {
 	return true
 }
 
+// isFormer reports whether the key belongs to a lease of this node that has ended.
+func (l *Leaser) isFormer(kv keyValue) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return kv.Lease != 0 && kv.Lease == l.former
+}
+
 // AwaitVacant returns nil when nobody has the key.
 func (l *Leaser) AwaitVacant(ctx context.Context) error {
 	for {
@@ -197,7 +225,7 @@ func (l *Leaser) AwaitVacant(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !kv.exists() {
+		if !kv.exists() || l.isFormer(kv) {
 			return nil
 		}
 		// A watch ends with the first event. One that is silent may be of a server that hangs: it is

@@ -130,6 +130,8 @@ func (l *Lease) end() bool {
 	defer l.leaser.mu.Unlock()
 	if l.leaser.lease == l {
 		l.leaser.lease = nil
+		// Nobody believes in it any more: if it could not be given back, it need not be waited for.
+		l.leaser.former = l.id
 	}
 	return !was
 }

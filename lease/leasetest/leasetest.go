@@ -38,6 +38,8 @@ type Options struct {
 	Hostname, AdvertiseURL string
 	TTL                    time.Duration
 	Now                    func() time.Duration // nil: the backend's default
+	Former                 string
+	Remember               func(string)
 }
 
 // patience bounds every wait for something that should be quick.
@@ -52,6 +54,7 @@ func Run(t *testing.T, b Backend) {
 			"GivenBack":    givenBack,
 			"Expired":      expired,
 			"Renewed":      renewed,
+			"Restarted":    restarted,
 			"Record":       record,
 			"SetOnce":      setOnce,
 			"LostSession":  lostSession,
@@ -280,6 +283,40 @@ func expired(t *testing.T, s suite) {
 	if got, err := a.PrimaryURL(timeout(t)); err != nil || got != b.AdvertiseURL() {
 		t.Errorf("PrimaryURL: got %q, %v, want %q", got, err, b.AdvertiseURL())
 	}
+}
+
+// restarted is a node whose process was killed and comes back: it takes its own lease over at once, and
+// another node does not.
+func restarted(t *testing.T, s suite) {
+	ctx := timeout(t)
+	var session string
+	killed := s.node(t, "a", func(o *Options) { o.TTL = 60 * s.TTL; o.Remember = func(id string) { session = id } })
+	old := mustAcquire(t, killed)
+	again := s.node(t, "a", func(o *Options) { o.TTL = 60 * s.TTL; o.Former = session })
+	other := s.node(t, "b", func(o *Options) { o.TTL = 60 * s.TTL })
+	_, err := other.Acquire(ctx)
+	wantErr(t, "Acquire by another node", err, litefs.ErrPrimaryExists)
+	if err := again.AwaitVacant(ctx); err != nil {
+		t.Fatalf("AwaitVacant: %v", err)
+	}
+	lease := mustAcquire(t, again)
+	if lease.Token() <= old.Token() {
+		t.Errorf("token %d after %d", lease.Token(), old.Token())
+	}
+	wantErr(t, "Renew of the old one", old.Renew(ctx), litefs.ErrLeaseExpired)
+	if err := lease.Renew(ctx); err != nil {
+		t.Errorf("Renew: %v", err)
+	}
+	_, err = other.Acquire(ctx)
+	wantErr(t, "Acquire by another node", err, litefs.ErrPrimaryExists)
+
+	// Its former one is not what stands there now.
+	if err := lease.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustAcquire(t, other)
+	_, err = s.node(t, "a", func(o *Options) { o.Former = session }).Acquire(ctx)
+	wantErr(t, "Acquire with an old memory", err, litefs.ErrPrimaryExists)
 }
 
 func renewed(t *testing.T, s suite) {
