@@ -89,7 +89,7 @@ func TestLogIn(t *testing.T) {
 		}
 	}
 	open := func(userinfo string) *Leaser {
-		l, err := New(Options{URL: strings.Replace(s.URL, "//", "//"+userinfo, 1) + "/prefix/", TTL: 10 * time.Second, AdvertiseURL: "http://a:1"})
+		l, err := New(Options{URL: strings.Replace(s.URL, "//", "//"+userinfo, 1) + "/prefix/", TTL: 90 * time.Second, AdvertiseURL: "http://a:1"})
 		if err != nil {
 			t.Fatal(err)
 		}
