@@ -45,7 +45,7 @@ fuzz: ## every fuzz target, FUZZ inputs each
 	.ci/fuzz $(FUZZ)
 
 demo: build ## the demonstration, for DEMO_SECONDS, ended as by Ctrl-C
-	timeout --preserve-status -k 60 -s INT $(DEMO_SECONDS) $(BUILD)/litefs demo
+	timeout --foreground --preserve-status -k 120 -s INT $(DEMO_SECONDS) $(BUILD)/litefs demo
 
 bench: build ## the mount against the bare disk; BENCH_ARGS="-only normal,read -rounds 5"
 	$(BUILD)/litefs bench $(BENCH_ARGS)

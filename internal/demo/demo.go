@@ -1,8 +1,8 @@
-// Package demo shows replication on one machine: two nodes in a temporary directory, an application
-// that writes on one and an application that reads the rows on the other, in place.
+// Package demo shows replication on one machine: three nodes in a temporary directory, an application
+// that writes on one and applications that read the rows on the others, in place.
 //
-// Nodes and applications are child processes, as in real life. Run prints a line each interval until
-// its context ends, then verifies both nodes and removes everything it made.
+// Nodes and applications are child processes, as in real life. Run shows the lag of each replica until
+// its context ends, then verifies and compares the nodes and removes everything it made.
 package demo
 
 import (
@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,8 +26,9 @@ type Options struct {
 	Out      io.Writer
 	Binary   string         // the litefs command; empty: the running binary
 	App      sqlapp.Command // how to start a child that serves SQL
-	Interval time.Duration  // between two lines; default 1 s
-	Lines    int            // end after so many lines; 0: when the context ends
+	Interval time.Duration  // between two reports; default 1 s, on a terminal a fifth of it
+	Lines    int            // end after so many reports; 0: when the context ends
+	Terminal bool           // Out understands a terminal's codes: reports take the place of the last one
 }
 
 // Bounds of waits that should be quick; a loaded machine is given time.
@@ -39,26 +41,23 @@ const (
 // dbName is the database of the demonstration.
 const dbName = "demo.db"
 
-// rowsPerLine is how many rows the writer commits, one transaction each, before a line is printed.
-const rowsPerLine = 25
+// roles are the nodes; the first writes.
+var roles = [...]string{"primary", "replica-1", "replica-2"}
 
 // demo is a running demonstration.
 type demo struct {
 	Options
-	dir      string
-	nodes    [2]*node
-	apps     []*sqlapp.Process
-	writer   *sqlapp.Conn // on the primary
-	reader   *sqlapp.Conn // on the follower
-	lastRow  int64
-	rowsSeen int64
+	dir   string
+	nodes []*node // the primary first
+	apps  []*sqlapp.Process
 }
 
-// node is one of the two nodes.
+// node is one of the nodes.
 type node struct {
 	role string
 	cfg  childnode.Config
 	proc *childnode.Node
+	conn *sqlapp.Conn // of the application: the writer's on the primary, a reader's on the others
 }
 
 // Run shows replication until ctx ends, then verifies and cleans up. The end of ctx is no error.
@@ -68,6 +67,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	if o.Interval <= 0 {
 		o.Interval = time.Second
+		if o.Terminal {
+			o.Interval /= 5
+		}
 	}
 	dir, err := os.MkdirTemp("", "litefs-demo-")
 	if err != nil {
@@ -96,40 +98,42 @@ func ended(ctx context.Context, err error) error {
 // printf writes to the output; a reader that went away does not stop the demonstration's clean-up.
 func (d *demo) printf(format string, args ...any) { _, _ = fmt.Fprintf(d.Out, format, args...) }
 
-// start brings up both nodes and both applications.
+// start brings up the nodes and their applications.
 func (d *demo) start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
 	primaryURL := ""
-	for i, role := range []string{"primary", "follower"} {
+	for _, role := range roles {
 		n, err := d.startNode(ctx, role, primaryURL)
 		if err != nil {
 			return err
 		}
-		d.nodes[i] = n
-		primaryURL = "http://" + n.cfg.Addr
+		d.nodes = append(d.nodes, n)
+		primaryURL = "http://" + d.nodes[0].cfg.Addr
 	}
-	d.printf("two nodes, everything in %s, removed at the end (Ctrl-C)\n", d.dir)
+	d.printf("%d nodes, everything in %s, removed at the end (Ctrl-C)\n", len(d.nodes), d.dir)
 	for _, n := range d.nodes {
-		d.printf("  %-9s %s  http://%s\n", n.role, n.cfg.Mount, n.cfg.Addr)
+		d.printf("  %-9s  %s  http://%s\n", n.role, n.cfg.Mount, n.cfg.Addr)
 	}
 	if err := d.createDatabase(ctx); err != nil {
 		return err
 	}
-	var err error
-	if d.writer, err = d.open(ctx, d.nodes[0]); err != nil {
-		return err
+	for _, n := range d.nodes {
+		// The database appears on a replica with its first transaction.
+		if err := d.until(ctx, func() (bool, error) {
+			_, err := os.Stat(d.path(n))
+			return err == nil, nil
+		}); err != nil {
+			return fmt.Errorf("wait for %s on the %s: %w", dbName, n.role, err)
+		}
+		conn, err := d.open(ctx, n)
+		if err != nil {
+			return err
+		}
+		n.conn = conn
 	}
-	// The database appears on the follower with its first transaction.
-	if err := d.until(ctx, func() (bool, error) {
-		_, err := os.Stat(d.path(d.nodes[1]))
-		return err == nil, nil
-	}); err != nil {
-		return fmt.Errorf("wait for %s on the follower: %w", dbName, err)
-	}
-	d.reader, err = d.open(ctx, d.nodes[1])
 	d.printf("look for yourself:\n  sqlite3 %s 'SELECT * FROM messages ORDER BY id DESC LIMIT 3'\n\n", d.path(d.nodes[1]))
-	return err
+	return nil
 }
 
 // startNode starts one node and waits until its mount serves.
@@ -186,71 +190,14 @@ func (d *demo) open(ctx context.Context, n *node) (*sqlapp.Conn, error) {
 
 func (d *demo) path(n *node) string { return filepath.Join(n.cfg.Mount, dbName) }
 
-// show prints a line each interval until ctx ends.
-func (d *demo) show(ctx context.Context) error {
-	d.printf("%8s  %10s  %-33s  %-33s  %s\n", "written", "read there", "position of the primary", "position of the follower", "lag")
-	tick := time.NewTicker(d.Interval)
-	defer tick.Stop()
-	for line := 0; d.Lines == 0 || line < d.Lines; line++ {
-		if err := d.showLine(ctx); err != nil {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-	return nil
-}
-
-// showLine writes rows on the primary, waits until they can be read on the follower, and prints both
-// positions. The lag is from the last commit's return to the first read that sees it.
-func (d *demo) showLine(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, stepWait)
-	defer cancel()
-	for range rowsPerLine {
-		_, err := d.writer.Exec(ctx, "INSERT INTO messages(body, at) VALUES ('row written on the primary', strftime('%Y-%m-%d %H:%M:%f', 'now'))")
-		if err != nil {
-			return fmt.Errorf("write on the primary: %w", err)
-		}
-		d.lastRow++
-	}
-	committed := time.Now()
-	if err := d.until(ctx, func() (bool, error) { return d.read(ctx) }); err != nil {
-		return fmt.Errorf("wait for row %d on the follower, which has %d: %w", d.lastRow, d.rowsSeen, err)
-	}
-	lag := time.Since(committed)
-	positions, err := d.positions()
-	if err != nil {
-		return err
-	}
-	d.printf("%8d  %10d  %-33s  %-33s  %.1f ms\n", d.lastRow, d.rowsSeen, positions[0], positions[1], float64(lag)/float64(time.Millisecond))
-	return nil
-}
-
-// read counts the rows on the follower and reports whether all are there.
-func (d *demo) read(ctx context.Context) (bool, error) {
-	rows, err := d.reader.Query(ctx, "SELECT count(*) FROM messages")
-	if err != nil {
-		return false, fmt.Errorf("read on the follower: %w", err)
-	}
-	n, ok := rows[0][0].(int64)
-	if !ok {
-		return false, fmt.Errorf("count is %v (%[1]T), want an integer", rows[0][0])
-	}
-	d.rowsSeen = n
-	return n >= d.lastRow, nil
-}
-
 // positions reads the position of each node from its mount.
-func (d *demo) positions() (out [2]string, err error) {
-	for i, n := range d.nodes {
+func (d *demo) positions() (out []string, err error) {
+	for _, n := range d.nodes {
 		b, err := os.ReadFile(d.path(n) + "-pos")
 		if err != nil {
-			return out, fmt.Errorf("read the position of the %s: %w", n.role, err)
+			return nil, fmt.Errorf("read the position of the %s: %w", n.role, err)
 		}
-		out[i] = strings.TrimSpace(string(b))
+		out = append(out, strings.TrimSpace(string(b)))
 	}
 	return out, nil
 }
@@ -273,45 +220,55 @@ func (d *demo) until(ctx context.Context, ok func() (bool, error)) error {
 	}
 }
 
-// finish lets the follower catch up, stops everything, and verifies both nodes without their daemons.
+// finish lets the replicas catch up, stops everything, and verifies and compares the nodes without their
+// daemons.
 func (d *demo) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, endWait)
 	defer cancel()
-	d.printf("\nstopping and verifying ...\n")
+	d.printf("\nstopping, verifying and comparing ...\n")
 	err := d.until(ctx, func() (bool, error) {
 		p, err := d.positions()
-		return p[0] == p[1], err
+		return err == nil && len(slices.Compact(p)) == 1, err
 	})
 	if err != nil {
-		return fmt.Errorf("wait until the follower has everything: %w", err)
+		return fmt.Errorf("wait until the replicas have everything: %w", err)
 	}
 	if err := d.stopAll(ctx); err != nil {
 		return err
 	}
-	var found [2]*verify.Database
-	for i, n := range d.nodes {
-		report, err := verify.Run(ctx, verify.Options{DataDir: n.cfg.Data, Names: []string{dbName}, TempDir: d.dir})
+	var first *verify.Database
+	for _, n := range d.nodes {
+		found, err := d.verify(ctx, n)
 		if err != nil {
 			return fmt.Errorf("verify the %s: %w", n.role, err)
 		}
-		found[i] = report.Databases[0]
-		for _, fault := range found[i].Faults {
-			err = errors.Join(err, fmt.Errorf("verify the %s: %w", n.role, fault))
+		d.printf("  %-9s  %016x/%016x: %d log entries replayed, %d pages equal, integrity_check %s\n",
+			n.role, found.Max, found.Checksum, found.Entries, found.Pages, found.Integrity)
+		if first == nil {
+			first = found
 		}
-		if err != nil {
-			return err
+		if found.Max != first.Max || found.Checksum != first.Checksum {
+			return fmt.Errorf("the %s ended at %016x/%016x, the primary at %016x/%016x", n.role, found.Max, found.Checksum, first.Max, first.Checksum)
 		}
-		d.printf("  %-9s %016x/%016x: %d log entries replayed, %d pages equal, integrity_check %s\n",
-			n.role, found[i].Max, found[i].Checksum, found[i].Entries, found[i].Pages, found[i].Integrity)
 	}
-	if found[0].Max != found[1].Max || found[0].Checksum != found[1].Checksum {
-		return errors.New("the nodes ended at different positions")
-	}
-	d.printf("both nodes are the same, byte for byte\n")
+	d.printf("all %d nodes are the same, byte for byte\n", len(d.nodes))
 	return nil
 }
 
-// stopAll ends the applications, then the follower, then the primary.
+// verify checks what a node that has ended left.
+func (d *demo) verify(ctx context.Context, n *node) (*verify.Database, error) {
+	report, err := verify.Run(ctx, verify.Options{DataDir: n.cfg.Data, Names: []string{dbName}, TempDir: d.dir})
+	if err != nil {
+		return nil, err
+	}
+	found := report.Databases[0]
+	for _, fault := range found.Faults {
+		err = errors.Join(err, fault)
+	}
+	return found, err
+}
+
+// stopAll ends the applications, then the replicas, then the primary.
 func (d *demo) stopAll(ctx context.Context) error {
 	var errs []error
 	for _, app := range d.apps {
@@ -319,7 +276,7 @@ func (d *demo) stopAll(ctx context.Context) error {
 	}
 	d.apps = nil
 	for i := len(d.nodes) - 1; i >= 0; i-- {
-		if n := d.nodes[i]; n != nil && n.proc != nil {
+		if n := d.nodes[i]; n.proc != nil {
 			errs = append(errs, n.proc.Stop(ctx))
 			n.proc = nil
 		}
@@ -333,9 +290,7 @@ func (d *demo) cleanUp(ctx context.Context) error {
 	defer cancel()
 	errs := []error{d.stopAll(ctx)}
 	for _, n := range d.nodes {
-		if n != nil {
-			errs = append(errs, childnode.Detach(n.cfg.Mount))
-		}
+		errs = append(errs, childnode.Detach(n.cfg.Mount))
 	}
 	return errors.Join(append(errs, os.RemoveAll(d.dir))...)
 }

@@ -57,10 +57,27 @@ func TestDemoShowsAndVerifies(t *testing.T) {
 	if err := demo.Run(ctx, o); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
-	for _, want := range []string{"      75          75", "integrity_check ok", "the same, byte for byte"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("the output does not say %q:\n%s", want, out.String())
+	for want, times := range map[string]int{
+		"rows written": 3, "replica-1: ": 3, "replica-2: ": 3, "integrity_check ok": 3, "all 3 nodes are the same, byte for byte": 1,
+	} {
+		if n := strings.Count(out.String(), want); n != times {
+			t.Errorf("the output says %q %d times, want %d:\n%s", want, n, times, out.String())
 		}
+	}
+}
+
+// On a terminal each report takes the place of the last one.
+func TestDemoOnATerminal(t *testing.T) {
+	var out bytes.Buffer
+	o := options(t, &out)
+	o.Lines, o.Terminal = 3, true
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := demo.Run(ctx, o); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	if n := strings.Count(out.String(), "\x1b[4A"); n != 2 || !strings.Contains(out.String(), "byte for byte") {
+		t.Errorf("the cursor goes up %d times, want 2:\n%q", n, out.String())
 	}
 }
 
