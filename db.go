@@ -70,6 +70,8 @@ type DB struct {
 	// not closed meanwhile. Before ingest.
 	upkeep sync.Mutex
 
+	counts dbCounts
+
 	// trouble is why a replica's database does not follow; nil when it does.
 	trouble atomic.Pointer[trouble]
 

@@ -119,6 +119,7 @@ func (db *DB) appendChange(c change) error {
 	}
 	db.store.stats.Captures.Add(1)
 	db.store.stats.Commits.Add(c.commits)
+	db.counts.commits.Add(c.commits)
 	db.publish()
 	db.store.MarkDirty(db.id)
 	return nil

@@ -243,7 +243,9 @@ func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
 		return err
 	}
 	db.store.stats.Applied.Add(1)
-	db.store.stats.ApplyLatency.Observe(time.Since(e.Timestamp))
+	latency := time.Since(e.Timestamp)
+	db.store.stats.ApplyLatency.Observe(latency)
+	db.counts.applied.Store(int64(latency))
 	db.publishAt(e)
 	db.store.MarkDirty(db.id)
 	db.invalidate(e.PageSize, pgnos)

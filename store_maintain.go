@@ -97,6 +97,7 @@ func (db *DB) retain(r Retention) {
 		return
 	}
 	if n > 0 {
+		db.counts.reaped.Add(uint64(n))
 		db.log().Debug("old log entries removed", "entries", n, "bytes", bytes)
 	}
 }

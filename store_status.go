@@ -22,6 +22,8 @@ type Status struct {
 	Databases []DBStatus
 	Failed    map[string]error // databases that were set aside, by name, and why
 	Replicas  []ReplicaStatus  // on a primary
+
+	Subscribers int // listeners for changes: replicas and readers of events
 }
 
 // DBStatus is one database in Status.
@@ -38,6 +40,10 @@ type DBStatus struct {
 	LogBytes        int64
 
 	Repairing string // what is being repaired; "" when nothing is
+
+	Commits      uint64        // local transactions captured since the start
+	Reaped       uint64        // log entries that retention has removed since the start
+	ApplyLatency time.Duration // of the last entry applied, from its commit; 0: none was
 
 	// Trouble is why the database does not follow the primary; nil if it does.
 	Trouble error
@@ -56,6 +62,8 @@ func (s *Store) Status() Status {
 		Synced:   synced,
 		Failed:   s.Failed(),
 		Replicas: s.Replicas(),
+
+		Subscribers: s.Subscribers(),
 	}
 	s.mu.Lock()
 	st.PrimaryURL, st.Passthrough = s.primaryURL, s.passthrough
@@ -66,10 +74,19 @@ func (s *Store) Status() Status {
 	return st
 }
 
+// dbCounts are of one database, since the store was opened.
+type dbCounts struct {
+	commits atomic.Uint64 // local transactions captured
+	reaped  atomic.Uint64 // log entries removed by retention
+	applied atomic.Int64  // nanoseconds from its commit that the last entry applied was visible
+}
+
 // Status returns the state of one database. It waits for nothing.
 func (db *DB) Status() DBStatus {
 	st := DBStatus{ID: db.id, Name: db.Name(), PageSize: db.sums.PageSize(), Pages: db.sums.Count()}
 	st.Received, st.Durable, st.Pos = db.reached()
+	st.Commits, st.Reaped = db.counts.commits.Load(), db.counts.reaped.Load()
+	st.ApplyLatency = time.Duration(db.counts.applied.Load())
 	if fi, err := os.Stat(db.WALPath()); err == nil {
 		st.WALSize = fi.Size()
 	}

@@ -47,9 +47,10 @@ func (s *fakeSource) Status() litefs.Status {
 	if s.IsPrimary() {
 		role = litefs.RolePrimary
 	}
-	st := litefs.Status{Role: role, Hostname: "host1", PrimaryURL: s.PrimaryURL(), Synced: true, Replicas: s.replicas.List()}
+	st := litefs.Status{Role: role, Hostname: "host1", PrimaryURL: s.PrimaryURL(), Synced: true, Replicas: s.replicas.List(), Subscribers: 2}
 	for _, db := range s.Databases() {
-		st.Databases = append(st.Databases, litefs.DBStatus{ID: db.ID(), Name: db.Name(), Pos: db.Pos(), Received: db.Pos()})
+		st.Databases = append(st.Databases, litefs.DBStatus{ID: db.ID(), Name: db.Name(), Pos: db.Pos(), Received: db.Pos(),
+			Commits: 7, Reaped: 5, ApplyLatency: 2 * time.Millisecond})
 	}
 	return st
 }

@@ -21,7 +21,9 @@ type Info struct {
 	Role       string `json:"role"` // "primary", "replica" or "none"
 	PrimaryURL string `json:"primaryURL,omitempty"`
 	Hostname   string `json:"hostname,omitempty"` // of the primary
-	Epoch      uint64 `json:"epoch"`
+
+	Primary *PrimaryInfo `json:"primary,omitempty"` // where LiteFS 0.5 has the hostname
+	Epoch   uint64       `json:"epoch"`
 
 	Path        string `json:"path,omitempty"` // of the data directory
 	Mount       string `json:"mount,omitempty"`
@@ -53,6 +55,11 @@ type DatabaseInfo struct {
 
 	Error string     `json:"error,omitempty"` // why it does not follow the primary
 	Since *time.Time `json:"since,omitempty"` // when that began
+}
+
+// PrimaryInfo is what a node knows of its primary.
+type PrimaryInfo struct {
+	Hostname string `json:"hostname"`
 }
 
 // FailedInfo is a database that could not be opened.
@@ -106,6 +113,9 @@ func (s *Server) info() Info {
 		Mount:       st.MountDir,
 		Passthrough: st.Passthrough,
 		Databases:   []DatabaseInfo{},
+	}
+	if st.Hostname != "" {
+		info.Primary = &PrimaryInfo{st.Hostname}
 	}
 	if st.Synced {
 		ms := st.Lag.Milliseconds()

@@ -25,6 +25,7 @@ func (s *Server) metrics() string {
 	if st.Synced { // before, there is no number that is true
 		m.one("litefs_lag_seconds", "gauge", "Time since this node had all that the primary had.", st.Lag.Seconds())
 	}
+	m.one("litefs_subscriber_count", "gauge", "Listeners for changes: replicas and readers of events.", float64(st.Subscribers))
 	m.one("litefs_http_stream_count", "gauge", "Replicas that are connected.", float64(connected(st.Replicas)))
 
 	m.one("litefs_commits_total", "counter", "Local transactions that were captured.", float64(stats.Commits.Load()))
@@ -41,18 +42,21 @@ func (s *Server) metrics() string {
 	m.one("litefs_tails_kept_total", "counter", "Tails of forked histories that went into lost+found.", float64(stats.TailsKept.Load()))
 	m.histogram("litefs_commit_to_apply_seconds", "Time from a commit on the primary to its visibility here.", &stats.ApplyLatency)
 
-	perDB := func(name, help string, value func(litefs.DBStatus) float64) {
-		m.head(name, "gauge", help)
+	perDB := func(name, typ, help string, value func(litefs.DBStatus) float64) {
+		m.head(name, typ, help)
 		for _, db := range st.Databases {
 			m.sample(name, value(db), "db", db.Name)
 		}
 	}
-	perDB("litefs_db_txid", "Last transaction.", func(db litefs.DBStatus) float64 { return float64(db.Pos.TXID) })
-	perDB("litefs_db_ltx_count", "Entries of the log.", func(db litefs.DBStatus) float64 { return float64(db.LogEntries) })
-	perDB("litefs_db_ltx_bytes", "Bytes of the log.", func(db litefs.DBStatus) float64 { return float64(db.LogBytes) })
-	perDB("litefs_db_wal_bytes", "Bytes of the write-ahead log.", func(db litefs.DBStatus) float64 { return float64(db.WALSize) })
-	perDB("litefs_db_repairing", "1 for a database that is being repaired.", func(db litefs.DBStatus) float64 { return boolValue(db.Repairing != "") })
-	perDB("litefs_db_in_trouble", "1 for a database that does not follow the primary.", func(db litefs.DBStatus) float64 { return boolValue(db.Trouble != nil) })
+	perDB("litefs_db_txid", "gauge", "Last transaction.", func(db litefs.DBStatus) float64 { return float64(db.Pos.TXID) })
+	perDB("litefs_db_ltx_count", "gauge", "Entries of the log.", func(db litefs.DBStatus) float64 { return float64(db.LogEntries) })
+	perDB("litefs_db_ltx_bytes", "gauge", "Bytes of the log.", func(db litefs.DBStatus) float64 { return float64(db.LogBytes) })
+	perDB("litefs_db_wal_bytes", "gauge", "Bytes of the write-ahead log.", func(db litefs.DBStatus) float64 { return float64(db.WALSize) })
+	perDB("litefs_db_repairing", "gauge", "1 for a database that is being repaired.", func(db litefs.DBStatus) float64 { return boolValue(db.Repairing != "") })
+	perDB("litefs_db_commit_count", "counter", "Local transactions that were captured.", func(db litefs.DBStatus) float64 { return float64(db.Commits) })
+	perDB("litefs_db_ltx_reap_count", "counter", "Entries of the log that were too old or too many.", func(db litefs.DBStatus) float64 { return float64(db.Reaped) })
+	perDB("litefs_db_lag_seconds", "gauge", "Time from the last transaction's commit on the primary to its visibility here.", func(db litefs.DBStatus) float64 { return db.ApplyLatency.Seconds() })
+	perDB("litefs_db_in_trouble", "gauge", "1 for a database that does not follow the primary.", func(db litefs.DBStatus) float64 { return boolValue(db.Trouble != nil) })
 
 	m.head("litefs_replica_connected", "gauge", "1 for a replica that is connected.")
 	for _, r := range st.Replicas {

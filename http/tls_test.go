@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
@@ -174,5 +175,109 @@ func TestTLS_Files(t *testing.T) {
 		if err := s.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// Files that do not fit together, as in the middle of a renewal, change nothing; a client shows what its
+// files hold when it connects, and a server without ca asks for no certificate but for the token.
+func TestTLS_Renewal(t *testing.T) {
+	a := newAuthority(t)
+	serverFiles, clientFiles := a.files("primary"), a.files("replica")
+	src := newFakeSource("a.db")
+	listen := func(files TLSFiles, token string) string {
+		t.Helper()
+		s := newServer(src, Options{Addr: "127.0.0.1:0", TLS: files, Token: token, Logger: discard}, fastLimits())
+		if err := s.Listen(); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(ctx) }()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-served; err != nil {
+				t.Error(err)
+			}
+		})
+		return s.URL()
+	}
+	connect := func(c *Client, url string) error {
+		stream, err := c.Stream(t.Context(), url, nil)
+		if err != nil {
+			return err
+		}
+		_, err = stream.NextFrame()
+		return errors.Join(err, stream.Close())
+	}
+	withTLS := func(files TLSFiles, token string) *Client {
+		t.Helper()
+		c := testClient(token)
+		if err := c.UseTLS(files, discard); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+
+	mutual := listen(serverFiles, "")
+	c := withTLS(clientFiles, "")
+	if err := connect(c, mutual); err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(serverFiles.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(serverFiles.Key, []byte("half a ke"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := connect(c, mutual); err != nil {
+		t.Errorf("a key that is being written: %v, want the old one", err)
+	}
+	if err := os.WriteFile(serverFiles.Key, append(key, '\n'), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	// The client's certificate becomes that of another authority, and then good again.
+	good, err := os.ReadFile(clientFiles.Cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	goodKey, err := os.ReadFile(clientFiles.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := newAuthority(t)
+	other.files("replica")
+	for _, round := range []struct {
+		cert, key []byte
+		admitted  bool
+	}{{nil, nil, false}, {append(good, '\n'), append(goodKey, '\n'), true}} {
+		if round.cert == nil {
+			if round.cert, err = os.ReadFile(other.path("replica")); err != nil {
+				t.Fatal(err)
+			}
+			if round.key, err = os.ReadFile(other.path("replica-key")); err != nil {
+				t.Fatal(err)
+			}
+			round.cert, round.key = append(round.cert, "\n\n"...), append(round.key, "\n\n"...)
+		}
+		for name, b := range map[string][]byte{clientFiles.Cert: round.cert, clientFiles.Key: round.key} {
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := connect(c, mutual); (err == nil) != round.admitted {
+			t.Errorf("after a renewal: %v, want admitted: %t", err, round.admitted)
+		}
+	}
+
+	oneSided := serverFiles
+	oneSided.CA = ""
+	url := listen(oneSided, "secret")
+	if err := connect(withTLS(TLSFiles{CA: a.path("ca")}, "secret"), url); err != nil {
+		t.Errorf("with the token, and no certificate: %v", err)
+	}
+	if err := connect(withTLS(TLSFiles{CA: a.path("ca")}, "wrong"), url); err == nil {
+		t.Error("admitted with a wrong token")
 	}
 }
