@@ -193,7 +193,7 @@ func (r Retention) withDefaults() Retention {
 
 // NewStore returns a new instance of Store for the data directory at path.
 func NewStore(path string) *Store {
-	return &Store{
+	s := &Store{
 		path:           path,
 		synced:         make(chan struct{}),
 		Logger:         slog.Default(),
@@ -209,6 +209,8 @@ func NewStore(path string) *Store {
 		subscribers:    make(map[*Subscriber]struct{}),
 		leaseLost:      make(chan struct{}),
 	}
+	s.replicas.has = func(dbID uint32) bool { return s.DB(dbID) != nil }
+	return s
 }
 
 // Path returns underlying data directory.

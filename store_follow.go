@@ -151,7 +151,10 @@ func (f *upstream) read() error {
 				w.offLog()
 			}
 		case *DropDBStreamFrame:
-			f.workerOf(fr.DBID, "").drop()
+			// Each database that is here has a worker: of another one there is nothing to drop.
+			if w := f.worker(fr.DBID); w != nil {
+				w.drop()
+			}
 			if last != nil && last.id == fr.DBID {
 				last = nil
 			}

@@ -11,6 +11,10 @@ import (
 // ReplicaRegistry is what a primary knows of its replicas. The zero value is
 // ready for use.
 type ReplicaRegistry struct {
+	// has reports whether this node has a database: what a replica tells of others is not kept. nil: all.
+	// It is called without mu.
+	has func(dbID uint32) bool
+
 	mu       sync.Mutex
 	replicas map[string]*replica // by node id
 }
@@ -79,10 +83,13 @@ func (c *ReplicaConn) Alive() {
 
 // Acked notes the positions of a database.
 func (c *ReplicaConn) Acked(ack AckStreamFrame) {
+	known := c.registry.has == nil || c.registry.has(ack.DBID)
 	c.registry.mu.Lock()
 	defer c.registry.mu.Unlock()
 	c.r.contact = time.Now()
-	c.r.dbs[ack.DBID] = ack
+	if known {
+		c.r.dbs[ack.DBID] = ack
+	}
 }
 
 // Forget removes a database that was dropped.

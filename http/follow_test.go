@@ -55,7 +55,7 @@ func startPrimary(t *testing.T, dir string) (*litefs.Store, *http.Server) {
 }
 
 // startReplica follows the node at url.
-func startReplica(t *testing.T, dir, url string) *litefs.Store {
+func startReplica(t *testing.T, dir, url string, change ...func(*litefs.Store)) *litefs.Store {
 	t.Helper()
 	store := litefs.NewStore(dir)
 	store.Logger = testLogger(t)
@@ -66,6 +66,9 @@ func startReplica(t *testing.T, dir, url string) *litefs.Store {
 	}
 	store.Leaser = leaser
 	store.Client = http.NewClient(store, "")
+	for _, f := range change {
+		f(store)
+	}
 	if err := store.Open(); err != nil {
 		t.Fatal(err)
 	}

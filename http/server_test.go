@@ -330,3 +330,34 @@ func TestNoGoroutineLeft(t *testing.T) {
 		}
 	}
 }
+
+// Nothing but GET /health is told to one who has no token, or another one.
+func TestToken_EveryEndpoint(t *testing.T) {
+	srv := testServer(t, newFakeSource("a.db"), "secret", fastLimits())
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	client := http.Client{Transport: transport, Timeout: patience}
+	for endpoint, want := range map[string]int{
+		"GET /health": 200, "GET /info": 401, "GET /events": 401, "GET /metrics": 401, "GET /export?name=a.db": 401,
+		"GET /db/a.db/wait": 401, "POST /stream": 401, "POST /pages": 401, "POST /repair": 401,
+	} {
+		method, path, _ := strings.Cut(endpoint, " ")
+		for _, authorization := range []string{"", "Bearer", "Bearer ", "Bearer Secret", "Basic c2VjcmV0", "secret"} {
+			req, err := http.NewRequestWithContext(t.Context(), method, srv.URL()+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if authorization != "" {
+				req.Header.Set("Authorization", authorization)
+			}
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != want {
+				t.Errorf("%s with authorization %q: %d, want %d", endpoint, authorization, resp.StatusCode, want)
+			}
+		}
+	}
+}

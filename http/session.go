@@ -361,6 +361,11 @@ func (s *session) takeAcks() error {
 
 // resume goes on from where the replica says, whatever was sent before.
 func (s *session) resume(id uint32, f litefs.ResumeStreamFrame) error {
+	if _, has := s.pos[id]; !has && s.named[id] == "" {
+		// Dropped meanwhile, or made up: what a replica makes up is not remembered.
+		s.log.Debug("replica asks for a database that it was not told of", "id", litefs.FormatDBID(id))
+		return nil
+	}
 	if err := s.giveUp(id); err != nil {
 		s.log.Warn("file not closed", "error", err)
 	}

@@ -148,6 +148,9 @@ func (fr *frameReader) take(f litefs.StreamFrame) error {
 		}
 		fr.db, fr.id = true, f.DBID
 		fr.ids[f.DBID] = struct{}{}
+		if len(fr.ids) > maxPositions {
+			return fmt.Errorf("the node names more than %d databases", maxPositions)
+		}
 	case *litefs.LTXStreamFrame:
 		if !fr.db {
 			return errors.New("the node sends an LTX frame before it names a database")

@@ -77,6 +77,25 @@ func FuzzReadPosMap(f *testing.F) {
 	})
 }
 
+// A node that names databases without an end is not remembered without an end.
+func TestFrameReader_Names(t *testing.T) {
+	var b bytes.Buffer
+	for id := range uint32(maxPositions + 1) {
+		b.Write(frameBytes(t, &litefs.DBStreamFrame{DBID: id, Name: "n"}))
+	}
+	fr := newFrameReader(&b)
+	for n := 0; ; n++ {
+		_, err := fr.NextFrame()
+		if err == nil {
+			continue
+		}
+		if n != maxPositions || !strings.Contains(err.Error(), "names more than") {
+			t.Errorf("after %d names: %v", n, err)
+		}
+		return
+	}
+}
+
 // Whatever a node sends: no panic, only valid names, no file without a database, and an end.
 func FuzzFrameReader(f *testing.F) {
 	var buf bytes.Buffer

@@ -15,7 +15,6 @@ const dialWait = 5 * time.Second
 
 // Proxy passes TCP connections on to one address. Its methods may be called from any goroutine.
 type Proxy struct {
-	target string
 	seed   uint64
 	ln     net.Listener
 	ctx    context.Context // ends with Close
@@ -23,6 +22,7 @@ type Proxy struct {
 	wg     sync.WaitGroup // the listener and both halves of every connection
 
 	mu      sync.Mutex // guards everything below
+	target  string     // host and port
 	faults  Faults
 	changed chan struct{} // closed, and made anew, when faults change
 	links   map[*link]struct{}
@@ -72,6 +72,13 @@ func (p *Proxy) Set(f Faults) {
 	p.changed = make(chan struct{})
 }
 
+// Redirect sends the connections to come to another target.
+func (p *Proxy) Redirect(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
+}
+
 // Counts returns what was done so far.
 func (p *Proxy) Counts() Counts {
 	p.mu.Lock()
@@ -119,8 +126,11 @@ func (p *Proxy) accept() {
 
 // connect joins the nth client with the target and passes both directions until one ends.
 func (p *Proxy) connect(client net.Conn, n uint64) {
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
 	dialer := net.Dialer{Timeout: dialWait}
-	server, err := dialer.DialContext(p.ctx, "tcp", p.target)
+	server, err := dialer.DialContext(p.ctx, "tcp", target)
 	if err != nil {
 		abort(client) // nobody is there: as it is without a proxy
 		return
