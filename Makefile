@@ -50,9 +50,10 @@ demo: build ## the demonstration, for DEMO_SECONDS, ended as by Ctrl-C
 bench: build ## the mount against the bare disk; BENCH_ARGS="-only normal,read -rounds 5"
 	$(BUILD)/litefs bench $(BENCH_ARGS)
 
-soak: ## long and random: kill -9, SIGSTOP, power cuts (loop devices, mkfs.ext4), contention, for SOAK_DURATION
+soak: ## long and random: kill -9, SIGSTOP, power cuts (loop devices, mkfs.ext4), bad networks (iproute2), contention, for SOAK_DURATION
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^(TestSoak|TestRandomOperations)' ./internal/e2e
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestRecoverRandom' .
+	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v ./internal/netns
 	go test -count=1 -timeout 24h -v -run "^TestCluster$$" ./internal/role -role.seeds $(SOAK_CLUSTERS) -role.from $$(date +%s)
 
 # The version that is built: that of the tag, as dpkg orders versions.

@@ -76,6 +76,10 @@ type node struct {
 	cfg  childnode.Config
 	proc *childnode.Node // nil while it is down
 	log  *logBuffer
+
+	// inside returns the command line that runs args where the node is; nil: on this machine.
+	inside func(args ...string) []string
+	token  string // http.token; "": none
 }
 
 // logBuffer keeps what all processes of a node printed.
@@ -171,7 +175,15 @@ func (n *node) path(name string) string { return filepath.Join(n.cfg.Mount, name
 // launch starts the process and does not wait.
 func (n *node) launch() *childnode.Node {
 	n.t.Helper()
-	proc, err := childnode.Start(childnode.Options{Binary: binary(n.t), Config: n.configPath(), Log: n.log})
+	o := childnode.Options{Binary: binary(n.t), Config: n.configPath(), Log: n.log}
+	if n.inside != nil {
+		args := n.inside(o.Binary, "mount", "-config", o.Config)
+		o.Binary, o.Args = args[0], args[1:]
+	}
+	if n.token != "" {
+		o.Env = []string{"LITEFS_TOKEN=" + n.token}
+	}
+	proc, err := childnode.Start(o)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -266,6 +278,9 @@ func (n *node) pos(name string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.cfg.Addr+"/info", nil)
 	if err != nil {
 		return "", err
+	}
+	if n.token != "" {
+		req.Header.Set("Authorization", "Bearer "+n.token)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
