@@ -45,6 +45,8 @@ func powerDBs() []*powerDB {
 		{name: "sub/delete-full.db", mode: "delete", sync: "full", durable: true},
 		{name: "truncate-normal.db", mode: "truncate", sync: "normal", durable: true},
 		{name: "persist-extra.db", mode: "persist", sync: "extra", durable: true},
+		{name: "delete-off.db", mode: "delete", sync: "off", durable: true},
+		{name: "truncate-off.db", mode: "truncate", sync: "off", durable: true},
 	}
 }
 
@@ -126,17 +128,7 @@ type powerRun struct {
 func record(t *testing.T, seed uint64, d time.Duration, options ...option) *powerRun {
 	t.Helper()
 	r := &powerRun{t: t, disk: cutdisk.New(emptyExt4(t)), dbs: powerDBs()}
-	served, mnt := t.TempDir(), t.TempDir()
-	dev, err := cutdisk.Attach(r.disk, served)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := dev.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	mountExt4(t, dev.Path, mnt)
+	mnt := recorded(t, r.disk)
 	n := startNode(t, append(options, dataIn(mnt))...)
 	if err := os.Mkdir(n.path("sub"), 0o755); err != nil {
 		t.Fatal(err)
@@ -164,16 +156,55 @@ func record(t *testing.T, seed uint64, d time.Duration, options ...option) *powe
 	return r
 }
 
+// recorded mounts the file system of a disk until the end of the test, and returns where.
+func recorded(t *testing.T, disk *cutdisk.Disk) string {
+	t.Helper()
+	served, mnt := t.TempDir(), t.TempDir()
+	dev, err := cutdisk.Attach(disk, served)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := dev.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	mountExt4(t, dev.Path, mnt)
+	return mnt
+}
+
 // dataIn puts the data directory of a node into a directory.
 func dataIn(dir string) option {
 	return func(c *childnode.Config) { c.Data = filepath.Join(dir, "data") }
 }
 
-// cut starts a node on what a power cut at a moment leaves, and proves what must be there.
+// recoverCut starts a node on a disk, and returns what a power cut leaves of it while the node recovers.
+func recoverCut(t *testing.T, content []byte, rng *rand.Rand, options ...option) (left []byte) {
+	t.Helper()
+	t.Run("recovery", func(t *testing.T) { // unmounted at its end
+		disk := cutdisk.New(content)
+		mnt := recorded(t, disk)
+		n := startNode(t, append(options, dataIn(mnt))...)
+		at := disk.Now()
+		n.stop()
+		left = disk.Image(rng.IntN(at+1), rng)
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+	return left
+}
+
+// cut starts a node on what a power cut at a moment leaves, and proves what must be there. Now and then the
+// power goes a second time before that, in the recovery from the first.
 func (r *powerRun) cut(t *testing.T, at int, rng *rand.Rand, options ...option) {
 	t.Helper()
+	content := r.disk.Image(at, rng)
+	if rng.IntN(3) == 0 {
+		content = recoverCut(t, content, rng, options...)
+	}
 	img := filepath.Join(t.TempDir(), "disk.img")
-	if err := os.WriteFile(img, r.disk.Image(at, rng), 0o600); err != nil {
+	if err := os.WriteFile(img, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	dev, err := cutdisk.AttachFile(img)
