@@ -228,6 +228,9 @@ func (w *worker) settle(ctx context.Context) error {
 		return err
 	}
 	defer w.f.structure.release()
+	// A rename may wait for readers, and every other change of the tree for it.
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
 	w.mu.Lock()
 	name := w.name
 	w.mu.Unlock()
