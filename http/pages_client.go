@@ -84,6 +84,7 @@ func (c *Client) identify(req *http.Request) {
 	req.Header.Set(headerClusterID, c.identity.ClusterID())
 	req.Header.Set(headerID, c.identity.NodeID())
 	req.Header.Set(headerEpoch, strconv.FormatUint(c.identity.Epoch(), 10))
+	req.Header.Set(headerSum, handshakeSum(req.Header))
 }
 
 // pageExchange is one exchange at work, on the node that asks.
