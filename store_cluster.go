@@ -43,7 +43,7 @@ func (s *Store) guardCluster(ctx context.Context, reg Registry) error {
 	theirs := strings.TrimSpace(string(got))
 	switch {
 	case theirs == mine:
-		return nil
+		return s.offerSecret(ctx, reg)
 	case theirs == "" || len(theirs) > 64 || strings.ContainsFunc(theirs, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return fmt.Errorf("what is stored beside the lease as the cluster's id is none: %.80q", theirs)
 	case mine == "":
@@ -51,6 +51,23 @@ func (s *Store) guardCluster(ctx context.Context, reg Registry) error {
 	}
 	return fmt.Errorf("%w: %v is of cluster %s, the data in %s of %s: give this node an empty data directory to join %s, or the lease another key to stay apart",
 		ErrOtherCluster, reg, theirs, s.path, mine, theirs)
+}
+
+// offerSecret stores the cluster's secret beside the lease again if the server has lost it.
+func (s *Store) offerSecret(ctx context.Context, reg Registry) error {
+	known, err := ReadSecret(s.path)
+	if err != nil || known == "" {
+		return err
+	}
+	got, err := reg.SetOnce(ctx, SecretName, []byte(known))
+	if err != nil {
+		return fmt.Errorf("secret of the cluster: %w", err)
+	}
+	if string(got) != known {
+		s.Logger.Warn("the secret beside the lease is not the one that this node has: remove this node's file, or the key, and start again",
+			"lease", fmt.Sprint(reg), "file", filepath.Join(s.path, secretFile))
+	}
+	return nil
 }
 
 // newClusterID draws an id, in the form that LiteFS's have.

@@ -98,10 +98,10 @@ func withoutCredential(s Secret) (string, bool) {
 // concludeLease settles the type of the lease and what it needs.
 func (p *parser) concludeLease() error {
 	l := &p.cfg.Lease
-	if line, ok := p.seen["consul"]; ok && l.Consul.URL != "" {
+	if path, line := p.firstOf("consul."); path != "" {
 		// LiteFS 0.1 has no other lease and no lease.type.
 		if typeLine, ok := p.seen["lease.type"]; ok && l.Type != LeaseConsul {
-			return fmt.Errorf("lease.type at line %d is %s and consul at line %d is for consul: keep one", typeLine, l.Type, line)
+			return fmt.Errorf("lease.type at line %d is %s and %s at line %d is for consul: keep one", typeLine, l.Type, path, line)
 		}
 		l.Type = LeaseConsul
 	}
@@ -123,6 +123,16 @@ func (p *parser) concludeLease() error {
 		return errors.New("lease.promote has no use with lease.type: static, where the file says who is primary: remove it, or use consul or etcd")
 	}
 	return nil
+}
+
+// firstOf is the key below a group that stands first in the file; "" if there is none.
+func (p *parser) firstOf(prefix string) (path string, line int) {
+	for seen, at := range p.seen {
+		if strings.HasPrefix(seen, prefix) && (path == "" || at < line || at == line && seen < path) {
+			path, line = seen, at
+		}
+	}
+	return path, line
 }
 
 // concludeAdvertiseURL finds this node's own URL, where there is a lease server to tell it to.

@@ -56,7 +56,8 @@ const secretBytes = 32
 
 // settleSecret finds the secret by which the nodes of the cluster know each other, where the
 // configuration has none: the first node that comes draws one and stores it beside the lease, where the
-// others read it. Whoever may read the lease's key may be a node.
+// others read it. Whoever may read the lease's key may be a node. A node that has it in its data
+// directory asks nobody: it can serve its mount while the lease server is away.
 func (n *Node) settleSecret(ctx context.Context) error {
 	reg, ok := n.leaser.(litefs.Registry)
 	if !ok || n.cfg.HTTP.Token != "" {
@@ -66,28 +67,22 @@ func (n *Node) settleSecret(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	offer := known
-	if offer == "" {
+	got := []byte(known)
+	if known == "" {
+		// Nobody knows this node yet: without the server it can do nothing.
 		b := make([]byte, secretBytes)
 		if _, err := rand.Read(b); err != nil {
 			return fmt.Errorf("draw a secret: %w", err)
 		}
-		offer = base64.RawStdEncoding.EncodeToString(b)
-	}
-	var got []byte
-	ask := func() (err error) {
-		got, err = reg.SetOnce(ctx, litefs.SecretName, []byte(offer))
-		return err
-	}
-	if err = ask(); err != nil && known != "" {
-		n.logger.Warn("the lease server does not answer: the cluster's secret is taken from the data directory", "lease", fmt.Sprint(n.leaser), "error", err)
-		got, err = []byte(known), nil
-	}
-	if err != nil {
-		err = n.untilAnswered(ctx, ask)
-	}
-	if err != nil {
-		return err
+		offer := base64.RawStdEncoding.EncodeToString(b)
+		err := n.untilAnswered(ctx, func() (err error) {
+			got, err = reg.SetOnce(ctx, litefs.SecretName, []byte(offer))
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		n.newSecret = string(got)
 	}
 	token, err := config.ParseToken(string(got))
 	if err != nil {
@@ -96,9 +91,6 @@ func (n *Node) settleSecret(ctx context.Context) error {
 	cfg := *n.cfg
 	cfg.HTTP.Token = token
 	n.cfg = &cfg
-	if string(got) != known {
-		n.newSecret = string(got)
-	}
 	return nil
 }
 

@@ -258,6 +258,17 @@ func TestOtherCluster(t *testing.T) {
 	if got, err := open(second, leaser); err != nil || got != id {
 		t.Fatalf("the second node is of cluster %q, %v, want %q", got, err, id)
 	}
+	// A server that has lost the secret gets it from a node that knows it.
+	if err := os.WriteFile(filepath.Join(first, "data", "secret"), []byte("known\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(first, leaser); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := leaser.(litefs.Registry).SetOnce(timeout(t), litefs.SecretName, []byte("another")); err != nil || string(got) != "known" {
+		t.Errorf("the secret beside the lease is %q, %v", got, err)
+	}
+
 	strange, err := open(other, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -48,6 +48,7 @@ const patience = 2 * time.Minute
 // Run runs the suite.
 func Run(t *testing.T, b Backend) {
 	t.Run("Shared", func(t *testing.T) {
+		t.Parallel()
 		s := suite{Backend: b, server: startServer(t, b)}
 		for name, test := range map[string]func(*testing.T, suite){
 			"OneHolder":    oneHolder,
@@ -74,8 +75,14 @@ func Run(t *testing.T, b Backend) {
 		}
 	})
 	// These stop their server.
-	t.Run("PausedServer", func(t *testing.T) { pausedServer(t, suite{b, startServer(t, b)}) })
-	t.Run("RestartedServer", func(t *testing.T) { restartedServer(t, suite{b, startServer(t, b)}) })
+	t.Run("PausedServer", func(t *testing.T) {
+		t.Parallel()
+		pausedServer(t, suite{b, startServer(t, b)})
+	})
+	t.Run("RestartedServer", func(t *testing.T) {
+		t.Parallel()
+		restartedServer(t, suite{b, startServer(t, b)})
+	})
 }
 
 type suite struct {
