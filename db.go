@@ -97,6 +97,11 @@ type DB struct {
 	dirty    map[uint32]struct{}
 	allDirty bool
 
+	// syncing is a sync of the database file that SQLite was told the end of before
+	// it was there; nil: none. The end of the journal, which is the commit, waits
+	// for it.
+	syncing *fileSync
+
 	// sumsErr is set when the page checksums lag behind the log for good.
 	sumsErr error
 
@@ -269,6 +274,7 @@ func (db *DB) close() error {
 	if db.peer != nil {
 		errs = append(errs, db.releasePeer())
 	}
+	errs = append(errs, db.settleSync())
 	clean := db.sumsErr == nil && !db.allDirty && len(db.dirty) == 0 && !db.stale
 	if db.store.Role() == RoleReplica {
 		entries, ok := db.unapplied()

@@ -25,7 +25,12 @@ type change struct {
 	read     func(pgno uint32, b []byte) error
 	wal      capture.WALPos // where the write-ahead log was read to; zero for none
 	walFrom  capture.WALPos
-	durable  bool // on disk before it counts
+	durable  bool     // on disk before it counts
+	sums     []uint64 // of the pages; nil: not known yet
+
+	// confirm is asked when the entry of a durable change is on disk and before it
+	// counts: an error takes it back. It may be nil.
+	confirm func() error
 }
 
 // appendBatch logs the transactions that a scan of the write-ahead log found.
@@ -103,7 +108,7 @@ func (db *DB) appendChange(c change) error {
 	if err != nil {
 		return err
 	}
-	if _, err := db.txlog.Append(hdr, db.pageSeq(c), post, c.durable); err != nil {
+	if err := db.appendEntry(hdr, c, post); err != nil {
 		return errors.Join(fmt.Errorf("write the log: %w", err), undo())
 	}
 	for i, pgno := range c.pgnos {
@@ -150,6 +155,16 @@ func (db *DB) entryHeader(c change, head ltxlog.Entry) ltxlog.Header {
 	return hdr
 }
 
+// appendEntry adds the entry of c to the log.
+func (db *DB) appendEntry(hdr ltxlog.Header, c change, post uint64) error {
+	if c.confirm != nil {
+		_, err := db.txlog.AppendConfirmed(hdr, db.pageSeq(c), post, c.confirm)
+		return err
+	}
+	_, err := db.txlog.Append(hdr, db.pageSeq(c), post, c.durable)
+	return err
+}
+
 // pageSeq gives the pages of c to the log's encoder.
 func (db *DB) pageSeq(c change) ltxlog.Pages {
 	return func(yield func(pgno uint32, data []byte) error) error {
@@ -168,6 +183,9 @@ func (db *DB) pageSeq(c change) ltxlog.Pages {
 
 // hashPages returns the checksum of each page of c.
 func (db *DB) hashPages(c change) ([]uint64, error) {
+	if c.sums != nil {
+		return c.sums, nil
+	}
 	sums := make([]uint64, len(c.pgnos))
 	b := db.page(c.pageSize)
 	for i, pgno := range c.pgnos {

@@ -45,13 +45,10 @@ func (db *DB) noteUnseen() {
 func (db *DB) journalEnds() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	if db.closed {
-		return nil
+	if db.closed || db.peer != nil {
+		return db.settleSync()
 	}
-	if db.peer != nil {
-		return nil
-	}
-	return db.captureFile()
+	return errors.Join(db.captureFile(), db.settleSync())
 }
 
 // captureFile logs what changed in the database file. db.mu is held.
@@ -63,7 +60,7 @@ func (db *DB) captureFile() error {
 		// A connection that switched from WAL on a passthrough inode: its
 		// journal does not list every page it writes (reused free pages are not
 		// journaled), so only a comparison finds them all.
-		return db.compareAll(1)
+		return db.compareSettled()
 	}
 	if db.leftWAL {
 		changed, err := db.firstPageChanged()
@@ -71,7 +68,7 @@ func (db *DB) captureFile() error {
 			return err
 		}
 		if changed {
-			return db.compareAll(1)
+			return db.compareSettled()
 		}
 	}
 	if len(db.dirty) == 0 {
@@ -90,10 +87,10 @@ func (db *DB) captureFile() error {
 		return db.headerGone(size, err)
 	}
 	if hdr.PageSize != db.sums.PageSize() || db.walInUse() {
-		return db.compareAll(1)
+		return db.compareSettled()
 	}
 	count := hdr.Pages(size)
-	c := change{commits: 1, pageSize: hdr.PageSize, count: count, durable: true}
+	c := change{commits: 1, pageSize: hdr.PageSize, count: count, durable: true, confirm: db.settleSync}
 	c.read = func(pgno uint32, b []byte) error { return readFilePage(f, pgno, b) }
 	for pgno := range db.dirty {
 		if pgno <= count && pgno != sqlitefile.LockPgno(hdr.PageSize) {
@@ -107,18 +104,25 @@ func (db *DB) captureFile() error {
 		}
 	}
 	slices.Sort(c.pgnos)
-	changed, err := db.changedOf(c)
-	if err != nil {
+	if err := db.keepChanged(&c); err != nil {
 		return err
 	}
-	if len(changed) > 0 || count != db.sums.Count() {
-		c.pgnos = changed
+	if len(c.pgnos) > 0 || count != db.sums.Count() {
 		if err := db.appendChange(c); err != nil {
 			return err
 		}
 	}
 	clear(db.dirty)
 	return nil
+}
+
+// compareSettled is compareAll after the sync that the journal's end waits for: an entry that holds many pages is not
+// written in vain.
+func (db *DB) compareSettled() error {
+	if err := db.settleSync(); err != nil {
+		return err
+	}
+	return db.compareAll(1)
 }
 
 // firstPageChanged reports whether page 1 of the file is not the one on record.
@@ -140,19 +144,21 @@ func (db *DB) firstPageChanged() (bool, error) {
 	return pagesum.Page(1, b) != db.sums.Get(1), nil
 }
 
-// changedOf returns the pages of c whose bytes are not those on record.
-func (db *DB) changedOf(c change) ([]uint32, error) {
-	sums, err := db.hashPages(c)
+// keepChanged takes the pages out of c whose bytes are those on record.
+func (db *DB) keepChanged(c *change) error {
+	sums, err := db.hashPages(*c)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var changed []uint32
+	n := 0
 	for i, pgno := range c.pgnos {
 		if sums[i] != db.sums.Get(pgno) {
-			changed = append(changed, pgno)
+			c.pgnos[n], sums[n] = pgno, sums[i]
+			n++
 		}
 	}
-	return changed, nil
+	c.pgnos, c.sums = c.pgnos[:n], sums[:n]
+	return nil
 }
 
 // headerGone says what a database file without a header means: an empty file

@@ -22,10 +22,16 @@ func (b backend) own(c fuse.Caller) bool { return b.store.Role() == RoleReplica 
 
 func (b backend) Opening(c fuse.Caller, path string, flags uint32, first bool) (fuse.Mode, error) {
 	mode, err := b.store.Opening(b.own(c), path, flags&unix.O_ACCMODE != unix.O_RDONLY, first)
-	if err != nil || mode != IOPassthrough {
+	if err != nil {
 		return fuse.Cached, err
 	}
-	return fuse.Passthrough, nil
+	switch mode {
+	case IOPassthrough:
+		return fuse.Passthrough, nil
+	case IODirect:
+		return fuse.Direct, nil
+	}
+	return fuse.Cached, nil
 }
 func (b backend) Creating(c fuse.Caller, path string) error {
 	return b.store.Creating(b.own(c), path)
@@ -38,6 +44,15 @@ func (b backend) Writing(c fuse.Caller, path string, off int64, data []byte) err
 	return b.store.Writing(b.own(c), path, off, data)
 }
 func (b backend) Wrote(path string, off int64, n int) { b.store.Wrote(path, off, n) }
+func (b backend) Syncing(c fuse.Caller, path string) fuse.Sync {
+	switch b.store.Syncing(b.own(c), path) {
+	case SyncData:
+		return fuse.SyncData
+	case SyncBehind:
+		return fuse.SyncBehind
+	}
+	return fuse.SyncAll
+}
 func (b backend) Truncating(c fuse.Caller, path string, size int64) error {
 	return b.store.Truncating(b.own(c), path, size)
 }

@@ -65,8 +65,9 @@ type Store struct {
 	ReconnectDelay time.Duration
 
 	lockFile  *os.File
-	bootID    string // of this machine's present boot; tests set it before Open
-	logFS     vfs.FS // of the logs; nil is the real disk
+	bootID    string               // of this machine's present boot; tests set it before Open
+	logFS     vfs.FS               // of the logs; nil is the real disk
+	syncFile  func(*os.File) error // of a database; tests set it
 	nodeID    string
 	clusterID string
 	lastRole  Role // of the last run, before this one's is settled
@@ -195,6 +196,7 @@ func (r Retention) withDefaults() Retention {
 func NewStore(path string) *Store {
 	s := &Store{
 		path:           path,
+		syncFile:       syncData,
 		synced:         make(chan struct{}),
 		Logger:         slog.Default(),
 		ReconnectDelay: time.Second,

@@ -98,6 +98,12 @@ func (db *DB) findPlace() error {
 		db.allDirty = true
 		db.unjournaled.Store(db.store.isOpen(db.Name()))
 	}
+	if journalHot(db.JournalPath()) {
+		// The sync of the database that its end is to wait for may have died with the daemon.
+		if err := db.beginSync(); err != nil {
+			return err
+		}
+	}
 	db.leftWAL = db.wal == nil && db.store.writesUnseen(db.Name())
 	return nil
 }

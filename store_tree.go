@@ -25,6 +25,8 @@ const (
 	IOCached IOMode = iota
 	// IOPassthrough lets the kernel go to the backing file directly.
 	IOPassthrough
+	// IODirect brings each read and write to us as it is, past the kernel's cache.
+	IODirect
 )
 
 // openFile counts the handles that are open on a path of the mount.
@@ -110,7 +112,7 @@ func (s *Store) Opening(own bool, path string, writable, first bool) (IOMode, er
 	case FileTypeSHM:
 		return IOPassthrough, nil
 	case FileTypeJournal:
-		return IOCached, nil
+		return s.journalMode(path), nil
 	}
 	if s.Role() == RoleReplica && s.DBByName(name) != nil {
 		return IOPassthrough, nil
@@ -141,6 +143,18 @@ func (s *Store) databaseMode(name string) (IOMode, error) {
 		return IOCached, nil
 	}
 	return IOPassthrough, nil
+}
+
+// journalMode chooses the mode of a rollback journal. Its writes must come to us: the zeroed header of a persistent
+// journal, by which SQLite commits, is one. A new or empty journal is written front to back in pieces that are no pages
+// of the cache, which would split them into more requests, and it is read only by a rollback. One that has content is
+// looked into at each transaction, to see whether it is hot, and is cached for that.
+func (s *Store) journalMode(path string) IOMode {
+	var st syscall.Stat_t
+	if err := syscall.Lstat(filepath.Join(s.FilesDir(), path), &st); err != nil || st.Size > 0 {
+		return IOCached
+	}
+	return IODirect
 }
 
 // Opened is called after a file was opened, with passthrough or not.
@@ -318,6 +332,34 @@ func (s *Store) Truncating(own bool, path string, size int64) error {
 	return nil
 }
 
+// SyncMode is what an fsync(2) takes.
+type SyncMode int
+
+const (
+	// SyncAll is a sync of content and attributes.
+	SyncAll SyncMode = iota
+	// SyncData is a sync of content and size.
+	SyncData
+	// SyncBehind: the sync has begun, and the end of the rollback journal waits for it.
+	SyncBehind
+)
+
+// Syncing is called before a file is made durable. Of the files of a database nobody asks for the times after a crash.
+func (s *Store) Syncing(own bool, path string) SyncMode {
+	name, typ := fileOf(path)
+	if typ == FileTypeJournal || typ == FileTypeWAL || isSuper(path) {
+		return SyncData
+	}
+	db := s.DBByName(name)
+	if typ != FileTypeDatabase || db == nil {
+		return SyncAll
+	}
+	if !own && s.Role() != RoleReplica && s.isOpen(name+"-journal") && journalHot(db.JournalPath()) && db.syncBehind() {
+		return SyncBehind
+	}
+	return SyncData
+}
+
 // Unlinking is called before a file is removed.
 func (s *Store) Unlinking(own bool, path string) error {
 	name, typ := fileOf(path)
@@ -424,13 +466,25 @@ func (s *Store) refuse(name string, err error) error {
 
 // Renaming is called before a file or directory gets another name.
 func (s *Store) Renaming(own bool, old, new string) error {
-	if own || s.Role() != RoleReplica {
+	if own {
 		return nil
+	}
+	if s.Role() != RoleReplica {
+		return s.journalLeaves(old)
 	}
 	for _, db := range s.DBs() {
 		if name := db.Name(); name == old || name == new || strings.HasPrefix(name, old+"/") {
 			return syscall.EROFS
 		}
+	}
+	return nil
+}
+
+// journalLeaves is called before the file at path gets another name.
+func (s *Store) journalLeaves(path string) error {
+	name, typ := fileOf(path)
+	if db := s.DBByName(name); db != nil && typ == FileTypeJournal {
+		return s.refuse(name, db.journalLeaves())
 	}
 	return nil
 }

@@ -1,9 +1,23 @@
 package fuse
 
 import (
-	"fmt"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sync is what an fsync(2) of a file takes.
+type Sync int
+
+const (
+	// SyncAll makes everything durable that the application asks for.
+	SyncAll Sync = iota
+	// SyncData makes content and size durable, as fdatasync(2): nobody will ask for the file's times after a crash. On
+	// ext4 that spares a commit of the file system's journal when the file has not grown.
+	SyncData
+	// SyncBehind leaves it to the Backend, which has begun it.
+	SyncBehind
 )
 
 // Mode says who moves the bytes of a file. It is fixed at the first open of an inode and holds until its last close:
@@ -40,9 +54,8 @@ func (c Caller) Own() bool {
 	if c.PID == 0 {
 		return false
 	}
-	// FUSE sends the id of the thread, not of the process: /proc/<pid> would not do.
-	_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", c.PID))
-	return err == nil
+	// FUSE sends the id of the thread, not of the process. No signal is sent: 0 only asks whether the thread is there.
+	return unix.Tgkill(os.Getpid(), int(c.PID), 0) == nil
 }
 
 // Backend decides what requests mean. Paths are relative to Options.Root ("app.db", "sub/app.db").
@@ -75,6 +88,8 @@ type Backend interface {
 	Writing(c Caller, path string, off int64, data []byte) error
 	// Wrote is called after n bytes were written at off.
 	Wrote(path string, off int64, n int)
+	// Syncing is called before fsync(2) of a file and says what it takes.
+	Syncing(c Caller, path string) Sync
 	// Truncating is called before the size of a file is set, or content is removed by fallocate(2) (then size is the
 	// offset from which content changes). O_TRUNC and ftruncate(2) come here, in every mode.
 	Truncating(c Caller, path string, size int64) error

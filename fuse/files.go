@@ -468,10 +468,17 @@ func (fs *loopback) Fsync(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
 	if err != nil {
 		return status(err)
 	}
-	if h.fd < 0 {
+	if h.fd < 0 || h.node == nil {
 		return gofuse.OK
 	}
-	if in.FsyncFlags&fsyncDataOnly != 0 {
+	how := SyncAll
+	if path, named := fs.nodes.pathOf(h.node); named {
+		how = fs.backend.Syncing(Caller{in.Pid}, path)
+	}
+	switch {
+	case how == SyncBehind:
+		return gofuse.OK
+	case how == SyncData || in.FsyncFlags&fsyncDataOnly != 0:
 		return status(unix.Fdatasync(h.fd))
 	}
 	return status(unix.Fsync(h.fd))

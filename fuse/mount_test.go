@@ -22,6 +22,7 @@ type recorder struct {
 
 	mu      sync.Mutex
 	mode    Mode
+	sync    Sync
 	silent  bool // notes and refuses nothing
 	calls   []string
 	changed chan struct{}                  // closed at the next call
@@ -140,6 +141,12 @@ func (r *recorder) Writing(_ Caller, path string, off int64, data []byte) error 
 	return r.call("Writing", path, off, len(data))
 }
 func (r *recorder) Wrote(path string, off int64, n int) { r.call("Wrote", path, off, n) }
+func (r *recorder) Syncing(_ Caller, path string) Sync {
+	r.call("Syncing", path)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sync
+}
 func (r *recorder) Truncating(_ Caller, path string, size int64) error {
 	return r.call("Truncating", path, size)
 }

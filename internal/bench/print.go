@@ -49,7 +49,7 @@ func (p *printer) result(r Result) {
 }
 
 // maxNames bounds how many kinds of requests are named in a line.
-const maxNames = 12
+const maxNames = 16
 
 // requests prints the counts, the largest first.
 func requests(counts map[string]float64) string {

@@ -15,10 +15,16 @@ var _ fuse.Backend = backend{}
 func (b backend) Opening(c fuse.Caller, path string, flags uint32, first bool) (fuse.Mode, error) {
 	own := b.own(c)
 	mode, err := b.store.Opening(own, path, flags&unix.O_ACCMODE != unix.O_RDONLY, first)
-	if err != nil || mode != litefs.IOPassthrough {
+	if err != nil {
 		return fuse.Cached, err
 	}
-	return fuse.Passthrough, nil
+	switch mode {
+	case litefs.IOPassthrough:
+		return fuse.Passthrough, nil
+	case litefs.IODirect:
+		return fuse.Direct, nil
+	}
+	return fuse.Cached, nil
 }
 
 // own tells the peer's requests from those of applications. Only a replica has
@@ -42,6 +48,16 @@ func (b backend) Writing(c fuse.Caller, path string, off int64, data []byte) err
 }
 
 func (b backend) Wrote(path string, off int64, n int) { b.store.Wrote(path, off, n) }
+
+func (b backend) Syncing(c fuse.Caller, path string) fuse.Sync {
+	switch b.store.Syncing(b.own(c), path) {
+	case litefs.SyncData:
+		return fuse.SyncData
+	case litefs.SyncBehind:
+		return fuse.SyncBehind
+	}
+	return fuse.SyncAll
+}
 
 func (b backend) Truncating(c fuse.Caller, path string, size int64) error {
 	return b.store.Truncating(b.own(c), path, size)

@@ -10,6 +10,21 @@ import (
 //
 // With sync the entry and all before it are durable on return. On any error nothing is added.
 func (l *Log) Append(h Header, pages Pages, post uint64, sync bool) (Entry, error) {
+	return l.append(h, pages, post, sync, unconditionally)
+}
+
+func unconditionally() error { return nil }
+
+// AppendConfirmed is Append with sync that asks confirm once the entry is on disk and before it
+// counts. An error of confirm adds nothing, as any other. confirm must not use the log.
+//
+// A crash meanwhile may find the entry in the log all the same: what confirm waits for must be
+// something that the caller can find out about afterwards.
+func (l *Log) AppendConfirmed(h Header, pages Pages, post uint64, confirm func() error) (Entry, error) {
+	return l.append(h, pages, post, true, confirm)
+}
+
+func (l *Log) append(h Header, pages Pages, post uint64, sync bool, confirm func() error) (Entry, error) {
 	l.change.Lock()
 	defer l.change.Unlock()
 	if err := l.ready(); err != nil {
@@ -25,7 +40,7 @@ func (l *Log) Append(h Header, pages Pages, post uint64, sync bool) (Entry, erro
 		return Entry{}, err
 	}
 	e := h.entry(post, w.enc.n)
-	if err := l.publish(e, w, sync); err != nil {
+	if err := l.publish(e, w, sync, confirm); err != nil {
 		return Entry{}, fmt.Errorf("append %s: %w", entryName(h.Min, h.Max), err)
 	}
 	return e, nil

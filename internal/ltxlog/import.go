@@ -30,7 +30,7 @@ func (l *Log) Import(r io.Reader, size int64, sync bool) (Entry, error) {
 	if err != nil {
 		return Entry{}, fmt.Errorf("import entry: %w", err)
 	}
-	if err := l.publish(e, w, sync); err != nil {
+	if err := l.publish(e, w, sync, unconditionally); err != nil {
 		return Entry{}, fmt.Errorf("import %s: %w", entryName(e.Min, e.Max), err)
 	}
 	return e, nil

@@ -132,10 +132,13 @@ func writeAll(f vfs.File, b []byte) error {
 	return err
 }
 
-// publish makes the entry in w part of the log. The caller holds change and has checked that the
-// entry joins.
-func (l *Log) publish(e Entry, w *writer, sync bool) error {
+// publish makes the entry in w part of the log, if confirm agrees. The caller holds change and has
+// checked that the entry joins.
+func (l *Log) publish(e Entry, w *writer, sync bool, confirm func() error) error {
 	if head, ok := l.Head(); ok && e.Min <= head.Max {
+		if err := confirm(); err != nil { // what it replaces cannot be brought back
+			return err
+		}
 		return l.publishReplacing(e, w)
 	}
 	if !sync {
@@ -146,7 +149,7 @@ func (l *Log) publish(e Entry, w *writer, sync bool) error {
 		return nil
 	}
 
-	if done, err := l.publishRecent(e, w); done || err != nil {
+	if done, err := l.publishRecent(e, w, confirm); done || err != nil {
 		return err
 	}
 	l.sync.Lock()
@@ -156,6 +159,9 @@ func (l *Log) publish(e Entry, w *writer, sync bool) error {
 	}
 	if err := l.putDurable(e, w, false); err != nil {
 		return err
+	}
+	if err := confirm(); err != nil {
+		return errors.Join(err, l.takeBack(entryName(e.Min, e.Max)))
 	}
 	l.list(e)
 	l.setDurable(e.Max)
@@ -237,6 +243,12 @@ func (l *Log) remove(name string) error {
 		return nil
 	}
 	return err
+}
+
+// takeBack removes, durably, a file that is on disk and not to be in the list.
+func (l *Log) takeBack(name string) error {
+	l.removeOrRemember(name)
+	return l.fs.SyncDir(l.dir)
 }
 
 func (l *Log) clearDebris() error {

@@ -78,7 +78,7 @@ type recentHalf struct {
 
 // publishRecent adds an entry that its copy makes durable. It does nothing and returns false when
 // that is not the way for this entry. The caller holds change and has checked that it joins.
-func (l *Log) publishRecent(e Entry, w *writer) (bool, error) {
+func (l *Log) publishRecent(e Entry, w *writer, confirm func() error) (bool, error) {
 	if ok, err := l.roomInRecent(w); !ok || err != nil {
 		return false, err
 	}
@@ -86,7 +86,7 @@ func (l *Log) publishRecent(e Entry, w *writer) (bool, error) {
 	if err := w.put(name, false, false); err != nil {
 		return false, err
 	}
-	if err := l.putRecord(e, w.enc.buf); err != nil {
+	if err := l.putRecord(e, w.enc.buf, confirm); err != nil {
 		l.removeOrRemember(name)
 		return false, err
 	}
@@ -190,14 +190,18 @@ func (l *Log) makeRecent() error {
 	return nil
 }
 
-// putRecord writes the copy of an entry, durably.
-func (l *Log) putRecord(e Entry, b []byte) error {
+// putRecord writes the copy of an entry, durably, and takes it back if confirm does not agree.
+func (l *Log) putRecord(e Entry, b []byte, confirm func() error) error {
 	r := &l.change.recent
 	h := &r.half[r.at]
 	r.buf = appendRecord(r.buf[:0], h.gen, e, b)
 	r.torn, r.used = true, true
 	if err := l.writeRecent(r.at, r.buf); err != nil {
 		return err
+	}
+	if err := confirm(); err != nil {
+		// At once, and not before the next append: a crash would find it.
+		return errors.Join(err, l.clearTorn())
 	}
 	r.torn = false
 	h.next += int64(len(r.buf))

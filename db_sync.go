@@ -1,0 +1,83 @@
+package litefs
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+)
+
+// SQLite commits with a rollback journal in three steps: it makes the journal
+// durable, then the database, then it ends the journal. Nothing depends on the
+// second step but the third, and there we write to the log and sync as well. So
+// the fsync of the database is answered when it has begun, and the end of the
+// journal waits for it: the disk does both at once, and the pages are hashed
+// meanwhile. Until then the journal is there and hot, so that a crash in between
+// finds what it would have found before: a transaction that has not committed.
+//
+// The tempting way, to leave the sync out because the log has the pages, would
+// make the files of the tree worthless without the log after a power cut.
+
+// fileSync is a sync under way.
+type fileSync struct {
+	done chan struct{} // closed at its end
+	err  error         // valid then
+}
+
+// syncBehind begins to make the database file durable while a hot journal covers
+// it, and reports whether it has. The next end of the journal waits for it.
+func (db *DB) syncBehind() bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return !db.closed && db.peer == nil && db.syncing == nil && db.beginSync() == nil
+}
+
+// beginSync begins the sync that settleSync waits for. db.mu is held.
+func (db *DB) beginSync() error {
+	// A descriptor of our own: the application may close its at any time.
+	f, err := os.OpenFile(db.DatabasePath(), os.O_RDONLY, 0)
+	if err != nil {
+		return fmt.Errorf("make the database durable: %w", err)
+	}
+	s := &fileSync{done: make(chan struct{})}
+	db.syncing = s
+	go func() {
+		defer close(s.done)
+		s.err = db.store.syncFile(f)
+		if err := f.Close(); err != nil && s.err == nil {
+			s.err = err
+		}
+	}()
+	return nil
+}
+
+// syncData makes content and size of a file durable.
+func syncData(f *os.File) error {
+	for {
+		if err := syscall.Fdatasync(int(f.Fd())); err != syscall.EINTR {
+			return err
+		}
+	}
+}
+
+// settleSync waits for the sync that the application was not made to wait for,
+// and returns its error, once. db.mu is held.
+func (db *DB) settleSync() error {
+	s := db.syncing
+	if s == nil {
+		return nil
+	}
+	<-s.done
+	db.syncing = nil
+	if s.err != nil {
+		return fmt.Errorf("make the database durable: %w", s.err)
+	}
+	return nil
+}
+
+// journalLeaves is called before a rollback journal gets another name, which
+// ends it without a capture.
+func (db *DB) journalLeaves() error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.settleSync()
+}
