@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/litefs/litefs/internal/capture"
@@ -407,6 +408,21 @@ func (img *image) readPage(pgno uint32, b []byte) error {
 		return capture.ReadPage(img.wal.file, frame, img.pageSize, b)
 	}
 	return readFilePage(img.file, pgno, b)
+}
+
+// openRead opens a regular file to be read. os.Open would offer it to the
+// runtime's poller, in vain and with more system calls than reading it takes.
+func openRead(path string) (*os.File, error) {
+	for {
+		fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	}
 }
 
 // readFilePage reads a page of a database file; what lies beyond the end of

@@ -74,7 +74,7 @@ func (db *DB) captureFile() error {
 	if len(db.dirty) == 0 {
 		return nil
 	}
-	f, err := os.Open(db.DatabasePath())
+	f, err := openRead(db.DatabasePath())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

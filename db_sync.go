@@ -1,6 +1,7 @@
 package litefs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -17,8 +18,37 @@ import (
 // The tempting way, to leave the sync out because the log has the pages, would
 // make the files of the tree worthless without the log after a power cut.
 
+// SyncMode is what an fsync(2) takes.
+type SyncMode int
+
+const (
+	// SyncAll is a sync of content and attributes.
+	SyncAll SyncMode = iota
+	// SyncData is a sync of content and size.
+	SyncData
+	// SyncBehind: the sync has begun, and the end of the rollback journal waits for it.
+	SyncBehind
+)
+
+// Syncing is called before a file is made durable. Of the files of a database nobody asks for the times after a crash.
+func (s *Store) Syncing(own bool, path string) SyncMode {
+	name, typ := fileOf(path)
+	if typ == FileTypeJournal || typ == FileTypeWAL || isSuper(path) {
+		return SyncData
+	}
+	db := s.DBByName(name)
+	if typ != FileTypeDatabase || db == nil {
+		return SyncAll
+	}
+	if !own && s.Role() != RoleReplica && s.isOpen(name+"-journal") && journalHot(db.JournalPath()) && db.syncBehind() {
+		return SyncBehind
+	}
+	return SyncData
+}
+
 // fileSync is a sync under way.
 type fileSync struct {
+	file *os.File      // the database; closed by settleSync
 	done chan struct{} // closed at its end
 	err  error         // valid then
 }
@@ -34,18 +64,15 @@ func (db *DB) syncBehind() bool {
 // beginSync begins the sync that settleSync waits for. db.mu is held.
 func (db *DB) beginSync() error {
 	// A descriptor of our own: the application may close its at any time.
-	f, err := os.OpenFile(db.DatabasePath(), os.O_RDONLY, 0)
+	f, err := openRead(db.DatabasePath())
 	if err != nil {
 		return fmt.Errorf("make the database durable: %w", err)
 	}
-	s := &fileSync{done: make(chan struct{})}
+	s := &fileSync{file: f, done: make(chan struct{})}
 	db.syncing = s
 	go func() {
 		defer close(s.done)
 		s.err = db.store.syncFile(f)
-		if err := f.Close(); err != nil && s.err == nil {
-			s.err = err
-		}
 	}()
 	return nil
 }
@@ -68,8 +95,8 @@ func (db *DB) settleSync() error {
 	}
 	<-s.done
 	db.syncing = nil
-	if s.err != nil {
-		return fmt.Errorf("make the database durable: %w", s.err)
+	if err := errors.Join(s.err, s.file.Close()); err != nil {
+		return fmt.Errorf("make the database durable: %w", err)
 	}
 	return nil
 }
@@ -80,4 +107,13 @@ func (db *DB) journalLeaves() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	return db.settleSync()
+}
+
+// journalLeaves is called before the file at path gets another name.
+func (s *Store) journalLeaves(path string) error {
+	name, typ := fileOf(path)
+	if db := s.DBByName(name); db != nil && typ == FileTypeJournal {
+		return s.refuse(name, db.journalLeaves())
+	}
+	return nil
 }

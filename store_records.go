@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/litefs/litefs/sqlitefile"
 )
@@ -313,13 +312,12 @@ func fileOf(path string) (name string, typ FileType) {
 // journalHot reports whether the rollback journal at path holds a transaction
 // that is not finished.
 func journalHot(path string) bool {
-	// By system calls: os.Open would offer the file to the runtime's poller as well, which takes longer than the rest.
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	f, err := openRead(path)
 	if err != nil {
 		return false
 	}
-	defer unix.Close(fd) //nolint:errcheck // read only
+	defer f.Close() //nolint:errcheck // read only
 	b := make([]byte, len(sqlitefile.JournalMagic))
-	n, err := unix.Pread(fd, b, 0)
+	n, err := f.ReadAt(b, 0)
 	return err == nil && n == len(b) && string(b) == sqlitefile.JournalMagic
 }

@@ -332,34 +332,6 @@ func (s *Store) Truncating(own bool, path string, size int64) error {
 	return nil
 }
 
-// SyncMode is what an fsync(2) takes.
-type SyncMode int
-
-const (
-	// SyncAll is a sync of content and attributes.
-	SyncAll SyncMode = iota
-	// SyncData is a sync of content and size.
-	SyncData
-	// SyncBehind: the sync has begun, and the end of the rollback journal waits for it.
-	SyncBehind
-)
-
-// Syncing is called before a file is made durable. Of the files of a database nobody asks for the times after a crash.
-func (s *Store) Syncing(own bool, path string) SyncMode {
-	name, typ := fileOf(path)
-	if typ == FileTypeJournal || typ == FileTypeWAL || isSuper(path) {
-		return SyncData
-	}
-	db := s.DBByName(name)
-	if typ != FileTypeDatabase || db == nil {
-		return SyncAll
-	}
-	if !own && s.Role() != RoleReplica && s.isOpen(name+"-journal") && journalHot(db.JournalPath()) && db.syncBehind() {
-		return SyncBehind
-	}
-	return SyncData
-}
-
 // Unlinking is called before a file is removed.
 func (s *Store) Unlinking(own bool, path string) error {
 	name, typ := fileOf(path)
@@ -476,15 +448,6 @@ func (s *Store) Renaming(own bool, old, new string) error {
 		if name := db.Name(); name == old || name == new || strings.HasPrefix(name, old+"/") {
 			return syscall.EROFS
 		}
-	}
-	return nil
-}
-
-// journalLeaves is called before the file at path gets another name.
-func (s *Store) journalLeaves(path string) error {
-	name, typ := fileOf(path)
-	if db := s.DBByName(name); db != nil && typ == FileTypeJournal {
-		return s.refuse(name, db.journalLeaves())
 	}
 	return nil
 }

@@ -258,7 +258,7 @@ func (fs *loopback) Create(_ <-chan struct{}, in *gofuse.CreateIn, name string, 
 	fd, err := unix.Openat(dir.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	switch {
 	case err == nil:
-		unix.Close(fd)
+		defer unix.Close(fd)
 	case errors.Is(err, syscall.EEXIST) && isResent(in.Unique):
 		// Made by the daemon before, which was cut off: the kernel, which keeps the directory locked, has seen no file.
 	case errors.Is(err, syscall.EEXIST) && in.Flags&unix.O_EXCL == 0:
@@ -266,7 +266,7 @@ func (fs *loopback) Create(_ <-chan struct{}, in *gofuse.CreateIn, name string, 
 	default:
 		return status(err)
 	}
-	n, err := fs.adoptNew(dir, name, in.Owner, in.Mode|unix.S_IFREG, &out.EntryOut)
+	n, err := fs.adoptNew(dir, name, fd, in.Owner, in.Mode|unix.S_IFREG, &out.EntryOut)
 	if err != nil {
 		return status(err)
 	}

@@ -14,7 +14,9 @@ import (
 // owned gives a new file its owner and mode. The files are made by the daemon, which is another user and has a umask of
 // its own; the kernel has already applied that of the caller. The parent's inode is locked by the kernel meanwhile, so
 // nobody sees the file before.
-func owned(dir *node, fd int, c gofuse.Owner, mode uint32) error {
+//
+// fd may be a descriptor of O_PATH, open is one that is not, or -1: the mode is then set by a path, which takes longer.
+func owned(dir *node, fd, open int, c gofuse.Owner, mode uint32) error {
 	var parent, st unix.Stat_t
 	if err := unix.Fstat(dir.fd, &parent); err != nil {
 		return err
@@ -37,15 +39,18 @@ func owned(dir *node, fd int, c gofuse.Owner, mode uint32) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		return nil
 	}
+	if open >= 0 {
+		return unix.Fchmod(open, mode&0o7777)
+	}
 	return unix.Fchmodat(unix.AT_FDCWD, procPath(fd), mode&0o7777, 0)
 }
 
 // adoptNew looks a name up that has just been made, gives it its owner and mode, and fills the reply. On an error the
-// name is removed again.
-func (fs *loopback) adoptNew(dir *node, name string, c gofuse.Owner, mode uint32, out *gofuse.EntryOut) (*node, error) {
+// name is removed again. open is a descriptor of a regular file, or -1.
+func (fs *loopback) adoptNew(dir *node, name string, open int, c gofuse.Owner, mode uint32, out *gofuse.EntryOut) (*node, error) {
 	n, st, err := fs.nodes.lookup(dir, name)
 	if err == nil {
-		err = owned(dir, n.fd, c, mode)
+		err = owned(dir, n.fd, open, c, mode)
 		if err == nil {
 			err = unix.Fstat(n.fd, &st)
 		}
@@ -92,7 +97,7 @@ func (fs *loopback) Mknod(_ <-chan struct{}, in *gofuse.MknodIn, name string, ou
 	} else if !madeBefore(in.Unique, err) {
 		return status(err)
 	}
-	_, err = fs.adoptNew(dir, name, in.Owner, in.Mode, out)
+	_, err = fs.adoptNew(dir, name, -1, in.Owner, in.Mode, out)
 	return status(err)
 }
 
@@ -104,7 +109,7 @@ func (fs *loopback) Mkdir(_ <-chan struct{}, in *gofuse.MkdirIn, name string, ou
 	if err := unix.Mkdirat(dir.fd, name, 0o700); err != nil && !madeBefore(in.Unique, err) {
 		return status(err)
 	}
-	_, err = fs.adoptNew(dir, name, in.Owner, in.Mode|unix.S_IFDIR, out)
+	_, err = fs.adoptNew(dir, name, -1, in.Owner, in.Mode|unix.S_IFDIR, out)
 	return status(err)
 }
 
@@ -116,7 +121,7 @@ func (fs *loopback) Symlink(_ <-chan struct{}, h *gofuse.InHeader, target, name 
 	if err := unix.Symlinkat(target, dir.fd, name); err != nil && !madeBefore(h.Unique, err) {
 		return status(err)
 	}
-	_, err = fs.adoptNew(dir, name, h.Owner, unix.S_IFLNK, out)
+	_, err = fs.adoptNew(dir, name, -1, h.Owner, unix.S_IFLNK, out)
 	return status(err)
 }
 
