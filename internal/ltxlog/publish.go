@@ -245,7 +245,7 @@ func (l *Log) remove(name string) error {
 	return err
 }
 
-// takeBack removes, durably, a file that is on disk and not to be in the list.
+// takeBack removes, durably, a file that is not to be in the list, though a crash may find it on disk whole.
 func (l *Log) takeBack(name string) error {
 	l.removeOrRemember(name)
 	return l.fs.SyncDir(l.dir)

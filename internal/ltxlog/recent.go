@@ -87,8 +87,7 @@ func (l *Log) publishRecent(e Entry, w *writer, confirm func() error) (bool, err
 		return false, err
 	}
 	if err := l.putRecord(e, w.enc.buf, confirm); err != nil {
-		l.removeOrRemember(name)
-		return false, err
+		return false, errors.Join(err, l.takeBack(name))
 	}
 	l.mu.Lock()
 	l.mu.entries = append(l.mu.entries, e)

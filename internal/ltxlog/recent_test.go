@@ -192,6 +192,46 @@ func TestRecentFailedAppendDoesNotReturn(t *testing.T) {
 	}
 }
 
+// An entry that is not confirmed is not in the log, nor after a crash at once, whichever way it was made durable.
+func TestAppendThatIsNotConfirmed(t *testing.T) {
+	for name, options := range map[string]func(vfs.FS) Options{
+		"recent": recentOptions,
+		"file":   func(fsys vfs.FS) Options { return Options{FS: fsys, recentAfter: 1 << 30} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk, m, l := preparedWith(t, 1, options, func(n int) bool { return n >= 3 })
+			want := l.Entries()
+			refused := errors.New("refused")
+			c := m.next()
+			onDisk := false
+			_, err := l.AppendConfirmed(c.h, c.emit, c.post, func() error {
+				_, err := disk.Stat(filepath.Join(memDir, entryName(c.h.Min, c.h.Max)))
+				onDisk = err == nil
+				if head, _ := l.Head(); head != want[len(want)-1] {
+					t.Errorf("the head is %+v before it is confirmed", head)
+				}
+				return refused
+			})
+			if !errors.Is(err, refused) || !onDisk {
+				t.Fatalf("append: %v, on disk when asked: %t", err, onDisk)
+			}
+			if got := l.Entries(); !reflect.DeepEqual(got, want) {
+				t.Errorf("the log has %v, want %v", got, want)
+			}
+			for seed := range uint64(50) {
+				cut := open(t, memDir, options(disk.Cut(rand.New(rand.NewPCG(seed, 1)))))
+				if got := cut.Entries(); !reflect.DeepEqual(got, want) {
+					t.Fatalf("seed %d: after a power cut: %v, want %v", seed, got, want)
+				}
+			}
+			if _, err := l.AppendConfirmed(c.h, c.emit, c.post, unconditionally); err != nil {
+				t.Fatal(err)
+			}
+			m.checkReplay(t, l, m.txid)
+		})
+	}
+}
+
 // A disk that has no room for the file leaves the way of two syncs.
 func TestRecentIsNotNeeded(t *testing.T) {
 	disk := vfs.NewMem()
