@@ -23,20 +23,31 @@ func BenchmarkStream_File(b *testing.B) {
 	}
 }
 
-// skipFile reads up to the end of the next file and returns its size.
-func skipFile(b *testing.B, s litefs.StreamReader) int64 {
+// skipFile reads up to the end of the next file, acknowledges it and returns its size.
+func skipFile(b *testing.B, s *fakeReplica) (size int64) {
 	b.Helper()
 	for {
 		f, err := s.NextFrame()
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, ok := f.(*litefs.LTXStreamFrame); ok {
-			n, err := io.Copy(io.Discard, s)
-			if err != nil {
-				b.Fatal(err)
-			}
-			return n
+		piece, last := int64(0), false
+		switch f := f.(type) {
+		case *litefs.LTXStreamFrame:
+			piece, last = f.Size, true
+		case *litefs.ChunkStreamFrame:
+			piece, last = int64(f.Len), f.Last()
+		default:
+			continue
+		}
+		if n, err := io.Copy(io.Discard, s); n != piece || err != nil {
+			b.Fatalf("%d of %d bytes, %v", n, piece, err)
+		}
+		if err := s.take(1, int(piece)); err != nil {
+			b.Fatal(err)
+		}
+		if size += piece; last {
+			return size
 		}
 	}
 }

@@ -273,32 +273,40 @@ func (n *node) verified() map[string]*verify.Database {
 // It asks by HTTP and not by the file name-pos: to look for a file before it exists is another thing to
 // test.
 func (n *node) pos(name string) (string, error) {
+	all, err := n.positions()
+	if pos, ok := all[name]; ok || err != nil {
+		return pos, err
+	}
+	return "none", nil
+}
+
+// positions asks the node for the positions of all its databases, by name.
+func (n *node) positions() (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.cfg.Addr+"/info", nil)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if n.token != "" {
 		req.Header.Set("Authorization", "Bearer "+n.token)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	var info struct {
 		Databases []struct{ Name, TXID, Checksum string }
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&info); err != nil {
-		return "", err
+		return nil, err
 	}
+	all := make(map[string]string)
 	for _, db := range info.Databases {
-		if db.Name == name {
-			return db.TXID + "/" + db.Checksum, nil
-		}
+		all[db.Name] = db.TXID + "/" + db.Checksum
 	}
-	return "none", nil
+	return all, nil
 }
 
 // settle makes everything that was written to a database part of its log: a checkpoint waits for it.

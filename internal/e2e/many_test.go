@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"runtime"
@@ -48,9 +49,14 @@ func TestSoakManyDatabases(t *testing.T) {
 	}
 	allThere := func() {
 		t.Helper()
-		for _, name := range names {
-			caughtUp(primary, follower, name)
-		}
+		eventually(t, "the follower is where the primary is", func() (bool, string) {
+			want, err := primary.positions()
+			if err != nil {
+				return false, err.Error()
+			}
+			got, err := follower.positions()
+			return err == nil && len(got) == databases && maps.Equal(got, want), fmt.Sprintf("%d and %d databases, %v", len(want), len(got), err)
+		})
 	}
 
 	from := time.Now()
