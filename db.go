@@ -73,6 +73,13 @@ type DB struct {
 
 	counts dbCounts
 
+	// peering is held while the peer is opened, which must not be under mu.
+	peering semaphore
+
+	// local is set while local programs may write, or may have written since the
+	// last capture. It is cleared under mu, when the peer has the locks.
+	local atomic.Bool
+
 	// trouble is why a replica's database does not follow; nil when it does.
 	trouble atomic.Pointer[trouble]
 
@@ -135,6 +142,8 @@ func NewDB(store *Store, id uint32, path string) *DB {
 		stop:  make(chan struct{}),
 		done:  make(chan struct{}),
 		dirty: make(map[uint32]struct{}),
+
+		peering: newSemaphore(),
 	}
 	name := ""
 	db.name.Store(&name)
@@ -249,6 +258,7 @@ func (db *DB) openSums() (*pagesum.File, error) {
 
 // start begins to capture in the background. db.mu is held.
 func (db *DB) start() {
+	db.local.Store(db.store.Role() == RolePrimary || db.store.Role() == RoleNone && db.store.lastRole == RolePrimary)
 	db.publish()
 	db.openWAL()
 	go db.captureLoop()

@@ -138,7 +138,7 @@ func (db *DB) entryHeader(c change, head ltxlog.Entry) ltxlog.Header {
 		Pre:       head.Post, // 0 for the first entry of a log, which holds every page
 		Commit:    c.count,
 		PageSize:  c.pageSize,
-		Epoch:     db.store.Epoch(),
+		Epoch:     db.store.reign.Load(),
 		Timestamp: time.Now(),
 	}
 	if c.wal.Frame == 0 {

@@ -408,6 +408,17 @@ func (db *DB) locate() (walState, error) {
 		return walNone, err
 	}
 	state, n := relate(db.txlog.Entries(), hdr, all.To.Frame)
+	if state == walNews {
+		frame, ok, err := db.joined(hdr)
+		if err != nil {
+			return state, err
+		}
+		if state, n = walJoined, frame; !ok {
+			state = walNews
+		} else if frame > all.To.Frame {
+			state = walBehind
+		}
+	}
 	switch state {
 	case walJoined:
 		if db.at, err = capture.At(db.wal.file, n); err != nil {

@@ -27,6 +27,9 @@ func (db *DB) filePageSums(ctx context.Context, pace func(n int) error) (PageSum
 		if err := ctx.Err(); err != nil {
 			return PageSums{}, context.Cause(ctx)
 		}
+		if err := db.takePeer(ctx); err != nil {
+			return PageSums{}, err
+		}
 		db.mu.Lock()
 		next, n, err := db.hashPagesFrom(ctx, &have, pgno)
 		db.mu.Unlock()
@@ -46,11 +49,8 @@ func (db *DB) filePageSums(ctx context.Context, pace func(n int) error) (PageSum
 // hashPagesFrom hashes a run of pages, and returns where to go on, 0 at the end,
 // and the bytes read. db.mu is held.
 func (db *DB) hashPagesFrom(ctx context.Context, have *PageSums, pgno uint32) (next uint32, n int, err error) {
-	if db.closed {
+	if db.closed || db.peer == nil {
 		return 0, 0, ErrDatabaseNotFound
-	}
-	if err := db.takePeerLocked(ctx); err != nil {
-		return 0, 0, err
 	}
 	count, pageSize := db.peer.PageCount(), db.peer.PageSize()
 	if count == 0 || pageSize == 0 {

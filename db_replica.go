@@ -15,7 +15,6 @@ import (
 
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/pagesum"
-	"github.com/litefs/litefs/internal/peer"
 )
 
 // Limits of a replica's write-ahead log. Readers that overlap for ever keep it
@@ -30,34 +29,6 @@ func (db *DB) isStale() bool {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	return db.stale
-}
-
-// takePeer takes the replica's locks on the database, so that nobody here
-// writes to it, and makes it ready to apply.
-func (db *DB) takePeer(ctx context.Context) error {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	return db.takePeerLocked(ctx)
-}
-
-func (db *DB) takePeerLocked(ctx context.Context) error {
-	if db.closed {
-		return nil
-	}
-	if db.peer != nil {
-		return db.applyAgain(ctx)
-	}
-	path := filepath.Join(db.store.MountDir(), db.Name())
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("directory of %s: %w", db.Name(), err)
-	}
-	p, err := peer.Open(ctx, peer.Options{Path: path, Backing: db.DatabasePath(), Logger: db.log(), SoftWAL: replicaSoftWAL, HardWAL: replicaHardWAL})
-	if err != nil {
-		return err
-	}
-	db.closeWAL()
-	db.peer = p
-	return db.applyAgain(ctx)
 }
 
 // releasePeer lets go of the locks. db.mu is held.
@@ -103,13 +74,13 @@ func (db *DB) apply(ctx context.Context, r io.Reader, size int64) error {
 // returns the position from which the primary is to go on: zero when the files
 // cannot be brought to any.
 func (db *DB) catchUp(ctx context.Context) (Pos, error) {
+	if err := db.takePeer(ctx); err != nil {
+		return Pos{}, err
+	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	if db.closed {
+	if db.closed || db.peer == nil {
 		return Pos{}, ErrDatabaseNotFound
-	}
-	if err := db.takePeerLocked(ctx); err != nil {
-		return Pos{}, err
 	}
 	entries, ok := db.unapplied()
 	if !ok {

@@ -20,6 +20,8 @@ const (
 	StreamFrameTypeChunk     = StreamFrameType(5)
 	StreamFrameTypeResumed   = StreamFrameType(6)
 	StreamFrameTypeOffLog    = StreamFrameType(9)
+	StreamFrameTypeNodes     = StreamFrameType(7)
+	StreamFrameTypeHandoff   = StreamFrameType(8)
 
 	// From the replica to the primary.
 	StreamFrameTypeAck    = StreamFrameType(16)
@@ -79,6 +81,10 @@ func newStreamFrame(typ StreamFrameType) (StreamFrame, error) {
 		return &ResumedStreamFrame{}, nil
 	case StreamFrameTypeOffLog:
 		return &OffLogStreamFrame{}, nil
+	case StreamFrameTypeNodes:
+		return &NodesStreamFrame{}, nil
+	case StreamFrameTypeHandoff:
+		return &HandoffStreamFrame{}, nil
 	case StreamFrameTypeAck:
 		return &AckStreamFrame{}, nil
 	case StreamFrameTypeResume:

@@ -26,6 +26,8 @@ var streamFrames = []struct {
 	{&litefs.ChunkStreamFrame{DBID: 1, Size: 5, Offset: 5}, "00000005 00000001 0000000000000005 0000000000000005 00000000"},
 	{&litefs.ResumedStreamFrame{DBID: 1, Ask: 2}, "00000006 00000001 00000002"},
 	{&litefs.OffLogStreamFrame{DBID: 0xdeadbeef}, "00000009 deadbeef"},
+	{&litefs.NodesStreamFrame{}, "00000007 00000004 6e756c6c"},
+	{&litefs.HandoffStreamFrame{NodeID: "abc"}, "00000008 00000003 616263"},
 	{&litefs.AckStreamFrame{
 		DBID: 1, Taken: 2, Received: litefs.Pos{TXID: 3, Chksum: 4}, Durable: litefs.Pos{TXID: 5, Chksum: 6},
 		Applied: litefs.Pos{TXID: 7, Chksum: 8}, Prepared: litefs.Pos{TXID: 9}, Decided: litefs.Pos{Chksum: 10},
@@ -95,7 +97,7 @@ func TestReadStreamFrame_Invalid(t *testing.T) {
 	for wire, want := range map[string]string{
 		"01020304": "invalid stream frame type: 0x1020304",
 		"00000000": "invalid stream frame type: 0x00",
-		"00000007": "invalid stream frame type: 0x07",
+		"0000000a": "invalid stream frame type: 0x0a",
 		"00000005 00000001 0000000000000005 0000000000000004 00000002": "invalid chunk stream frame: 2 bytes at 4 of a file of 5, at most 131072 at once are allowed",
 		"00000005 00000001 0000000000000005 ffffffffffffffff 00000001": "invalid chunk stream frame: 1 bytes at -1 of a file of 5, at most 131072 at once are allowed",
 		"00000005 00000001 0000000000000005 7fffffffffffffff 00000001": "invalid chunk stream frame: 1 bytes at 9223372036854775807 of a file of 5, at most 131072 at once are allowed",

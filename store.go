@@ -61,6 +61,17 @@ type Store struct {
 	// the primary's URL.
 	PrimaryHostname string
 
+	// MayLead makes the node a candidate: it may become the primary. Only a
+	// Leaser that is a Registry moves the role between nodes.
+	MayLead bool
+
+	// Promote makes a candidate ask for the role once it has had everything of
+	// its primary.
+	Promote bool
+
+	// DemoteDelay is how long a node that has handed over is no candidate.
+	DemoteDelay time.Duration
+
 	// ReconnectDelay is how long a replica waits before it connects again.
 	ReconnectDelay time.Duration
 
@@ -73,10 +84,24 @@ type Store struct {
 	lastRole  Role // of the last run, before this one's is settled
 	role      atomic.Int32
 	epoch     atomic.Uint64
-	watcher   *watch.Watcher
-	mountDev  atomic.Uint64 // st_dev of the mount; 0 without one
-	stats     Stats
-	replicas  ReplicaRegistry
+
+	// reign is the epoch under which local transactions are logged: that of this
+	// node's last reign, while epoch may be another node's already.
+	reign atomic.Uint64
+
+	// roles runs the role of a node whose lease moves; nil otherwise. fenceAt is
+	// when its reign is over unless it is renewed, by bootNow; 0 without one.
+	roles   *roleLoop
+	running atomic.Bool // the loop
+	fenceAt atomic.Int64
+	stateOf atomic.Pointer[roleState]
+	// notDrained is why the last hand-over that failed did.
+	notDrained atomic.Pointer[error]
+	handing    atomic.Bool // the lease is being handed over: followers are served until they know
+	watcher    *watch.Watcher
+	mountDev   atomic.Uint64 // st_dev of the mount; 0 without one
+	stats      Stats
+	replicas   ReplicaRegistry
 
 	// upstream is the connection to the primary at work; nil while there is none.
 	upstream atomic.Pointer[upstream]
@@ -86,8 +111,6 @@ type Store struct {
 	syncedAt atomic.Int64
 	synced   chan struct{} // closed at the first such time
 	syncOnce sync.Once
-
-	leaseLost chan struct{} // closed by keepLease
 
 	// ctx ends when the store closes; wg counts every goroutine started under
 	// it, and Close waits for them.
@@ -116,7 +139,8 @@ type Store struct {
 	unseen      map[string]bool // files open with passthrough: their writes do not come to us
 	subscribers map[*Subscriber]struct{}
 	primaryURL  string
-	lease       Lease
+	lease       Lease          // of a Leaser that is no Registry
+	nodes       []NodePosition // the others that are known
 }
 
 // Stats are counters of events that an operator wants to see stay small.
@@ -200,6 +224,7 @@ func NewStore(path string) *Store {
 		synced:         make(chan struct{}),
 		Logger:         slog.Default(),
 		ReconnectDelay: time.Second,
+		DemoteDelay:    10 * time.Second,
 		byID:           make(map[uint32]*DB),
 		byName:         make(map[string]*DB),
 		failed:         make(map[string]error),
@@ -209,7 +234,6 @@ func NewStore(path string) *Store {
 		opens:          make(map[string]*openFile),
 		unseen:         make(map[string]bool),
 		subscribers:    make(map[*Subscriber]struct{}),
-		leaseLost:      make(chan struct{}),
 	}
 	s.replicas.has = func(dbID uint32) bool { return s.DB(dbID) != nil }
 	return s
@@ -258,6 +282,14 @@ func (s *Store) Open() (err error) {
 		return fmt.Errorf("watch the write-ahead logs: %w", err)
 	}
 	if s.lastRole, err = s.readRole(); err != nil {
+		return err
+	}
+	epoch, err := s.readEpoch()
+	if err != nil {
+		return err
+	}
+	s.reign.Store(epoch)
+	if err := s.readNodes(); err != nil {
 		return err
 	}
 	if err := s.readDropped(); err != nil {
@@ -340,6 +372,9 @@ func (s *Store) Close() error {
 	}
 	if lease != nil {
 		errs = append(errs, lease.Close())
+	}
+	if s.roles != nil {
+		s.roles.release()
 	}
 	if s.lockFile != nil {
 		errs = append(errs, s.lockFile.Close())

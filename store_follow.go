@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/litefs/litefs/internal/role"
 )
 
 // StreamWriter is what a StreamReader may be beside: the way back to the
@@ -39,6 +41,7 @@ type upstream struct {
 	workers map[uint32]*worker
 	pending map[uint32]*worker // have something to acknowledge
 	beat    bool               // tell the primary that this node lives
+	caught  bool               // the role loop knows that this node has everything
 
 	notify chan struct{} // capacity 1: something is pending
 	urgent chan struct{} // capacity 1: and the primary waits for it
@@ -160,6 +163,12 @@ func (f *upstream) read() error {
 			}
 		case *HeartbeatStreamFrame:
 			f.heartbeat(fr)
+		case *NodesStreamFrame:
+			f.store.noteNodes(fr.Nodes)
+		case *HandoffStreamFrame:
+			if fr.NodeID == f.store.nodeID && f.store.roles != nil {
+				f.store.roles.send(role.Handoff{})
+			}
 		}
 	}
 }
@@ -194,6 +203,10 @@ func (f *upstream) heartbeat(fr *HeartbeatStreamFrame) {
 	if idle {
 		s.syncedAt.Store(fr.UnixMilli)
 		s.syncOnce.Do(func() { close(s.synced) })
+		if s.roles != nil && !f.caught {
+			f.caught = true
+			s.roles.send(role.CaughtUp{})
+		}
 	}
 	signal(f.notify)
 }

@@ -17,6 +17,8 @@ type ReplicaRegistry struct {
 
 	mu       sync.Mutex
 	replicas map[string]*replica // by node id
+	notify   chan struct{}       // closed at the next change; nil: nobody waits
+	version  uint64              // of the list of nodes
 }
 
 // Bounds of the registry: what replicas tell is remembered, but not for ever,
@@ -31,6 +33,9 @@ const (
 
 type replica struct {
 	remote      string
+	url         string // where other nodes reach it; "": nowhere
+	candidate   bool
+	handoff     chan struct{} // closed when the lease is handed to it
 	connections int
 	contact     time.Time
 	dbs         map[uint32]AckStreamFrame
@@ -41,6 +46,8 @@ type replica struct {
 type ReplicaStatus struct {
 	NodeID    string
 	Remote    string // address of its connection
+	URL       string // where other nodes reach it; may be empty
+	Candidate bool   // it may become the primary
 	Connected bool
 	Contact   time.Time                 // when it was last heard of
 	Databases map[uint32]AckStreamFrame // by database id
@@ -61,7 +68,7 @@ func (g *ReplicaRegistry) Connect(nodeID, remote string) *ReplicaConn {
 	g.expire(time.Now())
 	r := g.replicas[nodeID]
 	if r == nil {
-		r = &replica{dbs: make(map[uint32]AckStreamFrame), snapshots: make(map[uint32]int64)}
+		r = &replica{handoff: make(chan struct{}), dbs: make(map[uint32]AckStreamFrame), snapshots: make(map[uint32]int64)}
 		if g.replicas == nil {
 			g.replicas = make(map[string]*replica)
 		}
@@ -71,7 +78,21 @@ func (g *ReplicaRegistry) Connect(nodeID, remote string) *ReplicaConn {
 	}
 	r.connections++
 	r.remote, r.contact = remote, time.Now()
+	r.handoff = make(chan struct{})
+	g.wake()
 	return &ReplicaConn{g, r}
+}
+
+// Describe notes where others reach the replica, "" for nowhere, and whether it
+// may become the primary.
+func (c *ReplicaConn) Describe(url string, candidate bool) {
+	c.registry.mu.Lock()
+	defer c.registry.mu.Unlock()
+	if c.r.url != url || c.r.candidate != candidate {
+		c.r.url, c.r.candidate = url, candidate
+		c.registry.version++
+	}
+	c.registry.wake()
 }
 
 // Alive notes that the replica was heard of.
@@ -89,7 +110,61 @@ func (c *ReplicaConn) Acked(ack AckStreamFrame) {
 	c.r.contact = time.Now()
 	if known {
 		c.r.dbs[ack.DBID] = ack
+		c.registry.wake()
 	}
+}
+
+// Handoff is closed when this replica is to take the lease.
+func (c *ReplicaConn) Handoff() <-chan struct{} {
+	c.registry.mu.Lock()
+	defer c.registry.mu.Unlock()
+	return c.r.handoff
+}
+
+// wake tells who waits for a change. g.mu is held.
+func (g *ReplicaRegistry) wake() {
+	if g.notify != nil {
+		close(g.notify)
+		g.notify = nil
+	}
+}
+
+// changed is closed at the next change.
+func (g *ReplicaRegistry) changed() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.notify == nil {
+		g.notify = make(chan struct{})
+	}
+	return g.notify
+}
+
+// candidates returns the connected candidates; only the one with this node id,
+// if it is not empty.
+func (g *ReplicaRegistry) candidates(nodeID string) []ReplicaStatus {
+	return slices.DeleteFunc(g.List(), func(r ReplicaStatus) bool {
+		return !r.Connected || !r.Candidate || nodeID != "" && r.NodeID != nodeID
+	})
+}
+
+// handOff tells a replica that the lease is free.
+func (g *ReplicaRegistry) handOff(nodeID string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.replicas[nodeID]; r != nil && r.connections > 0 {
+		select {
+		case <-r.handoff:
+		default:
+			close(r.handoff)
+		}
+	}
+}
+
+// Version changes with the nodes that are known.
+func (g *ReplicaRegistry) Version() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.version
 }
 
 // Forget removes a database that was dropped.
@@ -133,7 +208,7 @@ func (g *ReplicaRegistry) List() []ReplicaStatus {
 	list := make([]ReplicaStatus, 0, len(g.replicas))
 	for id, r := range g.replicas {
 		list = append(list, ReplicaStatus{
-			NodeID: id, Remote: r.remote, Connected: r.connections > 0, Contact: r.contact, Databases: maps.Clone(r.dbs), Snapshots: maps.Clone(r.snapshots),
+			NodeID: id, Remote: r.remote, URL: r.url, Candidate: r.candidate, Connected: r.connections > 0, Contact: r.contact, Databases: maps.Clone(r.dbs), Snapshots: maps.Clone(r.snapshots),
 		})
 	}
 	slices.SortFunc(list, func(a, b ReplicaStatus) int { return cmp.Compare(a.NodeID, b.NodeID) })

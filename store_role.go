@@ -12,16 +12,48 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/litefs/litefs/internal/role"
 )
 
-// Role returns what this node may do now.
-func (s *Store) Role() Role { return Role(s.role.Load()) }
+// Role returns what this node may do now. A primary whose lease is not provably
+// its own any more is none, from that moment on.
+func (s *Store) Role() Role {
+	r := Role(s.role.Load())
+	if r == RolePrimary {
+		if at := s.fenceAt.Load(); at != 0 && int64(bootNow()) >= at {
+			return RoleReplica
+		}
+	}
+	return r
+}
+
+// roleState is what a node says of its role.
+type roleState struct {
+	state role.State
+	why   string // it does not ask for the lease
+}
+
+// RoleState names the state of the node's role ("follower", "candidate",
+// "primary", "draining"; "" where the role does not move), and why a candidate
+// does not ask for the lease.
+func (s *Store) RoleState() (state, why string) {
+	st := s.stateOf.Load()
+	if st == nil {
+		return "", ""
+	}
+	return st.state.String(), st.why
+}
 
 // IsPrimary returns true if store has a lease to be the primary.
 func (s *Store) IsPrimary() bool { return s.Role() == RolePrimary }
 
+// Serving reports whether followers are served: on the primary, and until a
+// hand-over has come to its end.
+func (s *Store) Serving() bool { return s.IsPrimary() || s.handing.Load() }
+
 // Candidate reports whether this node may become the primary.
-func (s *Store) Candidate() bool { return s.IsPrimary() }
+func (s *Store) Candidate() bool { return s.IsPrimary() || s.roles != nil && s.MayLead }
 
 // PrimaryURL returns the advertising URL of the current primary.
 func (s *Store) PrimaryURL() string {
@@ -31,7 +63,8 @@ func (s *Store) PrimaryURL() string {
 }
 
 // Synced is closed once a replica has had everything of its primary for the
-// first time in this run. On a primary it stays open.
+// first time in this run, or has become the primary. On a primary whose role is
+// written in its configuration it stays open.
 func (s *Store) Synced() <-chan struct{} { return s.synced }
 
 // PrimaryHost is the primary's host name, while one is known; else "".
@@ -56,6 +89,10 @@ func (s *Store) settleRole(ctx context.Context) error {
 		if err := s.guardCluster(ctx, reg); err != nil {
 			return err
 		}
+		// Whether it becomes the primary is decided when the mount is there, and
+		// others can be asked.
+		s.roles = newRoleLoop(s, reg)
+		return s.becomeReplica()
 	}
 	lease, err := s.Leaser.Acquire(ctx)
 	if err == nil {
@@ -104,28 +141,40 @@ func (s *Store) becomePrimary(lease Lease) error {
 	}
 	s.mu.Unlock()
 	s.epoch.Store(epoch)
+	s.reign.Store(epoch)
 	s.role.Store(int32(RolePrimary))
-	s.roleChanged()
-	if fenced, ok := lease.(FencedLease); ok {
-		s.goRun(func() { s.keepLease(fenced) })
+	for _, db := range s.DBs() {
+		db.local.Store(true)
 	}
+	s.roleChanged()
 	s.Logger.Info("this node is the primary", "epoch", epoch, "url", s.PrimaryURL())
 	return nil
 }
 
 func (s *Store) becomeReplica() error {
-	if err := s.writeRole(RoleReplica); err != nil {
-		return err
+	// Who wrote last may still have something to be captured: see DB.captureLast.
+	if s.lastRole != RolePrimary {
+		if err := s.writeRole(RoleReplica); err != nil {
+			return err
+		}
 	}
 	epoch, err := s.readEpoch()
 	if err != nil {
 		return err
 	}
 	s.epoch.Store(epoch)
-	s.role.Store(int32(RoleReplica))
-	s.roleChanged()
+	s.setRole(RoleReplica, "")
 	s.Logger.Info("this node is a replica: databases are read-only here")
 	return nil
+}
+
+// setRole changes the role, for requests that come from here on.
+func (s *Store) setRole(r Role, primaryURL string) {
+	s.mu.Lock()
+	s.primaryURL = primaryURL
+	s.mu.Unlock()
+	s.role.Store(int32(r))
+	s.roleChanged()
 }
 
 func (s *Store) readEpoch() (uint64, error) {
@@ -150,9 +199,14 @@ func (s *Store) writeEpoch(epoch uint64) error {
 	return nil
 }
 
-// startRole begins to follow the primary, on a replica.
+// startRole begins to follow the primary, on a replica, or to find out who it
+// is.
 func (s *Store) startRole() {
-	if s.Role() == RoleReplica {
+	switch {
+	case s.roles != nil:
+		s.running.Store(true)
+		s.goRun(s.roles.run)
+	case s.Role() == RoleReplica:
 		s.goRun(s.followLoop)
 	}
 }
@@ -163,7 +217,10 @@ func (s *Store) followLoop() {
 	s.takePeers(s.ctx)
 	last := ""
 	for s.ctx.Err() == nil {
-		err := s.follow(s.ctx)
+		primary, err := s.Leaser.PrimaryURL(s.ctx)
+		if err == nil {
+			err = s.followFrom(s.ctx, primary)
+		}
 		if s.ctx.Err() != nil {
 			return
 		}
@@ -197,14 +254,10 @@ func (s *Store) takePeers(ctx context.Context) {
 	_ = g.Wait() // no function of the group returns an error
 }
 
-// follow runs one connection to the primary to its end.
-func (s *Store) follow(ctx context.Context) error {
+// followFrom runs one connection to the primary to its end.
+func (s *Store) followFrom(ctx context.Context, primary string) error {
 	if s.Client == nil {
 		return errors.New("the store has no client to follow a primary with")
-	}
-	primary, err := s.Leaser.PrimaryURL(ctx)
-	if err != nil {
-		return err
 	}
 	stream, err := s.Client.Stream(ctx, primary, s.wantedPos())
 	if err != nil {

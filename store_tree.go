@@ -283,11 +283,14 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 			}
 			return nil
 		}
-		if s.Role() != RoleReplica {
+		switch {
+		case s.Role() != RoleReplica:
 			db.awaitCapture()
-		} else if !s.isOpen(name + "-shm") {
-			// With it open the write is a reader's checkpoint, which writes
-			// what is there already.
+		case s.isOpen(name + "-shm"):
+			// The write is a reader's checkpoint, which writes what is there already.
+		case db.local.Load() && journalHot(db.JournalPath()):
+			// It may be a rollback. A commit is refused when its journal ends.
+		default:
 			return syscall.EROFS
 		}
 	}
@@ -296,8 +299,8 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 
 // Wrote is called after bytes that came through the daemon were written.
 func (s *Store) Wrote(path string, off int64, n int) {
-	if name, typ := fileOf(path); typ == FileTypeDatabase && s.Role() != RoleReplica {
-		if db := s.DBByName(name); db != nil {
+	if name, typ := fileOf(path); typ == FileTypeDatabase {
+		if db := s.DBByName(name); db != nil && (s.Role() != RoleReplica || db.local.Load()) {
 			db.noteWrite(off, n)
 		}
 	}
@@ -309,7 +312,7 @@ func (s *Store) Truncating(own bool, path string, size int64) error {
 	db := s.DBByName(name)
 	switch typ {
 	case FileTypeDatabase:
-		if db == nil || own || s.Role() == RoleReplica {
+		if db == nil || own || s.Role() == RoleReplica && !db.local.Load() {
 			return nil
 		}
 		if err := db.barrier(size); err != nil {
@@ -416,10 +419,13 @@ func (s *Store) journalEnds(own bool, name string) error {
 		// Recorded by somebody else meanwhile, perhaps before this transaction.
 		return s.refuse(name, db.journalEnds())
 	}
-	if s.Role() == RoleReplica {
-		return nil
+	if s.Role() != RoleReplica {
+		return s.refuse(name, db.journalEnds())
 	}
-	return s.refuse(name, db.journalEnds())
+	if db.local.Load() {
+		return s.refuse(name, db.endLate())
+	}
+	return nil
 }
 
 // refuse turns a failed capture into the error that the application gets.

@@ -20,7 +20,8 @@ type ackSource struct {
 	rc    *http.ResponseController
 	stall time.Duration // a replica that says nothing for so long is gone
 	conn  *litefs.ReplicaConn
-	pages bool // the replica fetches pages that differ
+	pages bool   // the replica fetches pages that differ
+	id    string // node id of the replica
 }
 
 // maxAcked bounds how many databases a replica may speak of between two looks at it.

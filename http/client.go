@@ -150,6 +150,11 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 	req.Header.Set("Content-Type", "application/octet-stream")
 	c.identify(req)
 	req.Header.Set(headerPages, "1")
+	if p, ok := c.identity.(interface{ Position() litefs.NodePosition }); ok {
+		pos := p.Position()
+		req.Header.Set(headerURL, pos.URL)
+		req.Header.Set(headerCandidate, strconv.FormatBool(pos.Candidate))
+	}
 	c.filter.write(req.Header)
 	req.Header.Set(headerSum, handshakeSum(req.Header))
 

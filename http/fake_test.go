@@ -55,6 +55,16 @@ func (s *fakeSource) Status() litefs.Status {
 	return st
 }
 
+func (s *fakeSource) Serving() bool                          { return s.IsPrimary() }
+func (s *fakeSource) RoleState() (string, string)            { return "", "" }
+func (s *fakeSource) PromoteNow(context.Context, bool) error { return nil }
+func (s *fakeSource) DemoteNow(context.Context, string) error {
+	return errors.New("this node is not the primary")
+}
+func (s *fakeSource) Position() litefs.NodePosition {
+	return litefs.NodePosition{ID: s.NodeID(), Primary: s.IsPrimary()}
+}
+
 func (s *fakeSource) ReplicaRegistry() *litefs.ReplicaRegistry { return &s.replicas }
 
 func newFakeSource(names ...string) *fakeSource {

@@ -24,7 +24,7 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, code, line)
 		return
 	}
-	if !s.src.IsPrimary() {
+	if !s.src.Serving() {
 		w.Header().Set("Retry-After", "1")
 		line := "this node is not the primary and knows none"
 		if u := s.src.PrimaryURL(); u != "" {
@@ -57,12 +57,19 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	h.Set(headerEpoch, strconv.FormatUint(s.src.Epoch(), 10))
 	h.Set(headerSum, handshakeSum(h))
 
+	conn := s.src.ReplicaRegistry().Connect(r.Header.Get(headerID), r.RemoteAddr)
+	url := r.Header.Get(headerURL)
+	if _, err := endpoint(url, ""); err != nil {
+		url = ""
+	}
+	conn.Describe(url, r.Header.Get(headerCandidate) == "true")
+
 	logger := s.opt.Logger.With("replica", r.Header.Get(headerID), "remote", r.RemoteAddr)
 	logger.Info("replica connected", "databases", len(posMap))
 	out := newBlockStreamWriter(w, rc, s.limits.stall)
 	err = s.runSession(r.Context(), out, posMap, wanted, ackSource{
 		r: body, rc: rc, stall: s.limits.stall, pages: r.Header.Get(headerPages) != "",
-		conn: s.src.ReplicaRegistry().Connect(r.Header.Get(headerID), r.RemoteAddr),
+		conn: conn, id: r.Header.Get(headerID),
 	}, logger)
 	level := slog.LevelInfo
 	if err != nil && r.Context().Err() == nil && s.ctx.Err() == nil {

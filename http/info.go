@@ -18,7 +18,9 @@ type Info struct {
 	NodeID     string `json:"nodeID"`
 	IsPrimary  bool   `json:"isPrimary"`
 	Candidate  bool   `json:"candidate"`
-	Role       string `json:"role"` // "primary", "replica" or "none"
+	Role       string `json:"role"`                 // "primary", "replica" or "none"
+	RoleState  string `json:"roleState,omitempty"`  // "follower", "candidate", "primary" or "draining", where roles move
+	RoleReason string `json:"roleReason,omitempty"` // why a candidate does not ask for the lease
 	PrimaryURL string `json:"primaryURL,omitempty"`
 	Hostname   string `json:"hostname,omitempty"` // of the primary
 
@@ -117,6 +119,7 @@ func (s *Server) info() Info {
 	if st.Hostname != "" {
 		info.Primary = &PrimaryInfo{st.Hostname}
 	}
+	info.RoleState, info.RoleReason = s.src.RoleState()
 	if st.Synced {
 		ms := st.Lag.Milliseconds()
 		info.LagMillis = &ms

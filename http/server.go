@@ -84,6 +84,9 @@ func newServer(src Source, opt Options, l limits) *Server {
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", s.handleHealth)
+	mux.Handle("GET /position", s.authorized(s.handlePosition))
+	mux.Handle("POST /promote", s.authorized(s.handlePromote))
+	mux.Handle("POST /demote", s.authorized(s.handleDemote))
 	mux.Handle("GET /info", s.authorized(s.handleInfo))
 	mux.Handle("GET /events", s.authorized(s.handleEvents))
 	mux.Handle("GET /export", s.authorized(s.handleExport))

@@ -34,13 +34,15 @@ const (
 // session is one stream to one replica, from its positions on. One goroutine runs it; beside it one
 // reads what the replica says, and one prepares a snapshot, which may take long.
 type session struct {
-	src    Source
-	sub    Subscription
-	out    *streamWriter
-	acks   *acks
-	limits limits
-	log    *slog.Logger
-	wanted filter
+	src  Source
+	sub  Subscription
+	out  *streamWriter
+	acks *acks
+
+	replica string // node id
+	limits  limits
+	log     *slog.Logger
+	wanted  filter
 
 	// pos is where the replica is once it has taken all files that were sent whole. A database that is
 	// absent is at the zero position.
@@ -65,6 +67,9 @@ type session struct {
 	// for which it then asks for everything are in whole until they are sent.
 	pages         bool
 	offLog, whole map[uint32]struct{}
+
+	handoff <-chan struct{} // closed when this replica is to take the lease
+	nodes   uint64          // version of the list of nodes that the replica was told, plus 1
 
 	failures map[uint32]failure // databases whose last turn failed
 	beatOwed bool               // the last heartbeat told of a backlog: tell when it is gone
@@ -107,6 +112,7 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 		sub:      s.src.Subscribe(),
 		out:      out,
 		acks:     newAcks(up),
+		replica:  up.id,
 		limits:   s.limits,
 		log:      logger,
 		wanted:   wanted,
@@ -121,6 +127,7 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 		whole:    make(map[uint32]struct{}),
 		chunk:    make([]byte, litefs.MaxStreamChunkSize),
 		failures: make(map[uint32]failure),
+		handoff:  up.conn.Handoff(),
 	}
 	ss.snapshots.held = make(map[uint32]struct{})
 	ss.snapshots.ready = make(chan snapshot, 1)
@@ -183,6 +190,8 @@ func (s *session) run(ctx context.Context) error {
 			s.changed(maps.Keys(s.sub.DirtySet()))
 		case <-s.acks.notify:
 			err = s.takeAcks()
+		case <-s.handoff:
+			err = s.handOff()
 		case snap := <-s.snapshots.ready:
 			s.takeSnapshot(snap)
 		case <-turn:
@@ -227,13 +236,22 @@ func (s *session) behind() uint32 {
 // heartbeat also sends what was written before it: while databases take turns without end, nothing
 // else flushes.
 func (s *session) heartbeat() error {
-	if !s.src.IsPrimary() {
-		return errNotPrimary
+	if !s.src.Serving() {
+		// A hand-over that has just ended: its end comes before the stream's.
+		select {
+		case <-s.handoff:
+			return errors.Join(s.handOff(), errNotPrimary)
+		default:
+			return errNotPrimary
+		}
 	}
 	f := &litefs.HeartbeatStreamFrame{UnixMilli: time.Now().UnixMilli(), Epoch: s.src.Epoch(), Behind: s.behind()}
 	s.beatOwed = f.Behind > 0
 	if err := litefs.WriteStreamFrame(s.out, f); err != nil {
 		return fmt.Errorf("heartbeat: %w", err)
+	}
+	if err := s.tellNodes(); err != nil {
+		return err
 	}
 	if err := s.out.Flush(); err != nil {
 		return fmt.Errorf("heartbeat: flush: %w", err)
@@ -251,7 +269,7 @@ func (s *session) turn(id uint32) error {
 	if _, ok := s.offLog[id]; ok {
 		return nil // queued again when the replica has asked
 	}
-	if !s.src.IsPrimary() {
+	if !s.src.Serving() {
 		return errNotPrimary
 	}
 	db, ok := s.src.Database(id)

@@ -14,6 +14,19 @@ type Source interface {
 	IsPrimary() bool
 	PrimaryURL() string // "" when no primary is known
 
+	// Serving reports whether replicas are served: on the primary, and until a hand-over has ended.
+	Serving() bool
+
+	// Position is what this node tells of itself to one that may become the primary.
+	Position() litefs.NodePosition
+
+	// RoleState names the state of the role, and why a candidate does not ask for the lease.
+	RoleState() (state, why string)
+
+	// PromoteNow and DemoteNow move the primary role here, or to another node.
+	PromoteNow(ctx context.Context, force bool) error
+	DemoteNow(ctx context.Context, to string) error
+
 	Databases() []Database
 	Database(id uint32) (Database, bool)
 

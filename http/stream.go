@@ -166,7 +166,7 @@ func (fr *frameReader) take(f litefs.StreamFrame) error {
 			return fmt.Errorf("the node sends a piece of database %s before it names it", litefs.FormatDBID(f.DBID))
 		}
 		fr.left = int64(f.Len)
-	case *litefs.HeartbeatStreamFrame, *litefs.ResumedStreamFrame, *litefs.OffLogStreamFrame:
+	case *litefs.HeartbeatStreamFrame, *litefs.ResumedStreamFrame, *litefs.OffLogStreamFrame, *litefs.NodesStreamFrame, *litefs.HandoffStreamFrame:
 	default:
 		return fmt.Errorf("the node sends a frame of type %d, which is for primaries", f.Type())
 	}

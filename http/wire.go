@@ -25,6 +25,9 @@ const (
 
 	headerPages = "Litefs-Pages" // set by a replica that fetches pages that differ
 
+	headerURL       = "Litefs-Url"       // of a replica: where other nodes reach it
+	headerCandidate = "Litefs-Candidate" // of a replica: "true" if it may become the primary
+
 	headerPrimaryURL = "Litefs-Primary-Url" // with a 503: who to ask instead
 )
 

@@ -18,6 +18,7 @@ type Config struct {
 	Passthrough bool     // fuse.passthrough: auto, or off
 	Guardian    bool     // fuse.guardian
 	Debug       bool     // log.debug
+	Lease       []string // lines of the section lease, as "key: value"; nil: static, as PrimaryURL says
 	DataKeys    []string // further lines of the section data, as "key: value"
 	LeaseKeys   []string // likewise of the section lease
 	Proxy       []string // lines of the section proxy, as "key: value"; none: no proxy
@@ -39,6 +40,14 @@ func (c Config) YAML() string {
 		fmt.Fprintf(&b, "  %s\n", line)
 	}
 	fmt.Fprintf(&b, "http:\n  addr: %s\n", strconv.Quote(c.Addr))
+	if c.Lease != nil {
+		fmt.Fprintf(&b, "lease:\n  advertise-url: %s\n", strconv.Quote("http://"+c.Addr))
+		for _, line := range c.Lease {
+			fmt.Fprintf(&b, "  %s\n", line)
+		}
+		fmt.Fprintf(&b, "log:\n  debug: %t\n", c.Debug)
+		return b.String()
+	}
 	url := c.PrimaryURL
 	if url == "" {
 		url = "http://" + c.Addr

@@ -50,6 +50,10 @@ const keptLock = "data.lock"
 // is detached from the tree.
 const closeTimeout = 10 * time.Second
 
+// settleTimeout bounds how long a start waits for the lease service to say what
+// this node is.
+const settleTimeout = 10 * time.Second
+
 // Node is a running node.
 type Node struct {
 	cfg      *config.Config
@@ -180,6 +184,14 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 		return nil, err
 	}
 	n.serve()
+	settleCtx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	if err := n.store.AwaitRole(settleCtx); err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		logger.Warn("whether this node is the primary is not known yet: it serves reads")
+	}
 	logger.Info("ready", "mount", cfg.Fuse.Dir, "data", cfg.Data.Dir, "role", n.store.Role().String(), "url", n.server.URL(), "passthrough", passthrough)
 	return n, nil
 }
@@ -267,6 +279,9 @@ func (n *Node) newStore() error {
 	n.store.Leaser = n.leaser
 	n.store.Logger = n.logger
 	n.store.ReconnectDelay = n.cfg.Lease.ReconnectDelay
+	n.store.MayLead = n.cfg.Lease.Candidate
+	n.store.Promote = n.cfg.Lease.Promote
+	n.store.DemoteDelay = n.cfg.Lease.DemoteDelay
 	n.store.Retention = litefs.Retention{
 		Age:      n.cfg.Data.Retention,
 		Bytes:    n.cfg.Data.MaxSize,
@@ -376,8 +391,6 @@ func (n *Node) Wait(ctx context.Context) error {
 	case <-n.session.Done():
 		n.logger.Warn("the mount was taken away: stopping", "mount", n.cfg.Fuse.Dir)
 		return nil
-	case <-n.store.LeaseLost():
-		return fmt.Errorf("%v was lost: stopping, for another node may be the primary", n.leaser)
 	case err := <-n.failed:
 		n.failed <- err
 		return err
@@ -390,6 +403,11 @@ func (n *Node) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
 	var errs []error
+	if n.store != nil && n.session != nil {
+		if err := n.store.Leave(ctx); err != nil {
+			n.logger.Warn("stopping without a hand-over", "reason", err)
+		}
+	}
 	if n.proxy != nil {
 		errs = append(errs, n.proxy.Close(ctx))
 	}

@@ -25,6 +25,7 @@ type Machine struct {
 
 	seen        Record // at the last Look
 	primary     string // URL of the last primary that was seen, to be tried when the service is away
+	unsure      bool   // it was followed without the service's word
 	followAt    Time   // not to be followed again before this
 	vacantSince Time   // since when nobody was seen to have the lease; Never: somebody has it
 	notBefore   Time   // no candidate before this
@@ -51,6 +52,9 @@ func (m *Machine) Why() string { return m.why }
 
 // Admits reports whether writers may be in at now.
 func (m *Machine) Admits(now Time) bool { return m.admitted && now < m.fenceAt() }
+
+// Following reports whether this node follows a primary, or tries to.
+func (m *Machine) Following() bool { return m.following }
 
 // FenceAt returns when writers must be out; 0 without a lease.
 func (m *Machine) FenceAt() Time {
@@ -124,7 +128,7 @@ func (m *Machine) take(now Time, ev Event) {
 	case CaughtUp:
 		if m.cfg.Promote && m.cfg.Candidate && !m.asked && m.following && now >= m.notBefore {
 			m.asked = true
-			m.emit(AskPrimary{})
+			m.emit(AskPrimary{URL: m.primary})
 		}
 	case Acquired:
 		m.acquired(now, ev)
@@ -211,10 +215,11 @@ func (m *Machine) notRenewed(now Time, ev NotRenewed) {
 // look goes on from what was seen.
 func (m *Machine) look(now Time, ev Seen) {
 	m.why = ""
+	m.unsure = m.unsure && ev.Failed
 	switch {
-	case ev.Failed && m.primary != "":
+	case ev.Failed && m.primary != "" && !m.unsure:
 		m.follow(m.primary) // the service is away; the primary may be well
-		m.primary = ""      // but the next time its answer is waited for
+		m.unsure = true     // but the next time the service is waited for
 	case ev.Failed:
 		m.state, m.lookAt = Follower, now+m.cfg.Retry
 		m.why = "the lease service does not answer"
@@ -244,7 +249,7 @@ func (m *Machine) follow(url string) {
 	m.emit(Follow{URL: url})
 	if m.wished {
 		m.wished = false
-		m.emit(AskPrimary{})
+		m.emit(AskPrimary{URL: m.primary})
 	}
 }
 
@@ -381,7 +386,7 @@ func (m *Machine) promote(now Time, ev Promote) {
 		m.forceUntil = now + forceFor
 	}
 	if m.following {
-		m.emit(AskPrimary{})
+		m.emit(AskPrimary{URL: m.primary})
 		return
 	}
 	m.wished, m.lookAt = true, now

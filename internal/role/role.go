@@ -195,8 +195,8 @@ type (
 	// HandOver shuts writers out for good and gives the lease to To. Answer: Fenced.
 	HandOver struct{ To string }
 
-	// AskPrimary asks the primary to hand over to this node.
-	AskPrimary struct{}
+	// AskPrimary asks the primary at URL to hand over to this node.
+	AskPrimary struct{ URL string }
 
 	// Stopped says that nothing will follow. A lease that is held still is to be given back once all
 	// files are closed.

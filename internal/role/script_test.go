@@ -249,7 +249,7 @@ func formatAction(a Action) string {
 	case HandOver:
 		return "hand-over " + a.To
 	case AskPrimary:
-		return "ask-primary"
+		return "ask-primary " + a.URL
 	case Stopped:
 		return "stopped"
 	}

@@ -1,0 +1,244 @@
+package litefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/litefs/litefs/internal/capture"
+	"github.com/litefs/litefs/internal/peer"
+	"github.com/litefs/litefs/sqlitefile"
+)
+
+// This file changes the role of a database that applications have open:
+// docs/failover.md.
+
+// takePeer takes the replica's locks on the database, so that nobody here
+// writes to it, and makes it ready to apply. It waits for local writers to end,
+// and captures what they have committed.
+//
+// The mount is touched without db.mu: a writer that is waited for may be in a
+// request that takes it.
+func (db *DB) takePeer(ctx context.Context) error {
+	if err := db.peering.acquire(ctx); err != nil {
+		return err
+	}
+	defer db.peering.release()
+	db.mu.Lock()
+	if db.closed || db.peer != nil {
+		defer db.mu.Unlock()
+		if db.closed {
+			return nil
+		}
+		return db.applyAgain(ctx)
+	}
+	db.mu.Unlock()
+
+	p, err := db.openPeer(ctx)
+	if err != nil {
+		return err
+	}
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed {
+		return p.Close(ctx)
+	}
+	if err := db.captureLast(); err != nil {
+		return errors.Join(fmt.Errorf("capture what was written last: %w", err), p.Close(ctx))
+	}
+	db.closeWAL()
+	db.peer = p
+	return db.applyAgain(ctx)
+}
+
+func (db *DB) openPeer(ctx context.Context) (*peer.Peer, error) {
+	path := filepath.Join(db.store.MountDir(), db.Name())
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("directory of %s: %w", db.Name(), err)
+	}
+	return peer.Open(ctx, peer.Options{Path: path, Backing: db.DatabasePath(), Logger: db.log(), SoftWAL: replicaSoftWAL, HardWAL: replicaHardWAL})
+}
+
+// captureLast captures what local writers have committed, now that none is
+// left. It belongs to the reign that ends: see Store.reign. db.mu is held.
+func (db *DB) captureLast() error {
+	if !db.local.Load() {
+		return nil
+	}
+	db.closing.Store(false)
+	if err := db.captureWAL(true); err != nil {
+		return err
+	}
+	unseen, err := db.writtenUnseen()
+	if err != nil {
+		return err
+	}
+	if unseen || len(db.dirty) > 0 || db.allDirty || db.leftWAL {
+		err := db.captureFile()
+		if errors.Is(err, sqlitefile.ErrNotDatabase) {
+			err = nil // emptied, or not written yet: the next transaction replaces it
+		}
+		if err == nil {
+			err = db.txlog.Sync()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	db.local.Store(false)
+	return nil
+}
+
+// writtenUnseen reports whether a database in a rollback-journal mode was
+// written without a request for each page. db.mu is held.
+func (db *DB) writtenUnseen() (bool, error) {
+	if !db.store.writesUnseen(db.Name()) {
+		return false, nil
+	}
+	f, err := os.Open(db.DatabasePath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	hdr, _, err := readHeader(f)
+	return err == nil && !hdr.IsWAL() && !db.walInUse(), nil
+}
+
+// endLate decides whether a rollback journal may end after the node has ceased
+// to be the primary: after a rollback, not after a commit, which is refused so
+// that SQLite rolls it back.
+func (db *DB) endLate() error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed || db.peer != nil {
+		return nil
+	}
+	img, err := db.openImage()
+	if err != nil {
+		return err
+	}
+	defer img.Close() //nolint:errcheck // read only
+	if img.pageSize != db.sums.PageSize() || img.count != db.sums.Count() {
+		return syscall.EROFS
+	}
+	if db.allDirty || db.store.writesUnseen(db.Name()) {
+		pgnos, err := db.differing(img)
+		if err == nil && len(pgnos) > 0 {
+			err = syscall.EROFS
+		}
+		return err
+	}
+	c := change{pageSize: img.pageSize, count: img.count, read: img.readPage}
+	for pgno := range db.dirty {
+		if pgno <= img.count && pgno != sqlitefile.LockPgno(img.pageSize) {
+			c.pgnos = append(c.pgnos, pgno)
+		}
+	}
+	changed, err := db.changedOf(c)
+	if err == nil && len(changed) > 0 {
+		err = syscall.EROFS
+	}
+	return err
+}
+
+// readyToWrite brings the files to the log's head and notes how far the log has
+// the write-ahead log that the peer has made. The locks stay taken. Files that
+// the log cannot be brought to are what readers have seen here, and become a
+// new history.
+func (db *DB) readyToWrite(ctx context.Context) error {
+	if _, err := db.catchUp(ctx); err != nil {
+		return err
+	}
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed || db.peer == nil {
+		return nil
+	}
+	if db.stale && db.peer.PageCount() > 0 {
+		img, err := db.openAppliedImage()
+		if err != nil {
+			return err
+		}
+		img.pageSize, img.count = db.peer.PageSize(), db.peer.PageCount()
+		if err := errors.Join(db.replaceLog(db.wholeChange(img, 1)), img.Close()); err != nil {
+			return err
+		}
+		db.stale = false
+	}
+	if err := db.noteJoined(db.peer.WALPos()); err != nil {
+		return err
+	}
+	return db.recovered()
+}
+
+// admit lets local writers in. The node is the primary already: what they write
+// from the moment at which the locks are gone is captured.
+func (db *DB) admit(ctx context.Context) error {
+	db.mu.Lock()
+	p := db.peer
+	if p == nil || db.closed {
+		db.local.Store(true)
+		db.mu.Unlock()
+		return nil
+	}
+	pos := p.WALPos()
+	db.at = capture.WALPos{Salt1: pos.Salt1, Salt2: pos.Salt2, Frame: pos.Frame, Cksum: pos.Cksum}
+	db.settled = db.at
+	clear(db.dirty)
+	db.allDirty, db.leftWAL = false, false
+	db.peer = nil
+	db.local.Store(true)
+	db.mu.Unlock()
+
+	// Not under db.mu: where nobody has the database open the peer takes its
+	// write-ahead log away, through the mount.
+	err := p.Close(ctx)
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if _, serr := os.Stat(db.WALPath()); errors.Is(serr, fs.ErrNotExist) {
+		db.at, db.settled = capture.WALPos{}, capture.WALPos{}
+	}
+	db.openWAL()
+	db.poke()
+	return err
+}
+
+// joined is the end of the log in a write-ahead log that a peer has made: no
+// entry tells it, for entries name the write-ahead log of the node that wrote
+// them.
+func (db *DB) joinedPath() string { return filepath.Join(db.dir, "joined") }
+
+func (db *DB) noteJoined(pos peer.WALPos) error {
+	head, _ := db.txlog.Head()
+	line := fmt.Sprintf("%08x %08x %d %016x\n", pos.Salt1, pos.Salt2, pos.Frame, head.Max)
+	if err := writeFileSync(db.joinedPath(), []byte(line)); err != nil {
+		return fmt.Errorf("note where the log ends: %w", err)
+	}
+	return nil
+}
+
+// joined returns the frame up to which the log has the write-ahead log with
+// this header, if it was noted and the log has not lost its end since.
+func (db *DB) joined(hdr sqlitefile.WALHeader) (frame uint32, ok bool, err error) {
+	b, err := os.ReadFile(db.joinedPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	var salt1, salt2 uint32
+	var txid uint64
+	if _, err := fmt.Sscanf(string(b), "%x %x %d %x\n", &salt1, &salt2, &frame, &txid); err != nil {
+		return 0, false, nil // torn by a power cut: as if it were not there
+	}
+	head, _ := db.txlog.Head()
+	return frame, salt1 == hdr.Salt1 && salt2 == hdr.Salt2 && head.Max >= txid, nil
+}

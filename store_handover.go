@@ -1,0 +1,211 @@
+package litefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/litefs/litefs/internal/role"
+)
+
+// drainTimeout bounds a hand-over, from the first lock to the last
+// acknowledgement: applications wait in their busy handlers meanwhile.
+const drainTimeout = 3 * time.Second
+
+var (
+	errNoSuccessor = errors.New("no candidate is connected and up to date")
+
+	// ErrNotCandidate is returned for a node that cannot become the primary.
+	ErrNotCandidate = errors.New("this node is no candidate")
+)
+
+// each runs fn for every database, several at a time, and waits for all. The
+// error names the database.
+func (s *Store) each(fn func(db *DB) error) error {
+	var g errgroup.Group
+	g.SetLimit(8)
+	for _, db := range s.DBs() {
+		g.Go(func() error {
+			if err := fn(db); err != nil {
+				return fmt.Errorf("%s: %w", db.Name(), err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// admitAll lets local writers in.
+func (s *Store) admitAll(ctx context.Context) {
+	if err := s.each(func(db *DB) error { return db.admit(ctx) }); err != nil {
+		s.Logger.Error("a database was not let go of cleanly", "error", err)
+	}
+}
+
+// drain holds local writers back, and waits until a successor has applied all
+// that they have written. It returns the successor's node id.
+func (s *Store) drain(ctx context.Context, to string) (string, error) {
+	if to == "" && len(s.replicas.candidates("")) == 0 {
+		return "", errNoSuccessor
+	}
+	for {
+		changed := s.replicas.changed()
+		if len(s.replicas.candidates(to)) > 0 {
+			break
+		}
+		select { // it has asked for the role, so it is about to connect
+		case <-changed:
+		case <-ctx.Done():
+			return "", errNoSuccessor
+		}
+	}
+	if err := s.each(func(db *DB) error { return db.takePeer(ctx) }); err != nil {
+		return "", fmt.Errorf("hold the writers back: %w", err)
+	}
+	want := s.PosMap()
+	for {
+		changed := s.replicas.changed()
+		for _, r := range s.replicas.candidates(to) {
+			if r.has(want) {
+				return r.NodeID, nil
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return "", errNoSuccessor
+		}
+	}
+}
+
+// has reports whether the replica has applied all of want.
+func (r ReplicaStatus) has(want map[uint32]Pos) bool {
+	for id, pos := range want {
+		if !pos.IsZero() && r.Databases[id].Applied != pos {
+			return false
+		}
+	}
+	return true
+}
+
+// handOver gives the lease to a successor that has everything. The locks are
+// held already, and the role is the replica's.
+func (l *roleLoop) handOver(ctx context.Context, to string) {
+	s := l.s
+	if err := s.writeRole(RoleReplica); err != nil {
+		s.Logger.Error("the role is not on record", "error", err)
+	}
+	if lease := l.held(); lease != nil {
+		if err := lease.SetRecord(ctx, s.recordOf(to)); err != nil {
+			s.Logger.Warn("the record does not name the successor", "to", to, "error", err)
+		}
+	}
+	l.release()
+	s.Logger.Info("the lease was handed over", "to", to)
+	s.replicas.handOff(to)
+	s.handing.Store(false)
+}
+
+// askPrimary asks the primary to hand over to this node.
+func (l *roleLoop) askPrimary(url string) {
+	d, ok := l.s.Client.(interface {
+		Demote(ctx context.Context, url, to string) error
+	})
+	if !ok || url == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(l.ctx, lookTimeout)
+	defer cancel()
+	if err := d.Demote(ctx, url, l.s.nodeID); err != nil {
+		l.s.Logger.Warn("the primary does not hand over", "primary", url, "error", err)
+	}
+}
+
+// errStatic is why a role cannot be moved.
+var errStatic = errors.New("the roles of this cluster are written in its configuration (lease.type: static)")
+
+// PromoteNow makes this node the primary, and returns when it is. A primary
+// that lives hands over; with force this node takes the lease, once nobody has
+// it, even if other nodes have more transactions.
+func (s *Store) PromoteNow(ctx context.Context, force bool) error {
+	switch {
+	case s.roles == nil:
+		return errStatic
+	case s.IsPrimary():
+		return nil
+	case !s.MayLead:
+		return ErrNotCandidate
+	}
+	return s.wish(ctx, role.Promote{Force: force}, RolePrimary)
+}
+
+// DemoteNow hands the primary role to another node: to, a node id, or "" for
+// whoever is most up to date. It returns when this node is the primary no more.
+func (s *Store) DemoteNow(ctx context.Context, to string) error {
+	switch {
+	case s.roles == nil:
+		return errStatic
+	case !s.IsPrimary():
+		return errors.New("this node is not the primary")
+	case to == s.nodeID:
+		return nil
+	}
+	return s.wish(ctx, role.Demote{To: to}, RoleReplica)
+}
+
+// wish tells the loop, and waits until the role is the wanted one.
+func (s *Store) wish(ctx context.Context, ev role.Event, want Role) error {
+	sub := s.Subscribe()
+	defer sub.Close() //nolint:errcheck // forgets the subscription
+	before := s.notDrained.Load()
+	s.roles.send(ev)
+	for s.Role() != want {
+		select {
+		case <-sub.NotifyCh():
+			sub.DirtySet()
+			if err := s.notDrained.Load(); err != before && want == RoleReplica {
+				return *err
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("not within the time for it: %w", context.Cause(ctx))
+		case <-s.ctx.Done():
+			return errors.New("this node is stopping")
+		}
+	}
+	return nil
+}
+
+// AwaitRole waits until it is known for the first time what this node is: the
+// primary, a follower, or a candidate that waits for others.
+func (s *Store) AwaitRole(ctx context.Context) error {
+	if s.roles == nil {
+		return nil
+	}
+	select {
+	case <-s.roles.settled:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Leave hands the lease over before the store closes, if this node has it and
+// another one is up to date. It comes while the mount and the server for other
+// nodes still serve.
+func (s *Store) Leave(ctx context.Context) error {
+	if s.roles == nil || s.ctx.Err() != nil || !s.running.Load() {
+		return nil
+	}
+	s.roles.send(role.Stop{})
+	select {
+	case <-s.roles.stopped:
+		return nil
+	case <-s.roles.ctx.Done():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("hand over before the stop: %w", context.Cause(ctx))
+	}
+}
