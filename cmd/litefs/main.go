@@ -57,6 +57,8 @@ func commands(signals *signals) []command {
 		{"export", "write a checked copy of a database to a file", runExport},
 		{"wait", "wait until the running node has a position", runWait},
 		{"repair", "fetch a replica's damaged pages from its primary", runRepair},
+		{"promote", "make the running node the primary", runPromote},
+		{"demote", "make the primary hand over to another node", runDemote},
 		{"verify", "check logs, checksums and databases of a node", runVerify},
 		{"ltx", "list and dump the transactions of a database", runLTX},
 		{"version", "print the version", runVersion},

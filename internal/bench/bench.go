@@ -321,7 +321,7 @@ func median(values []float64) float64 {
 func choose(names []string) (one []Workload, two []PairWorkload, err error) {
 	one, two = Workloads(), PairWorkloads()
 	if len(names) == 0 {
-		return one, slices.DeleteFunc(two, func(w PairWorkload) bool { return w.Name == soakName }), nil
+		return one, slices.DeleteFunc(two, func(w PairWorkload) bool { return w.Name == soakName || w.alone }), nil
 	}
 	var known []string
 	for _, w := range one {

@@ -99,7 +99,11 @@ func (p *printer) pairResult(r PairResult) {
 			r.Ratio(), slices.Min(ratios), slices.Max(ratios), r.Workload.Target, verdict)
 	}
 	for i, lags := range r.Lags {
-		if r.Workload.Name != soakName {
+		switch {
+		case r.Workload.alone:
+			p.printf("%-14s  %d moves: p50 %.1f ms, p99 %.1f ms, max %.1f ms; %d acknowledged transactions lost; %d errors %q\n", r.Workload.Name, len(lags),
+				millis(lags.Quantile(0.5)), millis(lags.Quantile(0.99)), millis(lags.Quantile(1)), r.Lost, len(r.Faults), r.Faults)
+		case r.Workload.Name != soakName:
 			p.printf("%-14s  lag in round %d: %s\n", r.Workload.Name, i+1, lags)
 		}
 	}

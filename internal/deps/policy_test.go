@@ -49,7 +49,7 @@ var edges = map[string][]string{
 	"internal/childnode": {},
 	"internal/verify":    {"internal/vfs", "internal/ltxlog", "internal/capture", "internal/pagesum", "sqlitefile"},
 	"internal/demo":      {"internal/childnode", "internal/sqlapp", "internal/verify"},
-	"internal/bench":     {"internal/childnode", "internal/config", "internal/daemon", "internal/sqlapp"},
+	"internal/bench":     {"internal/childnode", "internal/config", "internal/daemon", "internal/leaseserver", "internal/sqlapp"},
 
 	// The command: the only place that ends the process.
 	"cmd/litefs": {

@@ -228,3 +228,53 @@ func (n *node) secret() string {
 	}
 	return strings.TrimSpace(string(b))
 }
+
+// What the primary acknowledged and nobody else got is in lost+found when it comes back, and nowhere
+// else.
+func TestFailover_TailIsKept(t *testing.T) {
+	c := newCluster(t, 2*time.Second)
+	a := c.start()
+	becomesPrimary(a)
+	b := c.start()
+	writer := sqlitetest.Open(t, a.path("app.db"), "journal_mode=wal", "busy_timeout=1000")
+	writer.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+	writer.MustExec("INSERT INTO t(v) VALUES ('replicated')")
+	samePosition(a, b, "app.db")
+
+	if err := b.proc.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		writer.MustExec("INSERT INTO t(v) VALUES ('late')")
+	}
+	settle(writer)
+	a.killAll()
+	if err := b.proc.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	becomesPrimary(b)
+	other := sqlitetest.Open(t, b.path("app.db"), "busy_timeout=1000")
+	if n := other.MustInt("SELECT count(*) FROM t"); n != 1 {
+		t.Fatalf("%d rows on the new primary", n)
+	}
+	for range 9 {
+		other.MustExec("INSERT INTO t(v) VALUES ('new')")
+	}
+
+	a.start()
+	samePosition(a, b, "app.db")
+	back := sqlitetest.Open(t, a.path("app.db"))
+	if n := back.MustInt("SELECT count(*) FROM t WHERE v = 'late'"); n != 0 {
+		t.Fatalf("%d late rows are in the cluster", n)
+	}
+	if n := back.MustInt("SELECT count(*) FROM t"); n != 10 {
+		t.Fatalf("%d rows on the node that came back", n)
+	}
+	kept, err := os.ReadDir(filepath.Join(a.cfg.Data, "lost+found"))
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("lost+found holds %v (%v), want one tail", kept, err)
+	}
+	if kept, err := os.ReadDir(filepath.Join(b.cfg.Data, "lost+found")); err == nil && len(kept) > 0 {
+		t.Fatalf("the new primary has lost %v", kept)
+	}
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"fmt"
+)
+
+func runPromote(ctx context.Context, args []string, std stdio) error {
+	f := newFlags("promote", "litefs promote [flags]",
+		"Makes the running node the primary, and returns when it is. The node that is the\n"+
+			"primary hands over: its writers wait for a moment, and nothing is lost.\n"+
+			"While nobody is the primary, a node that lacks transactions which others have, or had,\n"+
+			"does not become it; with -force and its own id it does, and those are not in the\n"+
+			"cluster then: nodes that have them keep them in lost+found.",
+		"litefs promote -config /etc/litefs.yml")
+	var c configFlags
+	c.register(f)
+	url := f.String("url", "", urlUsage)
+	force := f.String("force", "", "the node's `id`, as litefs status shows it: become the primary even if others have more")
+	rest, err := f.parse(args, std)
+	if err != nil {
+		return err
+	}
+	if len(rest) != 0 {
+		return usagef("want: litefs promote")
+	}
+	t, err := newTarget(c, nil, *url)
+	if err != nil {
+		return err
+	}
+	if err := t.client.Promote(ctx, t.url, *force); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(std.out, "this node is the primary")
+	return err
+}
+
+func runDemote(ctx context.Context, args []string, std stdio) error {
+	f := newFlags("demote", "litefs demote [flags]",
+		"Makes the running node, which is the primary, hand over, and returns when it has.\n"+
+			"Writers wait for a moment, and nothing is lost. Without -to the candidate that is\n"+
+			"most up to date becomes the primary.",
+		"litefs demote -to 5227d4801089e84e")
+	var c configFlags
+	c.register(f)
+	url := f.String("url", "", urlUsage)
+	to := f.String("to", "", "`id` of the node that becomes the primary, as litefs status shows it")
+	rest, err := f.parse(args, std)
+	if err != nil {
+		return err
+	}
+	if len(rest) != 0 {
+		return usagef("want: litefs demote")
+	}
+	t, err := newTarget(c, nil, *url)
+	if err != nil {
+		return err
+	}
+	if err := t.client.Demote(ctx, t.url, *to); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(std.out, "this node is not the primary any more")
+	return err
+}
