@@ -82,8 +82,12 @@ type Store struct {
 	nodeID    string
 	clusterID string
 	lastRole  Role // of the last run, before this one's is settled
-	role      atomic.Int32
-	epoch     atomic.Uint64
+
+	// recorded is the role on disk, by which the next start recovers: a node that
+	// was the primary is one there until the last of its writers has ended.
+	recorded atomic.Int32
+	role     atomic.Int32
+	epoch    atomic.Uint64
 
 	// reign is the epoch under which local transactions are logged: that of this
 	// node's last reign, while epoch may be another node's already.
@@ -284,6 +288,7 @@ func (s *Store) Open() (err error) {
 	if s.lastRole, err = s.readRole(); err != nil {
 		return err
 	}
+	s.recorded.Store(int32(s.lastRole))
 	epoch, err := s.readEpoch()
 	if err != nil {
 		return err

@@ -260,6 +260,7 @@ func (s *Store) writeRole(r Role) error {
 	if err := writeFileSync(filepath.Join(s.path, "role"), []byte(r.String()+"\n")); err != nil {
 		return fmt.Errorf("record the role: %w", err)
 	}
+	s.recorded.Store(int32(r))
 	return nil
 }
 

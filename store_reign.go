@@ -107,7 +107,10 @@ func (l *roleLoop) run() {
 		}
 		before, why := l.m.State(), l.m.Why()
 		actions := l.m.Step(bootNow(), ev)
-		l.s.fenceAt.Store(int64(l.m.FenceAt()))
+		fenceAt := int64(l.m.FenceAt())
+		if fenceAt != 0 {
+			l.s.fenceAt.Store(fenceAt)
+		}
 		if st := l.m.State(); st != before {
 			l.s.Logger.Info("role", "state", st.String(), "was", before.String())
 		}
@@ -117,6 +120,9 @@ func (l *roleLoop) run() {
 		l.s.stateOf.Store(&roleState{state: l.m.State(), why: l.m.Why()})
 		for _, a := range actions {
 			l.act(a)
+		}
+		if fenceAt == 0 && Role(l.s.role.Load()) != RolePrimary {
+			l.s.fenceAt.Store(0) // not before the role has changed: 0 is no limit
 		}
 		if l.m.Admits(bootNow()) || l.m.Why() != "" || l.m.Following() {
 			settle.Do(func() { close(l.settled) })
@@ -401,8 +407,10 @@ func (l *roleLoop) follow(url string) {
 	l.unfollow = cancel
 	l.start(func() {
 		defer cancel()
-		l.s.takePeers(ctx)
-		err := l.s.followFrom(ctx, url)
+		err := l.s.beginToFollow(ctx)
+		if err == nil {
+			err = l.s.followFrom(ctx, url)
+		}
 		if ctx.Err() == nil && err != nil {
 			l.s.Logger.Warn("not connected to the primary; trying again", "error", err)
 		}
@@ -437,11 +445,7 @@ func (l *roleLoop) prepare(ctx context.Context, epoch uint64) error {
 // retire takes the replica's locks on every database. What cannot be had is
 // tried again by who follows.
 func (l *roleLoop) retire(ctx context.Context) {
-	err := l.s.each(func(db *DB) error { return db.takePeer(ctx) })
-	if err == nil {
-		err = l.s.writeRole(RoleReplica)
-	}
-	if err != nil {
+	if err := l.s.beginToFollow(ctx); err != nil {
 		l.s.Logger.Error("a local program still writes: what it commits goes to lost+found", "error", err)
 	}
 }

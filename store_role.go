@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/litefs/litefs/internal/role"
 )
 
@@ -214,12 +212,15 @@ func (s *Store) startRole() {
 // followLoop takes the replica's locks on every database, then keeps a
 // connection to the primary until the store closes.
 func (s *Store) followLoop() {
-	s.takePeers(s.ctx)
-	last := ""
+	last, begun := "", false
 	for s.ctx.Err() == nil {
-		primary, err := s.Leaser.PrimaryURL(s.ctx)
+		var err error
+		if !begun {
+			err = s.beginToFollow(s.ctx)
+			begun = err == nil
+		}
 		if err == nil {
-			err = s.followFrom(s.ctx, primary)
+			err = s.followPrimary(s.ctx)
 		}
 		if s.ctx.Err() != nil {
 			return
@@ -235,23 +236,42 @@ func (s *Store) followLoop() {
 	}
 }
 
+// beginToFollow takes the replica's locks on all databases. What a primary sent
+// must not be applied while recovery would take it for local writes: a node that
+// wrote last follows nobody before all its writers have ended.
+func (s *Store) beginToFollow(ctx context.Context) error {
+	err := s.takePeers(ctx)
+	switch {
+	case Role(s.recorded.Load()) != RolePrimary:
+		return nil // what could not be locked is tried again with its next transaction
+	case err != nil:
+		return fmt.Errorf("a database is still written here: %w", err)
+	}
+	return s.writeRole(RoleReplica)
+}
+
 // takePeers takes the replica's locks on all databases. One that a local
 // program is writing to holds the others up for a while only.
-func (s *Store) takePeers(ctx context.Context) {
+func (s *Store) takePeers(ctx context.Context) error {
 	const patience = 5 * time.Second
-	var g errgroup.Group
-	g.SetLimit(4)
-	for _, db := range s.DBs() {
-		g.Go(func() error {
-			ctx, cancel := context.WithTimeout(ctx, patience)
-			defer cancel()
-			if err := db.takePeer(ctx); err != nil && s.ctx.Err() == nil {
-				db.log().Error("cannot take the replica's locks; tried again with the next transaction", "error", err)
-			}
-			return nil
-		})
+	return s.each(func(db *DB) error {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		err := db.takePeer(ctx)
+		if err != nil && s.ctx.Err() == nil {
+			db.log().Error("cannot take the replica's locks; tried again", "error", err)
+		}
+		return err
+	})
+}
+
+// followPrimary runs one connection to the primary that the leaser names.
+func (s *Store) followPrimary(ctx context.Context) error {
+	primary, err := s.Leaser.PrimaryURL(ctx)
+	if err != nil {
+		return err
 	}
-	_ = g.Wait() // no function of the group returns an error
+	return s.followFrom(ctx, primary)
 }
 
 // followFrom runs one connection to the primary to its end.
