@@ -53,6 +53,7 @@ func (c *Client) pages(ctx context.Context, rawurl string, q litefs.PagesQuery) 
 	}
 	req.Header.Set("Content-Type", "application/octet-stream")
 	c.identify(req)
+	req.Header.Set(headerSum, handshakeSum(req.Header))
 	question := x.question()
 	x.answer.Wire = int64(len(question))
 	x.asking.Go(func() {

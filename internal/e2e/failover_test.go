@@ -132,7 +132,7 @@ func samePosition(a, b *node, name string) {
 func TestFailover_Kill(t *testing.T) {
 	for _, mode := range []string{"wal", "delete"} {
 		t.Run(mode, func(t *testing.T) {
-			c := newCluster(t, 2*time.Second)
+			c := newCluster(t, 5*time.Second)
 			a := c.start()
 			becomesPrimary(a)
 			b := c.start()
@@ -232,7 +232,7 @@ func (n *node) secret() string {
 // What the primary acknowledged and nobody else got is in lost+found when it comes back, and nowhere
 // else.
 func TestFailover_TailIsKept(t *testing.T) {
-	c := newCluster(t, 2*time.Second)
+	c := newCluster(t, 5*time.Second)
 	a := c.start()
 	becomesPrimary(a)
 	b := c.start()
