@@ -141,11 +141,13 @@ func (db *DB) endLate() error {
 			c.pgnos = append(c.pgnos, pgno)
 		}
 	}
-	changed, err := db.changedOf(c)
-	if err == nil && len(changed) > 0 {
-		err = syscall.EROFS
+	if err := db.keepChanged(&c); err != nil {
+		return err
 	}
-	return err
+	if len(c.pgnos) > 0 {
+		return syscall.EROFS
+	}
+	return nil
 }
 
 // readyToWrite brings the files to the log's head and notes how far the log has
