@@ -98,7 +98,7 @@ func (p *Peer) append(pageCount uint32, pages Pages) (*appender, error) {
 		err = a.seal(pageCount)
 	}
 	p.buf = a.buf[:0]
-	if cap(p.buf) > 2*ioChunk {
+	if cap(p.buf) > idleBuf {
 		p.buf = nil
 	}
 	return a, err

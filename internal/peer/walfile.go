@@ -10,6 +10,11 @@ import (
 // ioChunk is how many bytes are read or written at a time where many are.
 const ioChunk = 1 << 20
 
+// idleBuf bounds the memory that a Peer holds on to between two operations: enough for the small
+// transactions that come often. A node has a Peer for each of its databases, and of those there are
+// thousands.
+const idleBuf = 64 << 10
+
 // walFile is the -wal.
 type walFile struct {
 	f   *file
