@@ -75,6 +75,13 @@ type Store struct {
 	// ReconnectDelay is how long a replica waits before it connects again.
 	ReconnectDelay time.Duration
 
+	// RollForwardTimeout is how long a primary whose power was cut waits for
+	// followers that do not answer; they may have what it lost. 0: none is asked.
+	RollForwardTimeout time.Duration
+
+	known knownReplicas
+	noted bool // the file run says that the store is open; of Open and Close
+
 	lockFile  *os.File
 	bootID    string               // of this machine's present boot; tests set it before Open
 	logFS     vfs.FS               // of the logs; nil is the real disk
@@ -167,6 +174,8 @@ type Stats struct {
 	// differ, RejoinPages those pages, RejoinBytes what moved for them, and
 	// RejoinSnapshots the times that a whole snapshot was needed.
 	Rejoins, RejoinPages, RejoinBytes, RejoinSnapshots atomic.Uint64
+	// RolledForward counts transactions that came back from followers.
+	RolledForward atomic.Uint64
 	// TailsKept counts tails of forked histories that went into lost+found.
 	TailsKept atomic.Uint64
 	// PageHashes counts pages hashed, a measure of work that tests assert.
@@ -300,10 +309,19 @@ func (s *Store) Open() (err error) {
 	if err := s.readDropped(); err != nil {
 		return err
 	}
+	if err := s.known.open(filepath.Join(s.path, "replicas")); err != nil {
+		return err
+	}
+	if err := s.afterPowerCut(); err != nil {
+		return err
+	}
 	if err := s.openRecords(); err != nil {
 		return err
 	}
 	if err := s.settleRole(s.ctx); err != nil {
+		return err
+	}
+	if err := s.noteRunning(); err != nil {
 		return err
 	}
 	s.startMaintenance()
@@ -359,6 +377,9 @@ func (s *Store) Close() error {
 		if err := db.close(); err != nil {
 			errs = append(errs, fmt.Errorf("close database %s: %w", db.Name(), err))
 		}
+	}
+	if errors.Join(errs...) == nil {
+		errs = append(errs, s.noteStopped())
 	}
 	if s.watcher != nil {
 		errs = append(errs, s.watcher.Close())

@@ -84,12 +84,12 @@ func (db *DB) retain(r Retention) {
 	if from := db.store.replicas.neededFrom(db.id); from > 0 {
 		keepFrom = min(keepFrom, from)
 	}
-	n, bytes, err := txlog.Retain(time.Now(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes, KeepFrom: keepFrom})
+	n, bytes, err := txlog.Retain(db.retainAt(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes, KeepFrom: keepFrom})
 	if err == nil && keepFrom < applied {
 		// A replica that falls ever further behind does not fill the disk.
 		var more int
 		var moreBytes int64
-		more, moreBytes, err = txlog.Retain(time.Now(), ltxlog.Retention{MaxBytes: 2 * r.Bytes, KeepFrom: applied})
+		more, moreBytes, err = txlog.Retain(db.retainAt(), ltxlog.Retention{MaxBytes: 2 * r.Bytes, KeepFrom: applied})
 		n, bytes = n+more, bytes+moreBytes
 	}
 	if err != nil {
@@ -102,11 +102,22 @@ func (db *DB) retain(r Retention) {
 	}
 }
 
+// retainAt is the time that entries are old by. On a replica that is the time of
+// the newest one: while its primary is down nothing grows old that the primary
+// may have lost with its power.
+func (db *DB) retainAt() time.Time {
+	now := time.Now()
+	if head, ok := db.txlog.Head(); ok && db.store.Role() == RoleReplica && head.Timestamp.Before(now) {
+		return head.Timestamp
+	}
+	return now
+}
+
 // compactBefore protects entries younger than a compaction interval: a
 // follower that is connected has its position among them, and a position that
 // falls inside a merged entry needs a snapshot to go on.
 func (db *DB) compactBefore(r Retention) uint64 {
-	young := time.Now().Add(-r.Interval)
+	young := db.retainAt().Add(-r.Interval)
 	for _, e := range db.txlog.Entries() {
 		if e.Timestamp.After(young) {
 			return e.Min

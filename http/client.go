@@ -70,6 +70,8 @@ type Client struct {
 	tls      *certificates // nil: what the system trusts
 	timeouts timeouts
 	filter   filter // databases to follow
+
+	listens func() string // URL at which this node listens; nil: nowhere
 }
 
 var _ litefs.Client = (*Client)(nil)
@@ -101,6 +103,10 @@ func (c *Client) Follow(patterns []string) error {
 	c.filter = patterns
 	return c.filter.validate()
 }
+
+// Advertise makes streams tell where this node listens, so that a primary that lost transactions with its
+// power can ask for them. It is called before any request; url may be called at any time.
+func (c *Client) Advertise(url func() string) { c.listens = url }
 
 // Stream starts a stream of changes from the node at rawurl, from the positions in posMap on. It is a
 // *Stream. The error is a *StatusError if the node refuses.
@@ -154,6 +160,9 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 		pos := p.Position()
 		req.Header.Set(headerURL, pos.URL)
 		req.Header.Set(headerCandidate, strconv.FormatBool(pos.Candidate))
+	}
+	if c.listens != nil && req.Header.Get(headerURL) == "" {
+		req.Header.Set(headerURL, c.listens())
 	}
 	c.filter.write(req.Header)
 	req.Header.Set(headerSum, handshakeSum(req.Header))

@@ -48,6 +48,7 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
+	s.remember(r)
 	h := w.Header()
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set(headerProtocol, protocolVersion)
@@ -76,6 +77,24 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 		level = slog.LevelWarn // neither side asked for the end
 	}
 	logger.Log(r.Context(), level, "replica disconnected", "reason", err)
+}
+
+// replicaMemory is what a Source also is that remembers where its replicas listen.
+type replicaMemory interface {
+	RememberReplica(nodeID, told, remote string) error
+}
+
+// remember keeps where the replica listens. Without it the stream is as good: only what the replica has
+// cannot be asked for after a power cut.
+func (s *Server) remember(r *http.Request) {
+	memory, ok := s.src.(replicaMemory)
+	told := r.Header.Get(headerURL)
+	if !ok || told == "" {
+		return
+	}
+	if err := memory.RememberReplica(r.Header.Get(headerID), told, r.RemoteAddr); err != nil {
+		s.opt.Logger.Warn("where a replica listens is not remembered", "replica", r.Header.Get(headerID), "remote", r.RemoteAddr, "error", err)
+	}
 }
 
 // checkHandshake returns the status and the line to refuse r with; 0 if it may stream.

@@ -94,6 +94,7 @@ func newServer(src Source, opt Options, l limits) *Server {
 	mux.Handle("GET /metrics", s.authorized(s.handleMetrics))
 	mux.Handle("POST /stream", s.authorized(s.handleStream))
 	mux.Handle("POST /pages", s.authorized(s.handlePages))
+	mux.Handle("POST /tail", s.authorized(s.handleTail))
 	mux.Handle("POST /repair", s.authorized(s.handleRepair))
 
 	var handler http.Handler = mux

@@ -54,6 +54,7 @@ const (
 	DefaultLeaseKey                 = "litefs/primary"
 	DefaultLeaseTTL                 = 10 * time.Second
 	DefaultLockDelay                = time.Second
+	DefaultRollForwardTimeout       = 10 * time.Second
 )
 
 // Lease types.
@@ -144,7 +145,11 @@ type Lease struct {
 	Databases []string
 
 	ReconnectDelay time.Duration // between two attempts to reach the primary; > 0
-	DemoteDelay    time.Duration // a primary that gave up its role is no candidate for as long
+	// RollForwardTimeout is how long a primary whose power was cut waits for
+	// followers that do not answer; 0: it asks none.
+	RollForwardTimeout time.Duration
+
+	DemoteDelay time.Duration // a primary that gave up its role is no candidate for as long
 }
 
 // Consul is where the lease is kept.
@@ -201,12 +206,13 @@ func defaults() *Config {
 			RetentionMonitorInterval: DefaultRetentionMonitorInterval,
 		},
 		Lease: Lease{
-			Type:           LeaseStatic,
-			Candidate:      true,
-			ReconnectDelay: DefaultReconnectDelay,
-			DemoteDelay:    DefaultDemoteDelay,
-			Consul:         Consul{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
-			Etcd:           Etcd{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL},
+			Type:               LeaseStatic,
+			Candidate:          true,
+			ReconnectDelay:     DefaultReconnectDelay,
+			RollForwardTimeout: DefaultRollForwardTimeout,
+			DemoteDelay:        DefaultDemoteDelay,
+			Consul:             Consul{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
+			Etcd:               Etcd{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL},
 		},
 		Proxy:       proxyDefaults(),
 		Log:         Log{Format: LogText},

@@ -59,7 +59,7 @@ func TestDefault(t *testing.T) {
 		Fuse:        config.Fuse{Dir: "/srv/app", Passthrough: true},
 		Data:        config.Data{Dir: "/srv/.app.litefs", Retention: 10 * time.Minute, RetentionMonitorInterval: time.Minute},
 		HTTP:        config.HTTP{Addr: "127.0.0.1:20202"},
-		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd},
+		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, DemoteDelay: 10 * time.Second, RollForwardTimeout: 10 * time.Second, Consul: consul, Etcd: etcd},
 		Log:         config.Log{Format: "text"},
 		ExitOnError: true,
 	}
@@ -91,6 +91,7 @@ lease:
   candidate: false
   reconnect-delay: 250ms
   demote-delay: 3s
+  roll-forward-timeout: 3s
 exec:
   - cmd: "migrate --all"
   - cmd: server -name 'two words'
@@ -105,7 +106,7 @@ log:
 		Fuse:     config.Fuse{Dir: "/mnt/db", AllowOther: true, Debug: true},
 		Data:     config.Data{Dir: "/var/lib/litefs", Retention: time.Hour, RetentionMonitorInterval: 30 * time.Second, MaxSize: 2 << 30},
 		HTTP:     config.HTTP{Addr: ":20202", Token: "s3cret"},
-		Lease:    config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, Consul: consul, Etcd: etcd},
+		Lease:    config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, RollForwardTimeout: 3 * time.Second, Consul: consul, Etcd: etcd},
 		Exec:     []config.Command{{Argv: []string{"migrate", "--all"}}, {Argv: []string{"server", "-name", "two words"}}},
 		SkipSync: true,
 		Log:      config.Log{Format: "json", Timestamp: true, Debug: true},

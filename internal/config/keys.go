@@ -70,6 +70,10 @@ func keyTable() []key {
 			c.Lease.ReconnectDelay, err = parsePositive(s)
 			return err
 		})},
+		{path: "lease.roll-forward-timeout", set: text(func(c *Config, s string) (err error) {
+			c.Lease.RollForwardTimeout, err = parseDuration(s)
+			return err
+		})},
 		{path: "lease.demote-delay", set: text(func(c *Config, s string) (err error) {
 			c.Lease.DemoteDelay, err = parseDuration(s)
 			return err

@@ -68,6 +68,7 @@ func (c *Config) YAML() ([]byte, error) {
 		add(lease, "databases", list)
 	}
 	add(lease, "reconnect-delay", str(c.Lease.ReconnectDelay.String()))
+	add(lease, "roll-forward-timeout", str(c.Lease.RollForwardTimeout.String()))
 	add(lease, "demote-delay", str(c.Lease.DemoteDelay.String()))
 	switch c.Lease.Type {
 	case LeaseConsul:

@@ -300,6 +300,8 @@ func (n *Node) newStore() error {
 	if err := client.Follow(n.cfg.Lease.Databases); err != nil {
 		return fmt.Errorf("lease.databases: %w", err)
 	}
+	client.Advertise(func() string { return n.server.URL() })
+	n.store.RollForwardTimeout = n.cfg.Lease.RollForwardTimeout
 	n.store.Client, n.client = client, client
 	return nil
 }
