@@ -98,7 +98,7 @@ func (db *DB) look() (found, error) {
 	}
 	f.clean = stamp.Clean && untouched && f.logged && !f.cut && !f.lagging && !interrupted
 	f.wasClean = stamp.Clean
-	f.lost = interrupted || !stamp.SameBoot && !stamp.Clean
+	f.lost = interrupted || !stamp.SameBoot && !stamp.Clean || db.store.cut && !f.clean
 	f.hot = journalHot(db.JournalPath())
 	return f, nil
 }

@@ -81,6 +81,7 @@ type Store struct {
 
 	known knownReplicas
 	noted bool // the file run says that the store is open; of Open and Close
+	cut   bool // the last run ended with the machine
 
 	lockFile  *os.File
 	bootID    string               // of this machine's present boot; tests set it before Open

@@ -54,6 +54,7 @@ func (s *Store) noteStopped() error {
 // what followers have and the disk lost is fetched.
 func (s *Store) afterPowerCut() error {
 	cut, err := s.powerCut()
+	s.cut = cut
 	if err != nil || !cut || s.lastRole != RolePrimary {
 		return err
 	}

@@ -74,6 +74,7 @@ type node struct {
 	t    testing.TB
 	dir  string
 	cfg  childnode.Config
+	args []string        // further flags of the command
 	proc *childnode.Node // nil while it is down
 	log  *logBuffer
 
@@ -175,9 +176,12 @@ func (n *node) path(name string) string { return filepath.Join(n.cfg.Mount, name
 // launch starts the process and does not wait.
 func (n *node) launch() *childnode.Node {
 	n.t.Helper()
-	o := childnode.Options{Binary: binary(n.t), Config: n.configPath(), Log: n.log}
+	o := childnode.Options{
+		Binary: binary(n.t), Args: append([]string{"mount", "-config", n.configPath()}, n.args...),
+		Config: n.configPath(), Log: n.log,
+	}
 	if n.inside != nil {
-		args := n.inside(o.Binary, "mount", "-config", o.Config)
+		args := n.inside(append([]string{o.Binary}, o.Args...)...)
 		o.Binary, o.Args = args[0], args[1:]
 	}
 	if n.token != "" {

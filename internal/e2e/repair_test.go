@@ -178,43 +178,43 @@ func TestRepairMovesThePagesThatDiffer(t *testing.T) {
 	sameEverywhere(t, primary, follower, "big.db", "other.db")
 }
 
-// A follower that has transactions which its primary lost keeps them in lost+found and rejoins, by the
-// pages that differ; the other database takes no notice.
+// A follower that has transactions which its primary lost keeps them in lost+found and rejoins by the
+// pages that differ: when an old copy came back in the primary's place, and when its power was cut and
+// the follower could not be asked.
 func TestForkedFollowerRejoins(t *testing.T) {
+	for name, powerCut := range map[string]bool{"old copy": false, "power cut": true} {
+		t.Run(name, func(t *testing.T) { testForkedFollower(t, powerCut) })
+	}
+}
+
+func testForkedFollower(t *testing.T, powerCut bool) {
 	primary := startNode(t)
 	follower := startNode(t, follows(primary))
-	w := sqlitetest.Open(t, primary.path("app.db"), "journal_mode=wal", "synchronous=normal")
+	app := sqlitetest.Start(t)
+	w := app.Open(primary.path("app.db"), "journal_mode=wal", "synchronous=normal")
 	load(w, 2_000)
 	settle(w)
 	caughtUp(primary, follower, "app.db")
 	w.Close()
-	follower.stop()
-
-	// The primary as it was, and as it goes on, with the follower behind it.
 	primary.stop()
-	old := filepath.Join(t.TempDir(), "old")
-	if err := os.CopyFS(old, os.DirFS(primary.cfg.Data)); err != nil {
-		t.Fatal(err)
-	}
+	older := primary.copyData()
 	primary.start()
-	follower.start()
-	w = sqlitetest.Open(t, primary.path("app.db"))
+	w = app.Open(primary.path("app.db"))
 	for i := range 5 {
 		w.MustExec(fmt.Sprintf("INSERT INTO t(v) VALUES ('lost %d')", i))
 	}
 	settle(w)
 	caughtUp(primary, follower, "app.db")
 	w.Close()
-	primary.stop()
-	if err := os.RemoveAll(primary.cfg.Data); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(old, primary.cfg.Data); err != nil {
-		t.Fatal(err)
-	}
 	follower.stop()
+	primary.stop()
+	primary.replaceData(older, powerCut)
+	primary.args = []string{"-set", "lease.roll-forward-timeout=100ms"}
 	primary.start()
-	w = sqlitetest.Open(t, primary.path("app.db"))
+	if log := primary.log.text(); powerCut != strings.Contains(log, "a follower could not be asked") {
+		t.Errorf("power cut: %t; the log of the primary:\n%s", powerCut, log)
+	}
+	w = app.Open(primary.path("app.db"))
 	for i := range 3 {
 		w.MustExec(fmt.Sprintf("INSERT INTO t(v) VALUES ('other %d')", i))
 	}
@@ -237,17 +237,87 @@ func TestForkedFollowerRejoins(t *testing.T) {
 	if !slices.Equal(lost, []string{"lost_0", "lost_1", "lost_2", "lost_3", "lost_4"}) {
 		t.Errorf("exported: %v", lost)
 	}
-	rows, err := w.Query("SELECT count(*) FROM t")
-	if err != nil || rows[0][0] != int64(2003) {
-		t.Errorf("primary: %v, %v", rows, err)
+	if n := w.MustInt("SELECT count(*) FROM t"); n != 2003 {
+		t.Errorf("%d rows on the primary", n)
 	}
-	r, code := follower.repair("app.db", "-dry-run")
-	if code != 0 || r.Differ != 0 {
+	if r, code := follower.repair("app.db", "-dry-run"); code != 0 || r.Differ != 0 {
 		t.Errorf("after rejoining: %+v, exit code %d", r, code)
 	}
-	if log := follower.log.text(); strings.Contains(log, "a whole snapshot is fetched") {
+	if strings.Contains(follower.log.text(), "a whole snapshot is fetched") {
 		t.Error("a whole snapshot was fetched")
 	}
+	app.Exit()
+	sameEverywhere(t, primary, follower, "app.db")
+}
+
+// replaceData makes a node that is down as it was: older is a copy of its data directory. With powerCut
+// it ended with its machine.
+func (n *node) replaceData(older string, powerCut bool) {
+	n.t.Helper()
+	if err := os.RemoveAll(n.cfg.Data); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := os.CopyFS(n.cfg.Data, os.DirFS(older)); err != nil {
+		n.t.Fatal(err)
+	}
+	if !powerCut {
+		return
+	}
+	if err := os.WriteFile(filepath.Join(n.cfg.Data, "run"), []byte("another boot\n"), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// copyData copies the data directory of a node that is down.
+func (n *node) copyData() string {
+	n.t.Helper()
+	dir := filepath.Join(n.t.TempDir(), "copy")
+	if err := os.CopyFS(dir, os.DirFS(n.cfg.Data)); err != nil {
+		n.t.Fatal(err)
+	}
+	return dir
+}
+
+// A primary whose power was cut fetches what it lost from its follower before it serves, and goes on.
+func TestPowerCutPrimaryRollsForward(t *testing.T) {
+	primary := startNode(t)
+	follower := startNode(t, follows(primary))
+	app := sqlitetest.Start(t)
+	w := app.Open(primary.path("app.db"), "journal_mode=wal", "synchronous=normal")
+	load(w, 200)
+	settle(w)
+	caughtUp(primary, follower, "app.db")
 	w.Close()
+	primary.kill()
+	older := primary.copyData()
+	primary.start()
+	w = app.Open(primary.path("app.db"))
+	for range 20 {
+		w.MustExec("INSERT INTO t(v) VALUES ('lost with the power')")
+	}
+	settle(w)
+	caughtUp(primary, follower, "app.db")
+	w.Close()
+	want, err := follower.pos("app.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	primary.kill()
+	primary.replaceData(older, true)
+	primary.start()
+	if got, err := primary.pos("app.db"); err != nil || got != want {
+		t.Errorf("the primary serves at %s (%v), the follower is at %s", got, err, want)
+	}
+	w = app.Open(primary.path("app.db"))
+	if n := w.MustInt("SELECT count(*) FROM t"); n != 220 {
+		t.Errorf("%d rows, want 220", n)
+	}
+	w.MustExec("INSERT INTO t(v) VALUES ('after')")
+	settle(w)
+	caughtUp(primary, follower, "app.db")
+	app.Exit()
+	if list, err := lostfound.List(filepath.Join(follower.cfg.Data, "lost+found")); err != nil || len(list) != 0 {
+		t.Errorf("the follower has put away %v, %v", list, err)
+	}
 	sameEverywhere(t, primary, follower, "app.db")
 }
