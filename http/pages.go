@@ -25,7 +25,7 @@ import (
 //	primary  any number of waits; then with PagesList the number of pages that differ and their numbers,
 //	         with PagesFetch the size of an LTX file, int64, and the file; or a refusal
 //
-// Each of the primary's last messages begins with a byte that says which it is.
+// Both halves travel in blocks, as those of a stream. Each of the primary's last messages begins with a byte that says which it is.
 const (
 	pagesWait    = 0 // there will be more
 	pagesFollow  = 1
@@ -71,7 +71,7 @@ func (s *Server) handlePages(w http.ResponseWriter, r *http.Request) {
 	rc := http.NewResponseController(w)
 	x := &exchange{
 		s: s, ctx: r.Context(), rc: rc,
-		in: bufio.NewReader(r.Body), out: newStreamWriter(w, rc, s.limits.stall),
+		in: bufio.NewReader(newBlockReader(r.Body)), out: newBlockStreamWriter(w, rc, s.limits.stall),
 	}
 	if err := x.hear(); err != nil {
 		s.refuse(w, r, http.StatusBadRequest, err.Error())

@@ -41,7 +41,7 @@ func (c *Client) pages(ctx context.Context, rawurl string, q litefs.PagesQuery) 
 	// The transport does not look at the context while it reads the body.
 	context.AfterFunc(ctx, func() { _ = up.CloseWithError(context.Cause(ctx)) }) // never fails
 	conn := c.newConnection()
-	x := &pageExchange{cancel: cancel, conn: conn, up: up, q: q, answer: &litefs.PagesAnswer{}}
+	x := &pageExchange{cancel: cancel, conn: conn, up: newBlockWriter(up), q: q, answer: &litefs.PagesAnswer{}}
 	defer func() {
 		if err != nil || x.answer.LTX == nil {
 			err = errors.Join(err, x.close(err))
@@ -57,7 +57,7 @@ func (c *Client) pages(ctx context.Context, rawurl string, q litefs.PagesQuery) 
 	question := x.question()
 	x.answer.Wire = int64(len(question))
 	x.asking.Go(func() {
-		_, _ = up.Write(question) // an error is that of the request, which ended
+		_, _ = x.up.Write(question) // an error is that of the request, which ended
 	})
 	watchdog := time.AfterFunc(c.timeouts.handshake, func() { cancel(ErrStalled) })
 	resp, err := c.do(conn, req)
@@ -74,7 +74,7 @@ func (c *Client) pages(ctx context.Context, rawurl string, q litefs.PagesQuery) 
 		return nil, err
 	}
 	x.body = resp.Body
-	x.in = bufio.NewReader(&patientReader{ctx: ctx, cancel: cancel, r: resp.Body, patience: c.timeouts.stall})
+	x.in = bufio.NewReader(newBlockReader(&patientReader{ctx: ctx, cancel: cancel, r: resp.Body, patience: c.timeouts.stall}))
 	return x.answer, x.run()
 }
 
@@ -93,7 +93,7 @@ type pageExchange struct {
 	cancel context.CancelCauseFunc
 	conn   *connection
 	body   io.ReadCloser // nil before the answer begins
-	up     *io.PipeWriter
+	up     *blockWriter
 	in     *bufio.Reader
 	q      litefs.PagesQuery
 	answer *litefs.PagesAnswer
@@ -128,17 +128,10 @@ func (x *pageExchange) question() []byte {
 	return b
 }
 
-// write sends b, in pieces that a connection takes at once.
 func (x *pageExchange) write(b []byte) error {
-	for len(b) > 0 {
-		n, err := x.up.Write(b[:min(len(b), maxWrite)])
-		if err != nil {
-			return err
-		}
-		x.answer.Wire += int64(n)
-		b = b[n:]
-	}
-	return nil
+	n, err := x.up.Write(b)
+	x.answer.Wire += int64(n)
+	return err
 }
 
 func (x *pageExchange) read(b []byte) error {
@@ -169,6 +162,7 @@ func (x *pageExchange) run() error {
 	if x.q.Mode == litefs.PagesLocate {
 		return nil
 	}
+	x.asking.Wait() // the question has been answered, so it was sent
 	if err := x.showSums(); err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package http
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -14,7 +13,8 @@ import (
 )
 
 // POST /tail asks a node, whatever its role, for what its logs have after some positions. The body is a
-// position map; the answer is a sequence of records, all numbers big endian:
+// position map; the answer is a sequence of records, all numbers big endian, both in
+// blocks as those of a stream:
 //
 //	database id, uint32
 //	newest position of its log here: TXID, uint64, and checksum, uint64
@@ -34,14 +34,18 @@ func (s *Server) handleTail(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, http.StatusConflict, fmt.Sprintf("the request is of cluster %.128q, this node of %q", got, own))
 		return
 	}
+	if got, want := r.Header.Get(headerSum), handshakeSum(r.Header); got != want {
+		s.refuse(w, r, http.StatusBadRequest, errCorrupt.Error())
+		return
+	}
 	rc := http.NewResponseController(w)
-	after, err := s.readPositions(rc, bufio.NewReader(r.Body))
+	after, err := s.readPositions(rc, newBlockReader(r.Body))
 	if err != nil {
 		s.refuse(w, r, http.StatusBadRequest, err.Error())
 		return
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	out := newStreamWriter(w, rc, s.limits.stall)
+	out := newBlockStreamWriter(w, rc, s.limits.stall)
 	files := 0
 	for id, pos := range after {
 		db, ok := s.src.Database(id)
@@ -115,7 +119,7 @@ func (c *Client) tails(ctx context.Context, rawurl string, after map[uint32]lite
 		return err
 	}
 	var positions bytes.Buffer
-	if err := WritePosMap(&positions, after); err != nil {
+	if err := WritePosMap(newBlockWriter(&positions), after); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -132,7 +136,7 @@ func (c *Client) tails(ctx context.Context, rawurl string, after map[uint32]lite
 		return err
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
-	return readTails(bufio.NewReader(&patientReader{ctx: ctx, cancel: cancel, r: resp.Body, patience: c.timeouts.stall}), after, fn)
+	return readTails(newBlockReader(&patientReader{ctx: ctx, cancel: cancel, r: resp.Body, patience: c.timeouts.stall}), after, fn)
 }
 
 func readTails(r io.Reader, after map[uint32]litefs.Pos, fn func(litefs.Tail) error) error {

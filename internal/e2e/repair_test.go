@@ -237,6 +237,28 @@ func testForkedFollower(t *testing.T, powerCut bool) {
 	if !slices.Equal(lost, []string{"lost_0", "lost_1", "lost_2", "lost_3", "lost_4"}) {
 		t.Errorf("exported: %v", lost)
 	}
+	out, code := follower.cli("lost", "-config", follower.configPath())
+	if code != 0 || !strings.Contains(out, list[0].Key) || !strings.Contains(out, `"app.db"`) {
+		t.Errorf("litefs lost, exit code %d:\n%s", code, out)
+	}
+	out, code = follower.cli("lost", "-config", follower.configPath(), "-json", list[0].Key)
+	var shown struct {
+		Tables []lostfound.Table
+		First  uint64
+	}
+	if err := json.Unmarshal([]byte(out), &shown); err != nil || code != 0 {
+		t.Fatalf("litefs lost NAME, exit code %d, %v:\n%s", code, err, out)
+	}
+	if len(shown.Tables) != 1 || shown.Tables[0].Name != "t" || shown.Tables[0].Rows != 2005 || shown.First != list[0].First {
+		t.Errorf("litefs lost NAME: %+v", shown)
+	}
+	copied := filepath.Join(t.TempDir(), "copy.db")
+	if out, code := follower.cli("lost", "-config", follower.configPath(), "-export", copied, list[0].Key); code != 0 {
+		t.Errorf("litefs lost -export, exit code %d:\n%s", code, out)
+	}
+	if got := sqlitetest.CLI(t, copied, "PRAGMA integrity_check; SELECT count(*) FROM t;"); got != "ok\n2005\n" && got != "ok\n2005" {
+		t.Errorf("exported: %q", got)
+	}
 	if n := w.MustInt("SELECT count(*) FROM t"); n != 2003 {
 		t.Errorf("%d rows on the primary", n)
 	}
