@@ -115,6 +115,8 @@ type Store struct {
 	stats      Stats
 	replicas   ReplicaRegistry
 
+	scrubbing sync.Mutex // held by the one scrub at work
+
 	// upstream is the connection to the primary at work; nil while there is none.
 	upstream atomic.Pointer[upstream]
 
@@ -175,6 +177,9 @@ type Stats struct {
 	// differ, RejoinPages those pages, RejoinBytes what moved for them, and
 	// RejoinSnapshots the times that a whole snapshot was needed.
 	Rejoins, RejoinPages, RejoinBytes, RejoinSnapshots atomic.Uint64
+	// Scrubs counts databases that were scrubbed to the end, ScrubFaults what was
+	// found.
+	Scrubs, ScrubFaults atomic.Uint64
 	// RolledForward counts transactions that came back from followers.
 	RolledForward atomic.Uint64
 	// TailsKept counts tails of forked histories that went into lost+found.

@@ -39,6 +39,8 @@ func (s *Server) metrics() string {
 	m.one("litefs_rejoin_pages_total", "counter", "Pages that differed.", float64(stats.RejoinPages.Load()))
 	m.one("litefs_rejoin_bytes_total", "counter", "Bytes moved to find and fetch them.", float64(stats.RejoinBytes.Load()))
 	m.one("litefs_rejoin_snapshots_total", "counter", "Times that a whole snapshot was needed instead.", float64(stats.RejoinSnapshots.Load()))
+	m.one("litefs_scrubs_total", "counter", "Databases that were scrubbed.", float64(stats.Scrubs.Load()))
+	m.one("litefs_scrub_faults_total", "counter", "Faults that this found.", float64(stats.ScrubFaults.Load()))
 	m.one("litefs_rolled_forward_total", "counter", "Transactions lost with the power that came back from followers.", float64(stats.RolledForward.Load()))
 	m.one("litefs_tails_kept_total", "counter", "Tails of forked histories that went into lost+found.", float64(stats.TailsKept.Load()))
 	m.histogram("litefs_commit_to_apply_seconds", "Time from a commit on the primary to its visibility here.", &stats.ApplyLatency)

@@ -95,6 +95,7 @@ func newServer(src Source, opt Options, l limits) *Server {
 	mux.Handle("POST /stream", s.authorized(s.handleStream))
 	mux.Handle("POST /pages", s.authorized(s.handlePages))
 	mux.Handle("POST /tail", s.authorized(s.handleTail))
+	mux.Handle("POST /scrub", s.authorized(s.handleScrub))
 	mux.Handle("POST /repair", s.authorized(s.handleRepair))
 
 	var handler http.Handler = mux

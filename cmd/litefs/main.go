@@ -56,6 +56,7 @@ func commands(signals *signals) []command {
 		{"status", "role, databases, replicas and lag of the running node", runStatus},
 		{"export", "write a checked copy of a database to a file", runExport},
 		{"wait", "wait until the running node has a position", runWait},
+		{"scrub", "read databases of the running node and check everything", runScrub},
 		{"repair", "fetch a replica's damaged pages from its primary", runRepair},
 		{"promote", "make the running node the primary", runPromote},
 		{"demote", "make the primary hand over to another node", runDemote},

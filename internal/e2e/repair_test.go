@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/litefs/litefs/internal/lostfound"
+	"github.com/litefs/litefs/internal/sqlapp"
 	"github.com/litefs/litefs/internal/sqlitetest"
 	"github.com/litefs/litefs/sqlitefile"
 )
@@ -38,6 +39,40 @@ func asExit(err error, exit **exec.ExitError) bool {
 	return ok
 }
 
+// A scrub of a database that is written all the time, in every journal mode, finds nothing, and nobody
+// is told that the database is busy.
+func TestScrubBesideAWriter(t *testing.T) {
+	for _, mode := range []string{"wal", "delete", "truncate"} {
+		t.Run(mode, func(t *testing.T) {
+			primary := startNode(t)
+			app := sqlitetest.Start(t)
+			w := app.Open(primary.path("app.db"), "journal_mode="+mode, "synchronous=off", "wal_autocheckpoint=50", "busy_timeout=0")
+			load(w, 500)
+			done := make(chan error, 1)
+			go func() {
+				_, err := w.Repeat([]sqlapp.Step{{SQL: "UPDATE t SET v=randomblob(4000) WHERE id = 1 + abs(random() % 500)"}}, 1000, 0)
+				done <- err
+			}()
+			scrubs := 0
+			for end := false; !end; scrubs++ {
+				select {
+				case err := <-done:
+					if err != nil {
+						t.Error(err)
+					}
+					end = true
+				default:
+				}
+				if found, code := primary.scrub("app.db"); code != 0 || len(found.Faults) > 0 {
+					t.Errorf("scrub: %+v, exit code %d", found, code)
+				}
+			}
+			t.Logf("%d scrubs", scrubs)
+			app.Exit()
+		})
+	}
+}
+
 // repair runs litefs repair on the node.
 func (n *node) repair(name string, flags ...string) (r struct {
 	Pages, Damaged, Differ int
@@ -49,6 +84,22 @@ func (n *node) repair(name string, flags ...string) (r struct {
 	line, _, _ := strings.Cut(out, "\n")
 	if err := json.Unmarshal([]byte(line), &r); err != nil {
 		n.t.Fatalf("litefs repair: %v: %s", err, out)
+	}
+	return r, code
+}
+
+// scrub runs litefs scrub on the node.
+func (n *node) scrub(name string) (r struct {
+	Damaged []uint32
+	Faults  []string
+	Primary string
+	Writing int
+}, code int) {
+	n.t.Helper()
+	out, code := n.cli("scrub", "-config", n.configPath(), "-json", "-rate", "0", name)
+	line, _, _ := strings.Cut(out, "\n")
+	if err := json.Unmarshal([]byte(line), &r); err != nil {
+		n.t.Fatalf("litefs scrub: %v: %s", err, out)
 	}
 	return r, code
 }
@@ -138,6 +189,9 @@ func TestRepairMovesThePagesThatDiffer(t *testing.T) {
 	follower.start()
 	caughtUp(primary, follower, "big.db")
 
+	if found, code := follower.scrub("big.db"); code != 1 || !slices.Equal(found.Damaged, pgnos) || len(found.Faults) != 1 {
+		t.Errorf("scrub: %+v, exit code %d", found, code)
+	}
 	r, code := follower.repair("big.db", "-dry-run")
 	if code != 1 || r.Differ != 3 || r.Damaged != 3 || r.Kept != "" {
 		t.Errorf("dry run: %+v, exit code %d", r, code)
@@ -171,6 +225,11 @@ func TestRepairMovesThePagesThatDiffer(t *testing.T) {
 	caughtUp(primary, follower, "other.db")
 	if r, code := follower.repair("big.db", "-dry-run"); code != 0 || r.Differ != 0 {
 		t.Errorf("dry run afterwards: %+v, exit code %d", r, code)
+	}
+	for _, n := range []*node{primary, follower} {
+		if found, code := n.scrub("big.db"); code != 0 || len(found.Faults) > 0 || found.Writing > 0 {
+			t.Errorf("scrub afterwards: %+v, exit code %d", found, code)
+		}
 	}
 	app.Exit()
 	w.Close()
