@@ -50,7 +50,7 @@ func TestScrubBesideAWriter(t *testing.T) {
 			load(w, 500)
 			done := make(chan error, 1)
 			go func() {
-				_, err := w.Repeat([]sqlapp.Step{{SQL: "UPDATE t SET v=randomblob(4000) WHERE id = 1 + abs(random() % 500)"}}, 1000, 0)
+				_, err := w.Repeat([]sqlapp.Step{{SQL: "UPDATE t SET v=randomblob(4000) WHERE id = 1 + abs(random() % 500)"}}, 300, 0)
 				done <- err
 			}()
 			scrubs := 0
