@@ -61,6 +61,10 @@ type DB struct {
 	// Before mu.
 	ingest sync.Mutex
 
+	// ours is set on a node that was the primary in its last run, until the
+	// database has taken a transaction of the primary after it.
+	ours atomic.Bool
+
 	// epochList is when each primary began to write the database.
 	epochList epochFile
 

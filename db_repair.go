@@ -131,7 +131,10 @@ func (db *DB) recordSums(have PageSums) error {
 			}
 		}
 	}
-	return db.sums.Resize(uint32(len(have.Sums)))
+	if err := db.sums.Resize(uint32(len(have.Sums))); err != nil {
+		return err
+	}
+	return db.sums.Recount()
 }
 
 // maxDamaged bounds how many damaged pages are kept.

@@ -360,6 +360,9 @@ func (s *Store) dropReplica(ctx context.Context, id uint32) error {
 	if db == nil {
 		return nil
 	}
+	if err := db.keepIfOurs(ctx); err != nil {
+		return err
+	}
 	path := filepath.Join(s.MountDir(), db.Name())
 	s.unregister(db)
 	err := db.close()

@@ -37,6 +37,11 @@ type upstream struct {
 	// Order: structure, then worker.op.
 	structure semaphore
 
+	// rejoining is held by the worker that compares pages with the primary: it
+	// reads a whole database, and the primary answers only a few at a time.
+	// Order: worker.op, then rejoining.
+	rejoining semaphore
+
 	mu      sync.Mutex // guards everything below
 	workers map[uint32]*worker
 	pending map[uint32]*worker // have something to acknowledge
@@ -85,6 +90,7 @@ func (s *Store) consume(ctx context.Context, primary string, stream StreamReader
 		url:       primary,
 		stream:    stream,
 		structure: newSemaphore(),
+		rejoining: newSemaphore(),
 		workers:   make(map[uint32]*worker),
 		pending:   make(map[uint32]*worker),
 		notify:    make(chan struct{}, 1),

@@ -57,6 +57,7 @@ func (s *Store) openRecords() error {
 
 func (s *Store) openRecordOf(id uint32) {
 	db := NewDB(s, id, s.DBDir(id))
+	db.ours.Store(s.lastRole == RolePrimary)
 	err := db.Open()
 	if err == nil {
 		return

@@ -125,6 +125,10 @@ func (w *worker) rejoin(ctx context.Context, db *DB, pos Pos, report *RepairRepo
 	if !ok {
 		return w.needSnapshot(db, report, errNoPageClient), nil
 	}
+	if err := w.f.rejoining.acquire(ctx); err != nil {
+		return Pos{}, err
+	}
+	defer w.f.rejoining.release()
 	if err := w.keepWhatForked(ctx, db, client, report.DryRun); err != nil {
 		return Pos{}, err
 	}
@@ -183,7 +187,16 @@ func (w *worker) fetchPages(ctx context.Context, db *DB, client PageClient, repo
 	if have.PageSize == 0 {
 		return fmt.Errorf("there are no pages here: %w", ErrSnapshotNeeded)
 	}
-	report.Pages, report.Damaged = len(have.Sums), db.damagedPages(have)
+	report.Pages = len(have.Sums)
+	if damaged := db.damagedPages(have); len(damaged) > 0 {
+		// The record may be what is damaged: a page that the primary has too is right.
+		a, err := client.Pages(ctx, w.f.url, PagesQuery{Mode: PagesList, DBID: db.id, Log: db.logPositions(), Have: have})
+		if err != nil {
+			return err
+		}
+		report.Bytes += a.Wire
+		report.Damaged = common(damaged, a.Pgnos)
+	}
 	if len(report.Damaged) > 0 && !report.DryRun {
 		if report.Kept, err = db.keepDamaged(report.Damaged); err != nil {
 			return fmt.Errorf("keep the damaged pages: %w", err)
@@ -198,7 +211,8 @@ func (w *worker) fetchPages(ctx context.Context, db *DB, client PageClient, repo
 	if err != nil {
 		return err
 	}
-	report.Pos, report.Differ, report.Bytes = a.Pos, len(a.Pgnos), a.Wire
+	report.Pos, report.Differ = a.Pos, len(a.Pgnos)
+	report.Bytes += a.Wire
 	if a.LTX == nil {
 		return nil
 	}
@@ -217,4 +231,31 @@ func (w *worker) fetchPages(ctx context.Context, db *DB, client PageClient, repo
 	st.RejoinBytes.Add(uint64(report.Bytes))
 	db.log().Warn("the database was brought to the primary's history by the pages that differ", "pages", report.Differ, "of", report.Pages, "bytes", report.Bytes, "was", before.String(), "is", pos.String())
 	return nil
+}
+
+// common returns what is in both lists, which ascend.
+func common(a, b []uint32) (both []uint32) {
+	for len(a) > 0 && len(b) > 0 {
+		switch {
+		case a[0] < b[0]:
+			a = a[1:]
+		case a[0] > b[0]:
+			b = b[1:]
+		default:
+			both = append(both, a[0])
+			a, b = a[1:], b[1:]
+		}
+	}
+	return both
+}
+
+// keepIfOurs keeps a database that is about to be dropped with the primary's, if
+// this node was the primary before and has not met this one's history since: it
+// may have transactions that nobody else has.
+func (db *DB) keepIfOurs(ctx context.Context) error {
+	if _, logged := db.txlog.Head(); !logged || !db.ours.Load() {
+		return nil
+	}
+	_, err := db.KeepTail(ctx, 0, "the primary has dropped this database, or has another one of its name; this node was the primary before")
+	return err
 }

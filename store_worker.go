@@ -344,6 +344,7 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	if err := db.apply(applyCtx, r, first.size); err != nil {
 		return err
 	}
+	db.ours.Store(false) // it joined what was here
 	db.setTrouble(nil, 0)
 	w.f.note(w, false)
 	return nil

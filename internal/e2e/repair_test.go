@@ -237,6 +237,71 @@ func TestRepairMovesThePagesThatDiffer(t *testing.T) {
 	sameEverywhere(t, primary, follower, "big.db", "other.db")
 }
 
+// A replica whose record is damaged finds out at the next transaction, applies nothing that it cannot
+// prove, and fetches what differs: a page or two. The other database takes no notice.
+func TestChecksumMismatchHealsAlone(t *testing.T) {
+	primary := startNode(t)
+	follower := startNode(t, follows(primary))
+	app := sqlitetest.Start(t)
+	conns := map[string]*sqlitetest.Conn{}
+	for _, name := range []string{"app.db", "other.db"} {
+		w := app.Open(primary.path(name), "journal_mode=wal", "synchronous=normal")
+		load(w, 1_000)
+		settle(w)
+		caughtUp(primary, follower, name)
+		conns[name] = w
+	}
+	record := ""
+	records, err := filepath.Glob(filepath.Join(follower.cfg.Data, "dbs", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range records {
+		if b, err := os.ReadFile(filepath.Join(dir, "name")); err == nil && string(b) == "app.db" {
+			record = dir
+		}
+	}
+	// The checksums lie behind a page of headers, 8 bytes each. The node has the file mapped.
+	f, err := os.OpenFile(filepath.Join(record, "checksums"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 8*1000)
+	if _, err := f.ReadAt(b, 4096); err != nil {
+		t.Fatal(err)
+	}
+	for i := range b {
+		b[i] ^= byte(i%251) & 0x7f
+	}
+	if _, err := f.WriteAt(b, 4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, w := range conns {
+		w.MustExec("UPDATE t SET v = 'changed' WHERE id = 500")
+		settle(w)
+		caughtUp(primary, follower, name)
+	}
+	if found, code := follower.scrub("app.db"); code != 0 || len(found.Faults) > 0 {
+		t.Errorf("scrub: %+v, exit code %d", found, code)
+	}
+	log := follower.log.text()
+	for _, want := range []string{"checksum differs", "brought to the primary's history by the pages that differ"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log does not say %q", want)
+		}
+	}
+	for _, not := range []string{"a whole snapshot is fetched", "lost+found", "level=ERROR msg=\"database does not follow the primary; tried again\" db=other.db"} {
+		if strings.Contains(log, not) {
+			t.Errorf("the log says %q", not)
+		}
+	}
+	app.Exit()
+	sameEverywhere(t, primary, follower, "app.db", "other.db")
+}
+
 // A follower that has transactions which its primary lost keeps them in lost+found and rejoins by the
 // pages that differ: when an old copy came back in the primary's place, and when its power was cut and
 // the follower could not be asked.

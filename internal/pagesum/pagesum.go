@@ -177,6 +177,20 @@ func (p *File) getLocked(pgno uint32) uint64 {
 	return binary.LittleEndian.Uint64(p.mu.data[sumOffset(pgno):])
 }
 
+// Recount adds the sums up anew. The rolling checksum follows each store, and so
+// it is wrong for good once a sum was changed by anybody else: a bad memory, a
+// bad disk.
+func (p *File) Recount() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mu.data == nil {
+		return fmt.Errorf("page checksums %s: %w", p.path, ErrClosed)
+	}
+	end := dataOffset + sumSize*int64(p.mu.hdr.count)
+	p.sum.Store(uint64(ltx.ChecksumFlag) | xorAll(p.mu.data[dataOffset:end]))
+	return nil
+}
+
 // All returns the page size in bytes and a copy of all sums, that of page 1
 // first; 0 for a page without one.
 func (p *File) All() (pageSize uint32, sums []uint64) {

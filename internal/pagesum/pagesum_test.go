@@ -438,3 +438,49 @@ func BenchmarkCompute(b *testing.B) {
 		must(b, pagesum.Compute(zeroes{}, 4096, pages, 0, func(uint32, uint64) {}))
 	}
 }
+
+// A sum that somebody else has changed spoils the rolling checksum until it is counted anew.
+func TestRecount(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "checksums")
+	p, err := pagesum.Open(path, "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.SetPageSize(512); err != nil {
+		t.Fatal(err)
+	}
+	const flag = 1 << 63
+	for pgno, sum := range []uint64{flag | 1, flag | 2, flag | 4} {
+		if err := p.Set(uint32(pgno+1), sum); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte{0xff}, 4096+8); err != nil { // page 2
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Set(2, flag|2); err != nil {
+		t.Fatal(err)
+	}
+	if p.Sum() == flag|7 {
+		t.Error("the rolling checksum does not follow the stores")
+	}
+	if err := p.Recount(); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.Sum(); got != flag|7 {
+		t.Errorf("sum %016x after counting anew", got)
+	}
+	if err := p.Close(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Recount(); !errors.Is(err, pagesum.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+}
