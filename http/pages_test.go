@@ -167,6 +167,7 @@ func TestTailsOfBadAnswers(t *testing.T) {
 		}
 	}
 }
+
 // TestPages_Handshake: a node that compares pages is let in as one that follows is.
 func TestPages_Handshake(t *testing.T) {
 	url := testServer(t, newFakeSource("a.db"), "", fastLimits()).URL()

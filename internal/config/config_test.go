@@ -59,7 +59,7 @@ func TestDefault(t *testing.T) {
 		Fuse:        config.Fuse{Dir: "/srv/app", Passthrough: true},
 		Data:        config.Data{Dir: "/srv/.app.litefs", Retention: 10 * time.Minute, RetentionMonitorInterval: time.Minute},
 		HTTP:        config.HTTP{Addr: "127.0.0.1:20202"},
-		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, DemoteDelay: 10 * time.Second, RollForwardTimeout: 10 * time.Second, Consul: consul, Etcd: etcd},
+		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd},
 		Log:         config.Log{Format: "text"},
 		ExitOnError: true,
 	}
@@ -130,7 +130,7 @@ consul:
 `, source("DB_DIR", "/home/u/demo1", "LITEFS_PORT", "30303", "CONSUL_URL", "http://localhost:8500"))
 	want := config.Lease{
 		Type: "consul", Hostname: "bert", AdvertiseURL: "http://bert:30303", Candidate: true,
-		ReconnectDelay: time.Second, DemoteDelay: 10 * time.Second, Etcd: etcd, Consul: consul,
+		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Etcd: etcd, Consul: consul,
 	}
 	want.Consul.URL = "http://localhost:8500"
 	if cfg.Fuse.Dir != "/home/u/demo1" || cfg.HTTP.Addr != ":30303" || !reflect.DeepEqual(cfg.Lease, want) {
@@ -156,7 +156,7 @@ lease:
 `, source("FLY_REGION", "ord"))
 	want := config.Lease{
 		Type: "consul", Hostname: "bert", AdvertiseURL: "http://bert:20202", Candidate: true, Promote: true,
-		ReconnectDelay: time.Second, Etcd: etcd,
+		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, Etcd: etcd,
 		Consul: config.Consul{URL: "https://:t0ken@consul.example/app-1", Key: "myapp/primary", TTL: 15 * time.Second, LockDelay: 2 * time.Second},
 	}
 	if cfg.HTTP.Addr != ":20202" || !reflect.DeepEqual(cfg.Lease, want) {
