@@ -58,6 +58,9 @@ func (s *Store) afterPowerCut() error {
 	if err != nil || !cut || s.lastRole != RolePrimary {
 		return err
 	}
+	if _, elected := s.Leaser.(Registry); elected {
+		return nil // the lease says which epoch is next, and who is the fullest
+	}
 	epoch, err := s.readEpoch()
 	if err != nil {
 		return err
@@ -66,6 +69,7 @@ func (s *Store) afterPowerCut() error {
 		return err
 	}
 	s.epoch.Store(epoch + 1)
+	s.reign.Store(epoch + 1)
 	s.Logger.Warn("the power was cut: a new epoch begins", "epoch", epoch+1)
 	return s.rollForwardFromReplicas(s.ctx)
 }
