@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 
 	"github.com/litefs/litefs/internal/config"
@@ -22,11 +23,24 @@ import (
 )
 
 func main() {
+	leaveProcessors()
 	std := stdio{in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	ctx, signals := watchSignals(context.Background(), os.Exit)
 	err := run(ctx, os.Args[1:], std, signals)
 	signals.stop()
 	os.Exit(report(err, std.err))
+}
+
+// readers is how many goroutines wait for requests of the kernel (package fuse).
+const readers = 2
+
+// leaveProcessors gives the scheduler of Go more processors than there are, unless the environment says how many. A
+// goroutine that waits in a system call keeps one until the runtime's monitor takes it away, and has to find another
+// one afterwards: on a machine of two CPUs the readers would hold all there are, and each request would pay for that.
+func leaveProcessors() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + readers)
+	}
 }
 
 // stdio is the standard streams of a subcommand. They are files, for a program
