@@ -92,12 +92,10 @@ func (r ReplicaStatus) has(want map[uint32]Pos) bool {
 }
 
 // handOver gives the lease to a successor that has everything. The locks are
-// held already, and the role is the replica's.
+// held already, and the role is the replica's; on disk it is when this node
+// begins to follow.
 func (l *roleLoop) handOver(ctx context.Context, to string) {
 	s := l.s
-	if err := s.writeRole(RoleReplica); err != nil {
-		s.Logger.Error("the role is not on record", "error", err)
-	}
 	if lease := l.held(); lease != nil {
 		if err := lease.SetRecord(ctx, s.recordOf(to)); err != nil {
 			s.Logger.Warn("the record does not name the successor", "to", to, "error", err)

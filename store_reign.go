@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/litefs/litefs/internal/role"
@@ -426,20 +427,28 @@ func (l *roleLoop) prepare(ctx context.Context, epoch uint64) error {
 		return err
 	}
 	epoch = max(epoch, mine+1)
-	if err := s.writeEpoch(epoch); err != nil {
-		return err
-	}
-	if err := s.each(func(db *DB) error { return db.readyToWrite(ctx) }); err != nil {
+	// Applications wait: what need not wait for each other does not.
+	var g errgroup.Group
+	g.Go(func() error { return s.writeEpoch(epoch) })
+	g.Go(func() error { return s.each(func(db *DB) error { return db.readyToWrite(ctx) }) })
+	if err := g.Wait(); err != nil {
 		return err
 	}
 	s.epoch.Store(epoch)
 	s.reign.Store(epoch)
-	if lease := l.held(); lease == nil {
+	lease := l.held()
+	if lease == nil {
 		return ErrLeaseExpired
-	} else if err := lease.SetRecord(ctx, s.recordOf("")); err != nil {
-		return fmt.Errorf("record of this reign: %w", err)
 	}
-	return s.writeRole(RolePrimary)
+	g = errgroup.Group{}
+	g.Go(func() error {
+		if err := lease.SetRecord(ctx, s.recordOf("")); err != nil {
+			return fmt.Errorf("record of this reign: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error { return s.writeRole(RolePrimary) })
+	return g.Wait()
 }
 
 // retire takes the replica's locks on every database. What cannot be had is
