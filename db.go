@@ -87,6 +87,9 @@ type DB struct {
 	// trouble is why a replica's database does not follow; nil when it does.
 	trouble atomic.Pointer[trouble]
 
+	// loadProgress is how far load is, for those who must not wait for mu.
+	loadProgress atomic.Pointer[loadProgress]
+
 	mu     sync.Mutex // guards everything below
 	closed bool
 	txlog  *ltxlog.Log
@@ -124,6 +127,8 @@ type DB struct {
 
 	// peer applies entries on a replica; nil on a primary.
 	peer *peer.Peer
+	// load is the first content, on its way into the file; nil when none is.
+	load *load
 	// stale is set on a replica whose files may lack pages of the log: the
 	// next sync asks for a snapshot.
 	stale bool

@@ -33,11 +33,15 @@ func (db *DB) isStale() bool {
 
 // releasePeer lets go of the locks. db.mu is held.
 func (db *DB) releasePeer() error {
+	var err error
+	if db.load != nil {
+		err = db.abortLoad()
+	}
 	p := db.peer
 	db.peer = nil
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	return p.Close(ctx)
+	return errors.Join(err, p.Close(ctx))
 }
 
 // leaveMount closes what the database has open on the mount.
@@ -59,6 +63,9 @@ var errChecksum = errors.New("checksum differs")
 func (db *DB) apply(ctx context.Context, r io.Reader, size int64) error {
 	db.ingest.Lock()
 	defer db.ingest.Unlock()
+	if err := db.dropUnfinishedLoad(); err != nil {
+		return err
+	}
 	e, err := db.txlog.Import(io.LimitReader(r, size), size, false)
 	if err != nil {
 		return err
@@ -81,6 +88,12 @@ func (db *DB) catchUp(ctx context.Context) (Pos, error) {
 	defer db.mu.Unlock()
 	if db.closed || db.peer == nil {
 		return Pos{}, ErrDatabaseNotFound
+	}
+	if db.load != nil {
+		if err := db.goOnLoading(ctx); err != nil {
+			return Pos{}, err
+		}
+		return db.wantedPosLocked(), nil
 	}
 	entries, ok := db.unapplied()
 	if !ok {
@@ -138,8 +151,11 @@ func (db *DB) wantedPos() Pos {
 
 func (db *DB) wantedPosLocked() Pos {
 	head, ok := db.txlog.Head()
-	if !ok {
+	if !ok || db.load != nil && db.load.end == 0 {
 		return Pos{}
+	}
+	if db.load != nil {
+		return Pos{TXID: head.Max, Chksum: head.Post}
 	}
 	if _, ok := db.unapplied(); db.stale || !ok {
 		return db.noPos()

@@ -163,6 +163,11 @@ func (db *DB) readyToWrite(ctx context.Context) error {
 	if db.closed || db.peer == nil {
 		return nil
 	}
+	if db.load != nil { // half a copy is none
+		if err := db.failLoad(nil); err != nil {
+			return err
+		}
+	}
 	if db.stale && db.peer.PageCount() > 0 {
 		img, err := db.openAppliedImage()
 		if err != nil {

@@ -22,10 +22,15 @@ const (
 	StreamFrameTypeOffLog    = StreamFrameType(9)
 	StreamFrameTypeNodes     = StreamFrameType(7)
 	StreamFrameTypeHandoff   = StreamFrameType(8)
+	StreamFrameTypeBase      = StreamFrameType(12)
+	StreamFrameTypePages     = StreamFrameType(13)
+	StreamFrameTypeBaseEnd   = StreamFrameType(14)
 
 	// From the replica to the primary.
 	StreamFrameTypeAck    = StreamFrameType(16)
 	StreamFrameTypeResume = StreamFrameType(17)
+
+	StreamFrameTypeResumeBase = StreamFrameType(24)
 )
 
 // Bounds of what a frame may announce. What is beyond is refused before it is allocated or read.
@@ -89,6 +94,14 @@ func newStreamFrame(typ StreamFrameType) (StreamFrame, error) {
 		return &AckStreamFrame{}, nil
 	case StreamFrameTypeResume:
 		return &ResumeStreamFrame{}, nil
+	case StreamFrameTypeBase:
+		return &BaseStreamFrame{}, nil
+	case StreamFrameTypePages:
+		return &PagesStreamFrame{}, nil
+	case StreamFrameTypeBaseEnd:
+		return &BaseEndStreamFrame{}, nil
+	case StreamFrameTypeResumeBase:
+		return &ResumeBaseStreamFrame{}, nil
 	}
 	return nil, fmt.Errorf("invalid stream frame type: 0x%02x", uint32(typ))
 }

@@ -34,6 +34,11 @@ var streamFrames = []struct {
 	}, "00000010 00000001 0000000000000002 0000000000000003 0000000000000004 0000000000000005 0000000000000006" +
 		"0000000000000007 0000000000000008 0000000000000009 0000000000000000 0000000000000000 000000000000000a"},
 	{&litefs.ResumeStreamFrame{DBID: 1, Ask: 2, Pos: litefs.Pos{TXID: 3, Chksum: 4}}, "00000011 00000001 00000002 0000000000000003 0000000000000004"},
+	{&litefs.BaseStreamFrame{DBID: 1, Pos: litefs.Pos{TXID: 2, Chksum: 3}, Epoch: 4, UnixMilli: 5, PageSize: 4096, Count: 6, First: 7},
+		"0000000c 00000001 0000000000000002 0000000000000003 0000000000000004 0000000000000005 00001000 00000006 00000007"},
+	{&litefs.PagesStreamFrame{DBID: 1, Pgno: 2, Size: 8192, Len: 100}, "0000000d 00000001 00000002 00002000 00000064"},
+	{&litefs.BaseEndStreamFrame{DBID: 1, TXID: 2}, "0000000e 00000001 0000000000000002"},
+	{&litefs.ResumeBaseStreamFrame{DBID: 1, Ask: 2, Pos: litefs.Pos{TXID: 3, Chksum: 4}, Next: 5}, "00000018 00000001 00000002 0000000000000003 0000000000000004 00000005"},
 }
 
 func unhex(tb testing.TB, s string) []byte {
@@ -104,6 +109,9 @@ func TestReadStreamFrame_Invalid(t *testing.T) {
 		"00000005 00000001 0000000000100000 0000000000000000 00020001": "invalid chunk stream frame: 131073 bytes at 0 of a file of 1048576, at most 131072 at once are allowed",
 		"00000001 00000001 00001001":                                   "invalid DB stream frame: name of 4097 bytes, at most 4096 are allowed",
 		"00000001 00000001 ffffffff":                                   "invalid DB stream frame: name of 4294967295 bytes, at most 4096 are allowed",
+		"0000000d 00000001 00000000 00000001 00000001":                 "invalid pages stream frame: 1 bytes as 1 from page 0 on, at most 131072 are allowed",
+		"0000000d 00000001 00000001 00020001 00000001":                 "invalid pages stream frame: 131073 bytes as 1 from page 1 on, at most 131072 are allowed",
+		"0000000d 00000001 00000001 00000001 00000002":                 "invalid pages stream frame: 1 bytes as 2 from page 1 on, at most 131072 are allowed",
 		"00000002 0000000000000000":                                    "invalid LTX stream frame: size of 0 bytes, want 1 to 281474976710656",
 		"00000002 ffffffffffffffff":                                    "invalid LTX stream frame: size of -1 bytes, want 1 to 281474976710656",
 		"00000002 0001000000000001":                                    "invalid LTX stream frame: size of 281474976710657 bytes, want 1 to 281474976710656",
@@ -123,6 +131,9 @@ func TestWriteStreamFrame_Invalid(t *testing.T) {
 		&litefs.LTXStreamFrame{Size: -1},
 		&litefs.ChunkStreamFrame{Size: 1, Offset: 1, Len: 1},
 		&litefs.AckStreamFrame{Taken: -1},
+		&litefs.BaseStreamFrame{DBID: 1, Pos: litefs.Pos{TXID: 2, Chksum: 3}, PageSize: 4095, Count: 1, First: 1},
+		&litefs.BaseStreamFrame{DBID: 1, Pos: litefs.Pos{TXID: 1, Chksum: 3}, PageSize: 4096, Count: 1, First: 1},
+		&litefs.PagesStreamFrame{Pgno: 1, Size: 5},
 	} {
 		if err := litefs.WriteStreamFrame(io.Discard, f); err == nil {
 			t.Errorf("%T: want an error", f)

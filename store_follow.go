@@ -151,6 +151,10 @@ func (f *upstream) read() error {
 			if err := f.readPiece(w, fr); err != nil {
 				return err
 			}
+		case *BaseStreamFrame, *PagesStreamFrame, *BaseEndStreamFrame:
+			if err := f.readBase(fr); err != nil {
+				return err
+			}
 		case *ResumedStreamFrame:
 			if w := f.worker(fr.DBID); w != nil {
 				w.resumed(fr.Ask)
@@ -184,6 +188,28 @@ func (f *upstream) readPiece(w *worker, fr *ChunkStreamFrame) error {
 	p := piece{size: fr.Size, offset: fr.Offset, data: make([]byte, fr.Len)}
 	if _, err := io.ReadFull(f.stream, p.data); err != nil {
 		return err
+	}
+	return w.push(p)
+}
+
+// readBase gives a part of a base to its database.
+func (f *upstream) readBase(frame StreamFrame) error {
+	var id uint32
+	var p piece
+	switch fr := frame.(type) {
+	case *BaseStreamFrame:
+		id, p.start = fr.DBID, fr
+	case *PagesStreamFrame:
+		id, p.pages, p.data = fr.DBID, fr, make([]byte, fr.Size)
+		if _, err := io.ReadFull(f.stream, p.data); err != nil {
+			return err
+		}
+	case *BaseEndStreamFrame:
+		id, p.end = fr.DBID, fr
+	}
+	w := f.worker(id)
+	if w == nil {
+		return fmt.Errorf("a piece of database %s, which was not named", FormatDBID(id))
 	}
 	return w.push(p)
 }

@@ -66,10 +66,10 @@ func (db *DB) retain(r Retention) {
 	defer db.ingest.Unlock()
 	db.mu.Lock()
 	txlog, sums, closed := db.txlog, db.sums, db.closed
-	pos := db.Pos()
+	pos, loading := db.Pos(), db.load != nil
 	db.mu.Unlock()
-	if closed || txlog == nil {
-		return
+	if closed || txlog == nil || loading {
+		return // what a load needs of the log stays as it is
 	}
 	if err := errors.Join(db.syncFiles(), sums.Sync()); err != nil {
 		db.log().Error("cannot make files and page checksums durable: the log keeps its old entries", "error", err)

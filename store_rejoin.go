@@ -106,6 +106,9 @@ func (w *worker) rejoinIfNeeded(ctx context.Context, db *DB, pos Pos, r *repairR
 	if !needed {
 		return pos, nil
 	}
+	if db.loading() != nil {
+		return w.loadAnew(db, pos, r)
+	}
 	report := RepairReport{Name: db.Name(), DryRun: r != nil && r.dry}
 	next, err := w.rejoin(ctx, db, pos, &report)
 	if r != nil {
@@ -115,6 +118,22 @@ func (w *worker) rejoinIfNeeded(ctx context.Context, db *DB, pos Pos, r *repairR
 		}
 	}
 	return next, err
+}
+
+// loadAnew is rejoinIfNeeded for a database whose first copy is on its way: there
+// is nothing yet that could be mended. When the primary's log does not lead on,
+// another copy is asked for.
+func (w *worker) loadAnew(db *DB, pos Pos, r *repairRequest) (Pos, error) {
+	if r != nil {
+		r.done <- repairResult{err: fmt.Errorf("its first copy is on the way: %w", ErrBusy)}
+	}
+	w.mu.Lock()
+	off := w.off
+	w.mu.Unlock()
+	if !off {
+		return pos, nil
+	}
+	return Pos{}, db.giveUpLoad()
 }
 
 // rejoin is rejoinIfNeeded for a database that needs it. Whatever this node has

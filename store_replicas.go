@@ -39,7 +39,13 @@ type replica struct {
 	connections int
 	contact     time.Time
 	dbs         map[uint32]AckStreamFrame
-	snapshots   map[uint32]int64
+	transfers   map[uint32]Transfer
+}
+
+// Transfer is a snapshot, or a base, on its way to a replica.
+type Transfer struct {
+	From       Pos   // the log is needed from here on
+	Sent, Size int64 // bytes
 }
 
 // ReplicaStatus is one replica as its primary knows it.
@@ -51,7 +57,7 @@ type ReplicaStatus struct {
 	Connected bool
 	Contact   time.Time                 // when it was last heard of
 	Databases map[uint32]AckStreamFrame // by database id
-	Snapshots map[uint32]int64          // snapshots on their way, by database id: bytes
+	Transfers map[uint32]Transfer       // by database id
 }
 
 // ReplicaConn notes what one connection of a replica tells. It is safe for
@@ -68,7 +74,7 @@ func (g *ReplicaRegistry) Connect(nodeID, remote string) *ReplicaConn {
 	g.expire(time.Now())
 	r := g.replicas[nodeID]
 	if r == nil {
-		r = &replica{handoff: make(chan struct{}), dbs: make(map[uint32]AckStreamFrame), snapshots: make(map[uint32]int64)}
+		r = &replica{handoff: make(chan struct{}), dbs: make(map[uint32]AckStreamFrame), transfers: make(map[uint32]Transfer)}
 		if g.replicas == nil {
 			g.replicas = make(map[string]*replica)
 		}
@@ -174,15 +180,15 @@ func (c *ReplicaConn) Forget(dbID uint32) {
 	delete(c.r.dbs, dbID)
 }
 
-// Sending notes that a snapshot of a database is on its way; 0 bytes, that none
-// is any more.
-func (c *ReplicaConn) Sending(dbID uint32, bytes int64) {
+// Sending notes how far a snapshot or base of a database is; the zero Transfer,
+// that none is on its way any more.
+func (c *ReplicaConn) Sending(dbID uint32, t Transfer) {
 	c.registry.mu.Lock()
 	defer c.registry.mu.Unlock()
-	if bytes == 0 {
-		delete(c.r.snapshots, dbID)
+	if t == (Transfer{}) {
+		delete(c.r.transfers, dbID)
 	} else {
-		c.r.snapshots[dbID] = bytes
+		c.r.transfers[dbID] = t
 	}
 }
 
@@ -208,7 +214,7 @@ func (g *ReplicaRegistry) List() []ReplicaStatus {
 	list := make([]ReplicaStatus, 0, len(g.replicas))
 	for id, r := range g.replicas {
 		list = append(list, ReplicaStatus{
-			NodeID: id, Remote: r.remote, URL: r.url, Candidate: r.candidate, Connected: r.connections > 0, Contact: r.contact, Databases: maps.Clone(r.dbs), Snapshots: maps.Clone(r.snapshots),
+			NodeID: id, Remote: r.remote, URL: r.url, Candidate: r.candidate, Connected: r.connections > 0, Contact: r.contact, Databases: maps.Clone(r.dbs), Transfers: maps.Clone(r.transfers),
 		})
 	}
 	slices.SortFunc(list, func(a, b ReplicaStatus) int { return cmp.Compare(a.NodeID, b.NodeID) })
@@ -223,6 +229,9 @@ func (g *ReplicaRegistry) neededFrom(dbID uint32) uint64 {
 	g.expire(time.Now())
 	var from uint64
 	for _, r := range g.replicas {
+		if t, ok := r.transfers[dbID]; ok && (from == 0 || t.From.TXID+1 < from) {
+			from = t.From.TXID + 1
+		}
 		ack, ok := r.dbs[dbID]
 		if !ok || ack.Received.IsZero() || time.Since(r.contact) > replicaMemory {
 			continue

@@ -40,6 +40,8 @@ type DBStatus struct {
 	LogBytes        int64
 
 	Repairing string // what is being repaired; "" when nothing is
+	// LoadBytes of LoadSize bytes of the first copy have come; 0 of 0: it is here.
+	LoadBytes, LoadSize int64
 
 	Commits      uint64        // local transactions captured since the start
 	Reaped       uint64        // log entries that retention has removed since the start
@@ -96,6 +98,9 @@ func (db *DB) Status() DBStatus {
 	}
 	if r := db.repairing.Load(); r != nil {
 		st.Repairing = *r
+	}
+	if p := db.loadProgress.Load(); p != nil {
+		st.LoadBytes, st.LoadSize = p.bytes, p.size
 	}
 	if t := db.trouble.Load(); t != nil {
 		st.Trouble, st.Since = t.err, t.since

@@ -41,16 +41,24 @@ type worker struct {
 	asked  int64  // of taken, what the primary was told
 	ask    uint32 // number of the last Resume
 	resume *Pos   // to be asked for; nil when nothing is
+	page   uint32 // with resume: the page from which the base that began there is to go on; 0: no base is
 
 	busy bool // a file is being imported or applied, or the database has failed
 	sent AckStreamFrame
 }
 
-// piece is a part of a file, or the whole of a small one.
+// piece is a part of a file, or the whole of a small one, or of a base.
 type piece struct {
 	size, offset int64
-	data         []byte // empty: the file is given up
+	data         []byte // empty, of a file: it is given up
+
+	start *BaseStreamFrame    // the beginning of a base
+	pages *PagesStreamFrame   // data is pages of a base
+	end   *BaseEndStreamFrame // the end of a base
 }
+
+// ofBase reports whether the piece is not of a file.
+func (p piece) ofBase() bool { return p.start != nil || p.pages != nil || p.end != nil }
 
 var (
 	errGivenUp     = errors.New("the primary gave the file up")
@@ -139,7 +147,9 @@ func (w *worker) idle() bool {
 func (w *worker) run() {
 	ctx := w.f.ctx
 	var delay time.Duration
-	ask := false // the primary does not know where we are
+	// ask: the primary does not know where we are. The positions that a
+	// connection begins with do not tell of half a base.
+	ask := w.loading()
 	for {
 		err := w.await(ctx)
 		if err == nil {
@@ -302,10 +312,19 @@ func (w *worker) prepare(ctx context.Context, ask bool) error {
 	w.flush()
 	w.discard, w.off = true, false
 	w.ask++
-	w.resume = &pos
+	w.resume, w.page = &pos, 0
+	if start, next, ok := db.toContinue(); ok {
+		w.resume, w.page = &start, next
+	}
 	w.mu.Unlock()
 	w.f.note(w, true)
 	return nil
+}
+
+// loading reports whether half a base is there.
+func (w *worker) loading() bool {
+	db := w.f.store.DB(w.id)
+	return db != nil && db.loading() != nil
 }
 
 // drain applies files as they come. It returns at the first that cannot be.
@@ -332,6 +351,14 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	if db == nil {
 		return errInterrupted
 	}
+	if first.ofBase() {
+		if err := w.takeBase(ctx, db, first); err != nil {
+			return err
+		}
+		db.setTrouble(nil, 0)
+		w.f.note(w, first.end != nil)
+		return nil
+	}
 	if first.offset != 0 || len(first.data) == 0 {
 		return errGivenUp
 	}
@@ -348,6 +375,20 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	db.setTrouble(nil, 0)
 	w.f.note(w, false)
 	return nil
+}
+
+// takeBase takes a piece of a base.
+func (w *worker) takeBase(ctx context.Context, db *DB, p piece) error {
+	switch {
+	case p.start != nil:
+		ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+		defer cancel()
+		return db.beginLoad(ctx, *p.start)
+	case p.pages != nil:
+		return db.loadPages(p.pages.Pgno, p.data)
+	default:
+		return db.endLoad(ctx, p.end.TXID)
+	}
 }
 
 // next returns the next piece. The first of a file may be long in coming.
@@ -424,10 +465,14 @@ func (w *worker) report() []StreamFrame {
 		w.sent, w.asked = ack, w.taken
 		frames = append(frames, &ack)
 	}
-	if w.resume != nil {
+	switch {
+	case w.resume == nil:
+	case w.page > 0:
+		frames = append(frames, &ResumeBaseStreamFrame{DBID: w.id, Ask: w.ask, Pos: *w.resume, Next: w.page})
+	default:
 		frames = append(frames, &ResumeStreamFrame{DBID: w.id, Ask: w.ask, Pos: *w.resume})
-		w.resume = nil
 	}
+	w.resume = nil
 	return frames
 }
 
@@ -449,7 +494,7 @@ func (r *fileReader) Read(b []byte) (int, error) {
 		switch {
 		case err != nil:
 			return 0, err
-		case p.size != r.size || p.offset != r.read || len(p.data) == 0:
+		case p.ofBase() || p.size != r.size || p.offset != r.read || len(p.data) == 0:
 			return 0, errGivenUp
 		}
 		r.rest = p.data

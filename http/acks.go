@@ -16,12 +16,13 @@ import (
 
 // ackSource is the replica's half of a stream, after its positions.
 type ackSource struct {
-	r     *bufio.Reader
-	rc    *http.ResponseController
-	stall time.Duration // a replica that says nothing for so long is gone
-	conn  *litefs.ReplicaConn
-	pages bool   // the replica fetches pages that differ
-	id    string // node id of the replica
+	r      *bufio.Reader
+	rc     *http.ResponseController
+	stall  time.Duration // a replica that says nothing for so long is gone
+	conn   *litefs.ReplicaConn
+	pages  bool   // the replica fetches pages that differ
+	id     string // node id of the replica
+	remote string // address of the replica
 }
 
 // maxAcked bounds how many databases a replica may speak of between two looks at it.
@@ -35,15 +36,15 @@ type acks struct {
 	done   chan struct{} // closed when the replica says no more
 
 	mu     sync.Mutex
-	taken  map[uint32]int64                    // newest for each database
-	resume map[uint32]litefs.ResumeStreamFrame // newest for each database
-	err    error                               // why no more is read
+	taken  map[uint32]int64                        // newest for each database
+	resume map[uint32]litefs.ResumeBaseStreamFrame // newest for each database; Next 0: of no base
+	err    error                                   // why no more is read
 }
 
 func newAcks(src ackSource) *acks {
 	return &acks{
 		src: src, notify: make(chan struct{}, 1), done: make(chan struct{}),
-		taken: make(map[uint32]int64), resume: make(map[uint32]litefs.ResumeStreamFrame),
+		taken: make(map[uint32]int64), resume: make(map[uint32]litefs.ResumeBaseStreamFrame),
 	}
 }
 
@@ -99,6 +100,8 @@ func (a *acks) take(f litefs.StreamFrame) error {
 		a.src.conn.Acked(*f)
 		a.taken[f.DBID] = f.Taken
 	case *litefs.ResumeStreamFrame:
+		a.resume[f.DBID] = litefs.ResumeBaseStreamFrame{DBID: f.DBID, Ask: f.Ask, Pos: f.Pos}
+	case *litefs.ResumeBaseStreamFrame:
 		a.resume[f.DBID] = *f
 	default:
 		return fmt.Errorf("the replica sends a frame of type %d, which is for replicas", f.Type())
@@ -118,10 +121,10 @@ func (a *acks) wake() {
 }
 
 // collect returns what came since the last call.
-func (a *acks) collect() (taken map[uint32]int64, resume map[uint32]litefs.ResumeStreamFrame, err error) {
+func (a *acks) collect() (taken map[uint32]int64, resume map[uint32]litefs.ResumeBaseStreamFrame, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	taken, resume, err = a.taken, a.resume, a.err
-	a.taken, a.resume = make(map[uint32]int64), make(map[uint32]litefs.ResumeStreamFrame)
+	a.taken, a.resume = make(map[uint32]int64), make(map[uint32]litefs.ResumeBaseStreamFrame)
 	return taken, resume, err
 }

@@ -245,6 +245,11 @@ func (db *fakeDB) NextLTX(pos litefs.Pos) (*litefs.LTXReader, error) {
 	return db.reader(db.log[pos.TXID-db.first], pos.TXID+1, pos.TXID+1), nil
 }
 
+// Base gives no base: the log is sent.
+func (db *fakeDB) Base(context.Context, litefs.Pos, uint32, func()) (litefs.BaseReader, error) {
+	return nil, nil
+}
+
 func (db *fakeDB) SnapshotLTX(ctx context.Context) (*litefs.LTXReader, error) {
 	if db.snapshot != nil {
 		if err := db.snapshot(ctx); err != nil {

@@ -69,7 +69,7 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	logger.Info("replica connected", "databases", len(posMap))
 	out := newBlockStreamWriter(w, rc, s.limits.stall)
 	err = s.runSession(r.Context(), out, posMap, wanted, ackSource{
-		r: body, rc: rc, stall: s.limits.stall, pages: r.Header.Get(headerPages) != "",
+		r: body, rc: rc, stall: s.limits.stall, pages: r.Header.Get(headerPages) != "", remote: r.RemoteAddr,
 		conn: conn, id: r.Header.Get(headerID),
 	}, logger)
 	level := slog.LevelInfo

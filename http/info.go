@@ -54,6 +54,8 @@ type DatabaseInfo struct {
 	LogBytes   int64  `json:"logBytes"`
 
 	Repairing string `json:"repairing,omitempty"` // what is being repaired
+	LoadBytes int64  `json:"loadBytes,omitempty"` // of its first copy, on the way here: those that have come
+	LoadSize  int64  `json:"loadSize,omitempty"`
 
 	Error string     `json:"error,omitempty"` // why it does not follow the primary
 	Since *time.Time `json:"since,omitempty"` // when that began
@@ -87,8 +89,9 @@ type ReplicaDatabaseInfo struct {
 	Durable  string `json:"durable"`
 	Applied  string `json:"applied"`
 
-	LagTransactions uint64 `json:"lagTransactions"` // that are committed and not applied
-	SnapshotBytes   int64  `json:"snapshotBytes,omitempty"`
+	LagTransactions uint64 `json:"lagTransactions"`         // that are committed and not applied
+	SnapshotBytes   int64  `json:"snapshotBytes,omitempty"` // of a copy of the database on its way
+	SnapshotSent    int64  `json:"snapshotSent,omitempty"`
 }
 
 func (s *Server) handleInfo(w http.ResponseWriter, r *http.Request) {
@@ -152,6 +155,9 @@ func databaseInfo(db litefs.DBStatus) DatabaseInfo {
 		LogBytes:   db.LogBytes,
 		Repairing:  db.Repairing,
 	}
+	if db.LoadSize > 0 {
+		d.LoadBytes, d.LoadSize = db.LoadBytes, db.LoadSize
+	}
 	if db.Trouble != nil {
 		d.Error, d.Since = db.Trouble.Error(), &db.Since
 	}
@@ -165,13 +171,14 @@ func replicaInfo(r litefs.ReplicaStatus, dbs []litefs.DBStatus) ReplicaInfo {
 	}
 	for _, db := range dbs {
 		ack, told := r.Databases[db.ID]
-		if !told && r.Snapshots[db.ID] == 0 {
+		transfer, sending := r.Transfers[db.ID]
+		if !told && !sending {
 			continue // it may not want this one
 		}
 		d := ReplicaDatabaseInfo{
 			ID: litefs.FormatDBID(db.ID), Name: db.Name,
 			Received: hex16(ack.Received.TXID), Durable: hex16(ack.Durable.TXID), Applied: hex16(ack.Applied.TXID),
-			SnapshotBytes: r.Snapshots[db.ID],
+			SnapshotBytes: transfer.Size, SnapshotSent: transfer.Sent,
 		}
 		if db.Pos.TXID > ack.Applied.TXID {
 			d.LagTransactions = db.Pos.TXID - ack.Applied.TXID

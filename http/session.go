@@ -53,6 +53,8 @@ type session struct {
 
 	due queue // databases that may have something to send; they take turns
 
+	bases bases
+
 	// files are those of which a part was sent. They take the turns of their databases.
 	files map[uint32]*outFile
 
@@ -126,6 +128,7 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 		offLog:   make(map[uint32]struct{}),
 		whole:    make(map[uint32]struct{}),
 		chunk:    make([]byte, litefs.MaxStreamChunkSize),
+		bases:    newBases(up.remote),
 		failures: make(map[uint32]failure),
 		handoff:  up.conn.Handoff(),
 	}
@@ -194,8 +197,12 @@ func (s *session) run(ctx context.Context) error {
 			err = s.handOff()
 		case snap := <-s.snapshots.ready:
 			s.takeSnapshot(snap)
+		case <-s.bases.news.ch:
+			for id := range s.bases.news.take() {
+				s.due.push(id)
+			}
 		case <-turn:
-			err = s.turn(s.due.pop())
+			err = s.turn(ctx, s.due.pop())
 		}
 		if err != nil {
 			return err
@@ -230,7 +237,7 @@ func (s *session) settled() error {
 
 // behind counts the databases that have more to send.
 func (s *session) behind() uint32 {
-	return uint32(s.due.len() + len(s.files) + len(s.snapshots.held) + len(s.failures) + len(s.blocked) + len(s.offLog))
+	return uint32(s.due.len() + len(s.files) + len(s.bases.open) + len(s.bases.waiting) + len(s.snapshots.held) + len(s.failures) + len(s.blocked) + len(s.offLog))
 }
 
 // heartbeat also sends what was written before it: while databases take turns without end, nothing
@@ -262,7 +269,7 @@ func (s *session) heartbeat() error {
 // turn sends a file of a database, or a piece of one, if there is one, and queues the database again
 // then. The error is one that the stream cannot go on after; an error of the database alone is noted
 // for later.
-func (s *session) turn(id uint32) error {
+func (s *session) turn(ctx context.Context, id uint32) error {
 	if _, ok := s.snapshots.held[id]; ok {
 		return nil // queued again when its snapshot is prepared
 	}
@@ -296,6 +303,12 @@ func (s *session) turn(id uint32) error {
 	if f, ok := s.files[id]; ok {
 		s.due.push(id)
 		return s.sendChunk(db, f)
+	}
+	if b, ok := s.bases.open[id]; ok {
+		return s.sendBase(db, b)
+	}
+	if begun, err := s.beginBase(ctx, db); begun || err != nil {
+		return err
 	}
 	ltx, err := db.NextLTX(s.pos[id])
 	switch {
@@ -370,7 +383,13 @@ func (s *session) takeAcks() error {
 		}
 	}
 	for id, f := range resume {
-		if err := s.resume(id, f); err != nil {
+		var err error
+		if f.Next > 0 {
+			err = s.resumeBase(id, f)
+		} else {
+			err = s.resume(id, litefs.ResumeStreamFrame{DBID: id, Ask: f.Ask, Pos: f.Pos})
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -401,18 +420,20 @@ func (s *session) resume(id uint32, f litefs.ResumeStreamFrame) error {
 	return nil
 }
 
-// giveUp ends the file of a database that is being sent, if there is one.
+// giveUp ends the file or the base of a database that is being sent, if there is one.
 func (s *session) giveUp(id uint32) error {
+	err := s.giveUpBase(id)
 	f, ok := s.files[id]
 	if !ok {
-		return nil
+		return err
 	}
 	delete(s.files, id)
 	if f.snapshot {
 		s.snapshots.open--
-		s.acks.src.conn.Sending(id, 0)
+		s.acks.src.conn.Sending(id, litefs.Transfer{})
+		s.wakeBases()
 	}
-	return f.ltx.Close()
+	return errors.Join(err, f.ltx.Close())
 }
 
 // forget stops sending a database.
@@ -498,6 +519,9 @@ func (s *session) sendChunk(db Database, f *outFile) error {
 	s.count(id, int64(len(b)))
 	f.offset += int64(len(b))
 	if f.offset < f.ltx.Size {
+		if f.snapshot && len(b) > 0 {
+			s.acks.src.conn.Sending(id, litefs.Transfer{From: f.ltx.Pos(), Sent: f.offset, Size: f.ltx.Size})
+		}
 		return nil
 	}
 	if f.snapshot {

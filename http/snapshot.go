@@ -44,7 +44,7 @@ func (s *session) takeSnapshot(snap snapshot) {
 	}
 	s.files[id] = &outFile{ltx: snap.ltx, snapshot: true}
 	s.snapshots.open++
-	s.acks.src.conn.Sending(id, snap.ltx.Size)
+	s.acks.src.conn.Sending(id, litefs.Transfer{From: snap.ltx.Pos(), Size: snap.ltx.Size})
 }
 
 func (s *session) release(id uint32) {
@@ -52,12 +52,15 @@ func (s *session) release(id uint32) {
 	s.due.push(id)
 }
 
-// endSnapshots waits for a snapshot at work, whose context has ended, and closes all files that were not
-// sent.
+// endSnapshots waits for a snapshot at work, whose context has ended, and closes all files and bases that
+// were not sent.
 func (s *session) endSnapshots() error {
 	s.snapshots.work.Wait()
 	var err error
 	for id := range s.files {
+		err = errors.Join(err, s.giveUp(id))
+	}
+	for id := range s.bases.open {
 		err = errors.Join(err, s.giveUp(id))
 	}
 	select {

@@ -59,6 +59,10 @@ type Database interface {
 	// EventsAfter returns what became visible after txid, oldest first.
 	EventsAfter(txid uint64) []litefs.TxEvent
 
+	// Base begins, or continues, a base for a replica that has nothing; nil: the log is to be sent.
+	// notify is called when there is something new in it.
+	Base(ctx context.Context, pos litefs.Pos, next uint32, notify func()) (litefs.BaseReader, error)
+
 	// SnapshotLTX returns the whole database as one LTX file. It may take its time.
 	SnapshotLTX(ctx context.Context) (*litefs.LTXReader, error)
 }

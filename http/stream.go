@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pierrec/lz4/v4"
+
 	"github.com/litefs/litefs"
 )
 
@@ -73,7 +75,7 @@ func (s *Stream) NodeID() string { return s.nodeID }
 func (s *Stream) Epoch() uint64 { return s.epoch }
 
 // NextFrame reads the next frame from the stream. After an LTX or Chunk frame, its bytes can be read via
-// Read() until io.EOF; what is left of them is skipped by the next call. A DB frame's name is a valid
+// Read() until io.EOF (of a Pages frame they are Size, unpacked); what is left of them is skipped by the next call. A DB frame's name is a valid
 // one, and files are of databases that were named. Returns io.EOF if the primary ended the stream, ErrStalled if it
 // went silent.
 func (s *Stream) NextFrame() (litefs.StreamFrame, error) { return s.in.NextFrame() }
@@ -113,6 +115,9 @@ type frameReader struct {
 	id   uint32
 	ids  map[uint32]struct{} // databases that were named and not dropped
 	err  error               // the first error; the stream cannot be read on after it
+
+	block, plain []byte // of Pages frames that are packed
+	rest         []byte // of plain: what Read returns next
 }
 
 func newFrameReader(r io.Reader) *frameReader {
@@ -162,10 +167,22 @@ func (fr *frameReader) take(f litefs.StreamFrame) error {
 		}
 		delete(fr.ids, f.DBID)
 	case *litefs.ChunkStreamFrame:
-		if _, ok := fr.ids[f.DBID]; !ok {
-			return fmt.Errorf("the node sends a piece of database %s before it names it", litefs.FormatDBID(f.DBID))
+		if err := fr.named(f.DBID); err != nil {
+			return err
 		}
 		fr.left = int64(f.Len)
+	case *litefs.PagesStreamFrame:
+		if err := fr.named(f.DBID); err != nil {
+			return err
+		}
+		if f.Len < f.Size {
+			return fr.unpack(f)
+		}
+		fr.left = int64(f.Len)
+	case *litefs.BaseStreamFrame:
+		return fr.named(f.DBID)
+	case *litefs.BaseEndStreamFrame:
+		return fr.named(f.DBID)
 	case *litefs.HeartbeatStreamFrame, *litefs.ResumedStreamFrame, *litefs.OffLogStreamFrame, *litefs.NodesStreamFrame, *litefs.HandoffStreamFrame:
 	default:
 		return fmt.Errorf("the node sends a frame of type %d, which is for primaries", f.Type())
@@ -173,8 +190,41 @@ func (fr *frameReader) take(f litefs.StreamFrame) error {
 	return nil
 }
 
+// named fails for a database that was not named, or dropped since.
+func (fr *frameReader) named(id uint32) error {
+	if _, ok := fr.ids[id]; !ok {
+		return fmt.Errorf("the node sends a piece of database %s before it names it", litefs.FormatDBID(id))
+	}
+	return nil
+}
+
+// unpack reads a block of pages; its content is what follows the frame then. Both sizes are bounded by
+// the frame.
+func (fr *frameReader) unpack(f *litefs.PagesStreamFrame) error {
+	fr.block = append(fr.block[:0], make([]byte, f.Len)...)
+	fr.plain = append(fr.plain[:0], make([]byte, f.Size)...)
+	if _, err := io.ReadFull(fr.r, fr.block); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return err
+	}
+	n, err := lz4.UncompressBlock(fr.block, fr.plain)
+	if err != nil || n != len(fr.plain) {
+		return fmt.Errorf("the node sends a block of %d bytes that is not %d bytes of pages: %d, %w", f.Len, f.Size, n, err)
+	}
+	fr.rest, fr.left = fr.plain, int64(f.Size)
+	return nil
+}
+
 // Read reads from the file after the last frame.
 func (fr *frameReader) Read(p []byte) (int, error) {
+	if len(fr.rest) > 0 && fr.err == nil {
+		n := copy(p, fr.rest)
+		fr.rest = fr.rest[n:]
+		fr.left -= int64(n)
+		return n, nil
+	}
 	if fr.err != nil && fr.left > 0 {
 		return 0, fr.err
 	}

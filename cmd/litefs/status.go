@@ -148,7 +148,7 @@ func printReplicas(w io.Writer, replicas []node.ReplicaInfo) {
 		for _, db := range rep.Databases {
 			behind := strconv.FormatUint(db.LagTransactions, 10)
 			if db.SnapshotBytes > 0 {
-				behind += ", a snapshot of " + size(db.SnapshotBytes) + " is on its way"
+				behind += ", " + size(db.SnapshotSent) + " of a copy of " + size(db.SnapshotBytes) + " are sent"
 			}
 			fmt.Fprintf(w, "%s\t%q\t%s\t%s\t%s\n", who, db.Name, db.Applied, db.Durable, behind)
 		}
@@ -165,6 +165,8 @@ func (r statusReport) state(db node.DatabaseInfo) string {
 		return db.Repairing
 	case db.Error != "":
 		return "does not follow: " + db.Error
+	case db.LoadSize > 0:
+		return size(db.LoadBytes) + " of its first copy of " + size(db.LoadSize) + " are here"
 	case r.Node.IsPrimary:
 		return "ok"
 	case r.Primary == nil:

@@ -9,17 +9,18 @@ const module = "github.com/litefs/litefs"
 // the root. A package that is not here fails the test: decide first where it belongs.
 var edges = map[string][]string{
 	// Pure: bytes in, values out.
-	"sqlitefile": {},
+	"sqlitefile":      {},
+	"internal/isocrc": {},
 
 	// Algorithms, one idea each.
 	"internal/vfs":     {},
 	"internal/watch":   {},
 	"internal/role":    {},
 	"internal/locktab": {},
-	"internal/pagesum": {"sqlitefile"},
+	"internal/pagesum": {"internal/isocrc", "sqlitefile"},
 	"internal/capture": {"sqlitefile"},
 	"internal/peer":    {"sqlitefile"},
-	"internal/ltxlog":  {"internal/vfs", "sqlitefile"},
+	"internal/ltxlog":  {"internal/isocrc", "internal/vfs", "sqlitefile"},
 
 	"internal/lostfound": {"internal/ltxlog", "sqlitefile"},
 
@@ -72,7 +73,7 @@ var doors = map[string][]string{
 	"github.com/mattn/go-sqlite3": {"internal/sqlapp"},
 	"go.yaml.in/yaml":             {"internal/config"},
 	"github.com/superfly/ltx":     {"", "http", "internal/ltxlog", "internal/pagesum", "internal/verify"},
-	"github.com/pierrec/lz4":      {"internal/ltxlog"},
+	"github.com/pierrec/lz4":      {"http", "internal/ltxlog"},
 	"golang.org/x/sys":            anyPackage,
 	"golang.org/x/sync":           anyPackage,
 	"golang.org/x/net":            {"http"},
@@ -86,7 +87,7 @@ var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps", 
 
 // pure packages hold decisions that can lose data. They read no clock, disk, socket or random number,
 // so that a million of their inputs can be replayed in a minute.
-var pure = []string{"sqlitefile", "internal/capture", "internal/role"}
+var pure = []string{"sqlitefile", "internal/isocrc", "internal/capture", "internal/role"}
 
 // impure is what a pure package may not import.
 var impure = []string{"os", "net", "net/http", "sync", "context", "log/slog", "math/rand", "math/rand/v2", "time", "syscall", "golang.org/x/sys/unix"}

@@ -2,7 +2,6 @@ package ltxlog
 
 import (
 	"bufio"
-	"hash/crc64"
 	"io"
 	"sync"
 )
@@ -15,7 +14,7 @@ func (b *Buffers) encoder() *encoder {
 	if e, ok := b.encoders.Get().(*encoder); ok {
 		return e
 	}
-	return &encoder{crcTable: crc64.MakeTable(crc64.ISO)}
+	return &encoder{}
 }
 
 // maxKept bounds the memory that an idle encoder or decoder holds on to.
@@ -32,7 +31,7 @@ func (b *Buffers) putEncoder(e *encoder) {
 func (b *Buffers) decoder(r io.Reader, size int64) *decoder {
 	d, ok := b.decoders.Get().(*decoder)
 	if !ok {
-		d = &decoder{r: bufio.NewReaderSize(nil, 32<<10), crcTable: crc64.MakeTable(crc64.ISO)}
+		d = &decoder{r: bufio.NewReaderSize(nil, 32<<10)}
 	}
 	d.r.Reset(r)
 	d.entryState = entryState{size: size}

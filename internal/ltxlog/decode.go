@@ -5,11 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc64"
 	"io"
 
 	"github.com/pierrec/lz4/v4"
 	"github.com/superfly/ltx"
+
+	"github.com/litefs/litefs/internal/isocrc"
 )
 
 const (
@@ -34,8 +35,7 @@ type frame struct {
 // page, and never compares the index with the places of the pages.
 type decoder struct {
 	entryState
-	r        *bufio.Reader
-	crcTable *crc64.Table
+	r *bufio.Reader
 
 	scratch     [64]byte
 	block, data []byte // one page, compressed and not
@@ -122,7 +122,7 @@ func (d *decoder) readHashed(b []byte, what string) error {
 	if err := d.read(b, what); err != nil {
 		return err
 	}
-	d.crc = crc64.Update(d.crc, d.crcTable, b)
+	d.crc = isocrc.Update(d.crc, b)
 	return nil
 }
 
@@ -197,7 +197,7 @@ func (d *decoder) readFrame() (frame, bool, error) {
 	f := frame{pgno: ph.Pgno, offset: offset, size: d.n - offset, data: d.data}
 	d.expectIndex(appendIndexRecord(d.scratch[:0], f.pgno, f.offset, f.size))
 	if d.header.IsSnapshot() {
-		d.sum ^= pageSum(d.crcTable, f.pgno, f.data)
+		d.sum ^= pageSum(f.pgno, f.data)
 	}
 	return f, true, nil
 }
@@ -214,7 +214,7 @@ func (d *decoder) readBlock(pgno, size uint32) error {
 	if err := decompress(d.data, block); err != nil {
 		return corrupt("page %d: %w", pgno, err)
 	}
-	d.crc = crc64.Update(d.crc, d.crcTable, d.data)
+	d.crc = isocrc.Update(d.crc, d.data)
 	return nil
 }
 
@@ -230,7 +230,7 @@ func decompress(page, block []byte) error {
 }
 
 func (d *decoder) expectIndex(b []byte) {
-	d.indexCRC = crc64.Update(d.indexCRC, d.crcTable, b)
+	d.indexCRC = isocrc.Update(d.indexCRC, b)
 	d.indexLen += int64(len(b))
 }
 
@@ -244,7 +244,7 @@ func (d *decoder) readIndex() error {
 		if err := d.readHashed(part, "page index"); err != nil {
 			return err
 		}
-		crc = crc64.Update(crc, d.crcTable, part)
+		crc = isocrc.Update(crc, part)
 		left -= int64(len(part))
 	}
 	if crc != d.indexCRC {

@@ -3,11 +3,12 @@ package ltxlog
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc64"
 	"time"
 
 	"github.com/pierrec/lz4/v4"
 	"github.com/superfly/ltx"
+
+	"github.com/litefs/litefs/internal/isocrc"
 )
 
 // Header is what the writer of an entry knows before its pages.
@@ -84,8 +85,7 @@ const spillSize = 1 << 20
 // ltx.Encoder is not used because it cannot be reset: a new one is 145 KB of zeroed memory per
 // entry, more work than the entry itself, and it writes each entry in four writes a page.
 type encoder struct {
-	crcTable *crc64.Table
-	lz4      lz4.Compressor
+	lz4 lz4.Compressor
 
 	flush func(b []byte) error // takes the bytes of buf when there are spill of them
 	spill int
@@ -122,7 +122,7 @@ func (e *encoder) begin(h Header, spill int, flush func(b []byte) error) error {
 func (e *encoder) append(b []byte) {
 	e.buf = append(e.buf, b...)
 	e.n += int64(len(b))
-	e.crc = crc64.Update(e.crc, e.crcTable, b)
+	e.crc = isocrc.Update(e.crc, b)
 }
 
 // page adds one page: page header, size of the LZ4 block, the block. The block is hashed
@@ -154,13 +154,13 @@ func (e *encoder) page(pgno uint32, data []byte) error {
 	binary.BigEndian.PutUint16(e.buf[start+4:], ltx.PageHeaderFlagSize)
 	binary.BigEndian.PutUint32(e.buf[start+6:], uint32(n))
 
-	e.crc = crc64.Update(e.crc, e.crcTable, e.buf[start:start+prefix])
-	e.crc = crc64.Update(e.crc, e.crcTable, data)
+	e.crc = isocrc.Update(e.crc, e.buf[start:start+prefix])
+	e.crc = isocrc.Update(e.crc, data)
 	e.index = appendIndexRecord(e.index, pgno, e.n, int64(prefix+n))
 	e.n += int64(prefix + n)
 	e.prev = pgno
 	if e.header.IsSnapshot() {
-		e.sum ^= pageSum(e.crcTable, pgno, data)
+		e.sum ^= pageSum(pgno, data)
 	}
 	return nil
 }
@@ -245,10 +245,10 @@ func appendIndexRecord(b []byte, pgno uint32, offset, size int64) []byte {
 }
 
 // pageSum is ltx.ChecksumPage without its allocations.
-func pageSum(table *crc64.Table, pgno uint32, data []byte) uint64 {
+func pageSum(pgno uint32, data []byte) uint64 {
 	var b [4]byte
 	binary.BigEndian.PutUint32(b[:], pgno)
-	return flag | crc64.Update(crc64.Update(0, table, b[:]), table, data)
+	return flag | isocrc.Update(isocrc.Update(0, b[:]), data)
 }
 
 // grow returns b with room for n more bytes within its length.

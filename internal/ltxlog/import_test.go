@@ -215,7 +215,7 @@ func TestLockPage(t *testing.T) {
 	const pageSize = 65536
 	lock := ltx.LockPgno(pageSize)
 	w := &countingWriter{}
-	db := replay{w: w, table: crc64.MakeTable(crc64.ISO), sums: make([]uint64, lock+1)}
+	db := replay{w: w, sums: make([]uint64, lock+1)}
 	if err := db.zero(Entry{PageSize: pageSize, Commit: lock + 1}, lock-1, lock+2); err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,6 @@ package ltxlog
 
 import (
 	"fmt"
-	"hash/crc64"
 	"io"
 
 	"github.com/superfly/ltx"
@@ -24,7 +23,7 @@ func (l *Log) Replay(w io.WriterAt, upto uint64) (pageCount uint32, sum uint64, 
 	if last, ok := find(entries, upto); !ok || last.Max != upto {
 		return 0, 0, fmt.Errorf("replay transaction log: %w: none ends with transaction %016x", ErrNotFound, upto)
 	}
-	db := replay{w: w, table: crc64.MakeTable(crc64.ISO)}
+	db := replay{w: w}
 	for _, e := range entries {
 		if e.Min > upto {
 			break
@@ -38,10 +37,9 @@ func (l *Log) Replay(w io.WriterAt, upto uint64) (pageCount uint32, sum uint64, 
 
 // replay is a database being rebuilt.
 type replay struct {
-	w     io.WriterAt
-	table *crc64.Table
-	sums  []uint64 // checksum of page i+1; 0 for the lock page
-	sum   uint64   // XOR of sums, bit 63 in either state
+	w    io.WriterAt
+	sums []uint64 // checksum of page i+1; 0 for the lock page
+	sum  uint64   // XOR of sums, bit 63 in either state
 }
 
 func (db *replay) apply(l *Log, e Entry) error {
@@ -81,7 +79,7 @@ func (db *replay) resize(pages uint32) {
 }
 
 func (db *replay) put(e Entry, pgno uint32, data []byte) error {
-	sum := pageSum(db.table, pgno, data)
+	sum := pageSum(pgno, data)
 	db.sum ^= db.sums[pgno-1] ^ sum
 	db.sums[pgno-1] = sum
 	_, err := db.w.WriteAt(data, int64(pgno-1)*int64(e.PageSize))

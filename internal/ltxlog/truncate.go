@@ -71,3 +71,34 @@ func (l *Log) unlist(rest []Entry, gone Entry, doAway func(Entry) error) error {
 	}
 	return nil
 }
+
+// Begin drops all entries and begins the log at a position, with an entry that changes nothing: Min and
+// Max are the position's, Pre is also its Post. It is for a database whose pages came another way. The
+// log is durable on return.
+func (l *Log) Begin(h Header) (Entry, error) {
+	l.change.Lock()
+	defer l.change.Unlock()
+	if err := l.ready(); err != nil {
+		return Entry{}, fmt.Errorf("begin transaction log at %016x: %w", h.Max, err)
+	}
+	if h.Min != h.Max || h.Min < 2 {
+		return Entry{}, fmt.Errorf("begin transaction log at %016x to %016x, want one position after the first", h.Min, h.Max)
+	}
+	w := l.newWriter(appendTemp)
+	defer w.discard()
+	if err := encode(w, h, NoPages, h.Pre); err != nil {
+		return Entry{}, err
+	}
+	e := h.entry(h.Pre, w.enc.n)
+	if err := l.dropAll(); err != nil {
+		return Entry{}, fmt.Errorf("begin transaction log at %016x: %w", h.Max, err)
+	}
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	if err := l.putDurable(e, w, false); err != nil {
+		return Entry{}, fmt.Errorf("begin transaction log at %016x: %w", h.Max, err)
+	}
+	l.list(e)
+	l.setDurable(e.Max)
+	return e, nil
+}

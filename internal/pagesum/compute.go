@@ -94,11 +94,10 @@ func (c *chunk) hash(r io.ReaderAt, first, n uint32) error {
 		}
 		return fmt.Errorf("compute page checksums: read page %d: %w", first+uint32(got)/c.pageSize, err)
 	}
-	h := ltx.NewHasher()
 	for i := range n {
 		var sum uint64
 		if pgno := first + i; pgno != c.lockPgno {
-			sum = uint64(ltx.ChecksumPageWithHasher(h, pgno, b[i*c.pageSize:(i+1)*c.pageSize]))
+			sum = Page(pgno, b[i*c.pageSize:(i+1)*c.pageSize])
 		}
 		c.sums = append(c.sums, sum)
 	}

@@ -3,7 +3,8 @@ package pagesum
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc64"
+
+	"github.com/litefs/litefs/internal/isocrc"
 )
 
 // header is one of the two header slots.
@@ -105,7 +106,7 @@ func decodeHeader(s []byte) header {
 	}
 }
 
-func crc(b []byte) uint64 { return crc64.Checksum(b, crc64.MakeTable(crc64.ISO)) }
+func crc(b []byte) uint64 { return isocrc.Update(0, b) }
 
 func zero(b []byte) bool {
 	for _, c := range b {

@@ -44,6 +44,8 @@ func (p *Peer) apply(ctx context.Context, pageCount, pageSize uint32, pages Page
 		return fmt.Errorf("page size %d is no power of two from 512 to 65536", pageSize)
 	case pageCount == 0:
 		return errors.New("a transaction that leaves no page is none of a database: remove the file")
+	case p.load != nil:
+		return errLoading
 	case p.wal == nil:
 		return p.applyFirst(ctx, pageCount, pageSize, pages)
 	}
@@ -210,10 +212,15 @@ func (p *Peer) writeFirst(pageCount, pageSize uint32, pages Pages) error {
 	if _, err := p.db.WriteAt(page1[sqlitefile.HeaderSize:], sqlitefile.HeaderSize); err != nil {
 		return err
 	}
+	return p.writeHeaderLast(page1[:sqlitefile.HeaderSize])
+}
+
+// writeHeaderLast makes a database of a file that has everything else.
+func (p *Peer) writeHeaderLast(header []byte) error {
 	if err := p.db.Sync(); err != nil {
 		return err
 	}
-	if _, err := p.db.WriteAt(page1[:sqlitefile.HeaderSize], 0); err != nil {
+	if _, err := p.db.WriteAt(header, 0); err != nil {
 		return err
 	}
 	return p.db.Sync()

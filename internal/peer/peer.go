@@ -133,6 +133,7 @@ type Peer struct {
 	pageSize uint32    // bytes; 0 while the database file is empty
 	wal      *walFile  // nil while the database file is empty
 	index    *walIndex // likewise
+	load     *Load     // the first content, being written; nil: none is
 	nextCkpt uint32    // no automatic checkpoint before this frame
 	buf      []byte    // reused by Apply and checkpoints
 }
@@ -250,7 +251,11 @@ func (p *Peer) Close(ctx context.Context) error {
 	if p.closed {
 		return nil
 	}
-	err := p.leaveRollbackMode(ctx)
+	var err error
+	if p.load != nil {
+		err = p.load.abort()
+	}
+	err = errors.Join(err, p.leaveRollbackMode(ctx))
 	p.closed = true
 	if err := errors.Join(err, p.release()); err != nil {
 		return fmt.Errorf("close peer of %s: %w", p.opt.Path, err)
