@@ -1,6 +1,7 @@
 package litefs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -43,11 +44,19 @@ func (db *DB) NextLTX(pos Pos) (*LTXReader, error) {
 }
 
 func (db *DB) entryReader(e ltxlog.Entry) (*LTXReader, error) {
+	r := &LTXReader{Size: e.Size, MinTXID: e.Min, MaxTXID: e.Max, Post: e.Post}
+	if b, ok := db.txlog.Live(e); ok {
+		db.store.stats.ReadLive.Add(1)
+		r.ReadCloser = io.NopCloser(bytes.NewReader(b))
+		return r, nil
+	}
+	db.store.stats.ReadLog.Add(1)
 	rc, err := db.txlog.OpenEntry(e)
 	if err != nil {
 		return nil, fmt.Errorf("open log entry %016x: %w", e.Min, err)
 	}
-	return &LTXReader{ReadCloser: rc, Size: e.Size, MinTXID: e.Min, MaxTXID: e.Max, Post: e.Post}, nil
+	r.ReadCloser = rc
+	return r, nil
 }
 
 // OpenLTXFile returns a file handle to an LTX file that contains the given TXID.

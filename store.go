@@ -182,6 +182,9 @@ type Stats struct {
 	Scrubs, ScrubFaults atomic.Uint64
 	// RolledForward counts transactions that came back from followers.
 	RolledForward atomic.Uint64
+	// ReadLive counts log entries that followers got from memory, ReadLog those
+	// that were read from the disk for them.
+	ReadLive, ReadLog atomic.Uint64
 	// TailsKept counts tails of forked histories that went into lost+found.
 	TailsKept atomic.Uint64
 	// PageHashes counts pages hashed, a measure of work that tests assert.

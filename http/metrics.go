@@ -34,6 +34,8 @@ func (s *Server) metrics() string {
 	m.one("litefs_net_gaps_total", "counter", "Captures that found pages changed behind their back.", float64(stats.NetGaps.Load()))
 	m.one("litefs_barriers_total", "counter", "Checkpoints that waited for a capture.", float64(stats.Barriers.Load()))
 	m.one("litefs_applied_total", "counter", "Log entries applied.", float64(stats.Applied.Load()))
+	m.one("litefs_streamed_from_memory_total", "counter", "Log entries that replicas got from memory.", float64(stats.ReadLive.Load()))
+	m.one("litefs_streamed_from_disk_total", "counter", "Log entries that were read from the disk for replicas.", float64(stats.ReadLog.Load()))
 	m.one("litefs_apply_errors_total", "counter", "Times that a database could not follow the primary.", float64(stats.ApplyErrors.Load()))
 	m.one("litefs_rejoins_total", "counter", "Databases brought to the primary by the pages that differ.", float64(stats.Rejoins.Load()))
 	m.one("litefs_rejoin_pages_total", "counter", "Pages that differed.", float64(stats.RejoinPages.Load()))

@@ -162,6 +162,7 @@ type Log struct {
 	recentSize  int64 // Options.recentSize
 	syncInline  bool  // Options.syncInline
 
+	live     live
 	readOnly bool
 	compact  sync.Mutex // held by the one compaction
 	change   struct {

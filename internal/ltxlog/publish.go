@@ -145,6 +145,7 @@ func (l *Log) publish(e Entry, w *writer, sync bool, confirm func() error) error
 		if err := w.put(entryName(e.Min, e.Max), false, false); err != nil {
 			return err
 		}
+		l.keepLive(e, w)
 		l.list(e)
 		return nil
 	}
@@ -163,6 +164,7 @@ func (l *Log) publish(e Entry, w *writer, sync bool, confirm func() error) error
 	if err := confirm(); err != nil {
 		return errors.Join(err, l.takeBack(entryName(e.Min, e.Max)))
 	}
+	l.keepLive(e, w)
 	l.list(e)
 	l.setDurable(e.Max)
 	return nil
@@ -219,6 +221,13 @@ func (l *Log) putDurable(e Entry, w *writer, replace bool) error {
 		return err
 	}
 	return nil
+}
+
+// keepLive keeps the bytes of an entry that is about to be listed, if they are in memory.
+func (l *Log) keepLive(e Entry, w *writer) {
+	if !w.complete {
+		l.live.keep(e, w.enc.buf)
+	}
 }
 
 func (l *Log) list(e Entry) {

@@ -77,6 +77,9 @@ func (l *Log) OpenEntry(e Entry) (io.ReadCloser, error) {
 // Pages calls fn for every page of an entry in ascending order, after the whole entry was
 // verified: ErrCorrupt before the first call, or never. data is valid until fn returns.
 func (l *Log) Pages(e Entry, fn func(pgno uint32, data []byte) error) (err error) {
+	if b, ok := l.Live(e); ok {
+		return l.pagesOfSmall(bytes.NewReader(b), e, fn)
+	}
 	f, err := l.open(e)
 	if err != nil {
 		return err

@@ -89,6 +89,7 @@ func (l *Log) publishRecent(e Entry, w *writer, confirm func() error) (bool, err
 	if err := l.putRecord(e, w.enc.buf, confirm); err != nil {
 		return false, errors.Join(err, l.takeBack(name))
 	}
+	l.keepLive(e, w)
 	l.mu.Lock()
 	l.mu.entries = append(l.mu.entries, e)
 	l.mu.durable = e.Max

@@ -13,6 +13,7 @@ import (
 
 // Sync makes everything that was in the log when it was called durable.
 func (l *Log) Sync() error {
+	l.live.age()
 	l.sync.Lock()
 	defer l.sync.Unlock()
 	if l.isClosed() {
