@@ -87,6 +87,10 @@ type DB struct {
 	// trouble is why a replica's database does not follow; nil when it does.
 	trouble atomic.Pointer[trouble]
 
+	// waiting is set while an entry waits for readers to leave the write-ahead log
+	// of a replica, which is at its hard limit.
+	waiting atomic.Bool
+
 	// loadProgress is how far load is, for those who must not wait for mu.
 	loadProgress atomic.Pointer[loadProgress]
 

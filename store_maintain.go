@@ -75,7 +75,7 @@ func (db *DB) retain(r Retention) {
 		db.log().Error("cannot make files and page checksums durable: the log keeps its old entries", "error", err)
 		return
 	}
-	if _, err := txlog.Compact(ltxlog.Compaction{Before: db.compactBefore(r)}); err != nil {
+	if _, err := txlog.Compact(ltxlog.Compaction{Before: db.compactBefore(r), Cuts: db.store.replicas.boundaries(db.id)}); err != nil {
 		db.log().Error("cannot compact the log; tried again later", "error", err)
 		return
 	}

@@ -243,6 +243,24 @@ func (g *ReplicaRegistry) neededFrom(dbID uint32) uint64 {
 	return from
 }
 
+// boundaries returns the first transactions that replicas heard of lately lack,
+// and those from which the log is needed after what is on its way.
+func (g *ReplicaRegistry) boundaries(dbID uint32) []uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.expire(time.Now())
+	var txids []uint64
+	for _, r := range g.replicas {
+		if t, ok := r.transfers[dbID]; ok {
+			txids = append(txids, t.From.TXID+1)
+		}
+		if ack, ok := r.dbs[dbID]; ok && !ack.Received.IsZero() {
+			txids = append(txids, ack.Received.TXID+1)
+		}
+	}
+	return txids
+}
+
 // Replicas returns what this node knows of the nodes that follow it.
 func (s *Store) Replicas() []ReplicaStatus { return s.replicas.List() }
 

@@ -40,6 +40,10 @@ type DBStatus struct {
 	LogBytes        int64
 
 	Repairing string // what is being repaired; "" when nothing is
+	// Waiting: a transaction waits for readers to leave the write-ahead log, which
+	// is at its hard limit.
+	Waiting bool
+
 	// LoadBytes of LoadSize bytes of the first copy have come; 0 of 0: it is here.
 	LoadBytes, LoadSize int64
 
@@ -99,6 +103,7 @@ func (db *DB) Status() DBStatus {
 	if r := db.repairing.Load(); r != nil {
 		st.Repairing = *r
 	}
+	st.Waiting = db.waiting.Load()
 	if p := db.loadProgress.Load(); p != nil {
 		st.LoadBytes, st.LoadSize = p.bytes, p.size
 	}

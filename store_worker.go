@@ -81,6 +81,10 @@ func newWorker(f *upstream, id uint32) *worker {
 	return &worker{f: f, id: id, op: newSemaphore(), wake: make(chan struct{}, 1)}
 }
 
+// maxPieces bounds what waits also when it has no bytes. No window holds as many
+// files.
+const maxPieces = 1 << 16
+
 // push takes a piece from the connection. An error ends the connection: the
 // primary sends more than it may.
 func (w *worker) push(p piece) error {
@@ -91,6 +95,10 @@ func (w *worker) push(p piece) error {
 		w.mu.Unlock()
 		w.f.note(w, false)
 		return nil
+	}
+	if len(w.pieces) == maxPieces {
+		w.mu.Unlock()
+		return fmt.Errorf("database %s: %d pieces are not taken yet", FormatDBID(w.id), maxPieces)
 	}
 	if w.queued+n > StreamWindow+MaxStreamChunkSize {
 		w.mu.Unlock()

@@ -54,8 +54,10 @@ type DatabaseInfo struct {
 	LogBytes   int64  `json:"logBytes"`
 
 	Repairing string `json:"repairing,omitempty"` // what is being repaired
-	LoadBytes int64  `json:"loadBytes,omitempty"` // of its first copy, on the way here: those that have come
-	LoadSize  int64  `json:"loadSize,omitempty"`
+	Waiting   bool   `json:"waiting,omitempty"`   // for readers to leave its write-ahead log
+
+	LoadBytes int64 `json:"loadBytes,omitempty"` // of its first copy, on the way here: those that have come
+	LoadSize  int64 `json:"loadSize,omitempty"`
 
 	Error string     `json:"error,omitempty"` // why it does not follow the primary
 	Since *time.Time `json:"since,omitempty"` // when that began
@@ -155,6 +157,7 @@ func databaseInfo(db litefs.DBStatus) DatabaseInfo {
 		LogBytes:   db.LogBytes,
 		Repairing:  db.Repairing,
 	}
+	d.Waiting = db.Waiting
 	if db.LoadSize > 0 {
 		d.LoadBytes, d.LoadSize = db.LoadBytes, db.LoadSize
 	}

@@ -20,6 +20,9 @@ type Compaction struct {
 	// Before protects entries with Max >= Before: a follower whose position falls inside a merged
 	// entry cannot continue from the log. 0: only the newest entry is protected.
 	Before uint64
+	// Cuts are TXIDs before which a merged entry ends: a follower that goes on from there, however far
+	// it is behind, finds an entry that begins with it, and gets what follows in few large ones.
+	Cuts []uint64
 }
 
 const maxCompaction = 64 << 20
@@ -89,6 +92,9 @@ func planCompaction(entries []Entry, c Compaction) [][]Entry {
 		if e.Commit == 0 || e.Size > c.MaxBytes {
 			end()
 			continue
+		}
+		if slices.Contains(c.Cuts, e.Min) {
+			end()
 		}
 		if len(run) > 0 && (e.Epoch != run[0].Epoch || e.PageSize != run[0].PageSize || bytes+e.Size > c.MaxBytes) {
 			end()

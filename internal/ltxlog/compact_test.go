@@ -28,7 +28,8 @@ func TestCompact(t *testing.T) {
 			m.append(t, l, n%9 == 0)
 		}
 		before := l.Entries()
-		c := Compaction{MinEntries: 2 + m.rnd.IntN(6), MaxBytes: int64(2000 + m.rnd.IntN(20000)), Before: uint64(m.rnd.IntN(100))}
+		c := Compaction{MinEntries: 2 + m.rnd.IntN(6), MaxBytes: int64(2000 + m.rnd.IntN(20000)), Before: uint64(m.rnd.IntN(100)),
+			Cuts: []uint64{before[m.rnd.IntN(len(before))].Min, before[m.rnd.IntN(len(before))].Min}}
 		merged, err := l.Compact(c)
 		if err != nil {
 			t.Fatal(err)
@@ -39,6 +40,11 @@ func TestCompact(t *testing.T) {
 		}
 		checkChain(t, l)
 		m.checkReplay(t, l, m.txid)
+		for _, cut := range c.Cuts {
+			if e, ok := find(after, cut); !ok || e.Min != cut {
+				t.Errorf("seed %d: %d is within %d-%d, want an entry that begins with it", seed, cut, e.Min, e.Max)
+			}
+		}
 		for _, e := range after {
 			checkMerged(t, e, before, c)
 			m.checkFollower(t, l, e)

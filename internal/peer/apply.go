@@ -258,6 +258,8 @@ func (p *Peer) makeRoom(ctx context.Context) error {
 		return err
 	}
 	p.opt.Logger.Warn("WAL is at its hard limit, waiting for readers", "path", p.opt.Path, "bytes", p.walSize.Load())
+	p.opt.Waiting.Store(true)
+	defer p.opt.Waiting.Store(false)
 	return p.mustRestart(ctx)
 }
 

@@ -95,6 +95,8 @@ type Options struct {
 	SoftWAL int64 // bytes; a larger WAL is checkpointed, 0 = DefaultSoftWAL
 	HardWAL int64 // bytes; at a larger WAL Apply waits for readers, 0 = DefaultHardWAL
 
+	Waiting *atomic.Bool // set while Apply waits for them; nil: nobody wants to know
+
 	before func(c change) error // see file
 }
 
@@ -104,6 +106,9 @@ func (o *Options) ensureDefaults() {
 	}
 	if o.SoftWAL <= 0 {
 		o.SoftWAL = DefaultSoftWAL
+	}
+	if o.Waiting == nil {
+		o.Waiting = &atomic.Bool{}
 	}
 	if o.HardWAL <= 0 {
 		o.HardWAL = DefaultHardWAL

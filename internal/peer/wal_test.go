@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/litefs/litefs/internal/sqlitetest"
@@ -18,7 +19,8 @@ import (
 func TestWALLimits(t *testing.T) {
 	app := sqlitetest.Start(t)
 	p := newPrimary(t, app, "delete", 4096)
-	r := newReplica(t, Options{SoftWAL: 64 << 10, HardWAL: 256 << 10})
+	var waiting atomic.Bool
+	r := newReplica(t, Options{SoftWAL: 64 << 10, HardWAL: 256 << 10, Waiting: &waiting})
 	insert := "INSERT INTO t(b) VALUES (randomblob(10000))"
 	r.apply(p.tx("CREATE TABLE t(a INTEGER PRIMARY KEY, b)"))
 	r.apply(p.tx(insert))
@@ -48,8 +50,12 @@ func TestWALLimits(t *testing.T) {
 
 	ended := make(chan error)
 	go func() { ended <- r.Apply(patient(t), next.Count, next.PageSize, next.pages) }()
+	must(t, poll(patient(t), "the wait to be told", func() (bool, error) { return waiting.Load(), nil }))
 	c.MustExec("COMMIT")
 	must(t, <-ended)
+	if waiting.Load() {
+		t.Error("a transaction that was applied still waits")
+	}
 	r.check(p.img)
 	if r.WALSize() > 64<<10 {
 		t.Errorf("WAL has %d bytes in force after the readers left", r.WALSize())
