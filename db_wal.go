@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/litefs/litefs/internal/capture"
 	"github.com/litefs/litefs/internal/watch"
 	"github.com/litefs/litefs/sqlitefile"
@@ -123,6 +125,7 @@ func (db *DB) captureLoop() {
 // database is being closed.
 func (db *DB) captureUntilQuiet(timer *time.Timer) bool {
 	pause := pauseMin
+	first := true // nothing was captured yet: somebody may be waiting for this commit
 	for delay, waited := lookAgainMin, time.Duration(0); ; {
 		before := db.TXID()
 		switch db.captureOnce() {
@@ -132,13 +135,17 @@ func (db *DB) captureUntilQuiet(timer *time.Timer) bool {
 			if pause = min(pause*2, pauseMax); db.TXID() < before+gathered {
 				pause = pauseMin
 			}
-			delay, waited = pause, 0
+			delay, waited, first = pause, 0, false
 		case lookUnpublished:
 			delay = min(max(delay*2, lookAgainMin), lookAgainMax)
 			if waited > lookAgainStop {
 				return true
 			}
 			waited += delay
+		}
+		if first && delay < time.Millisecond {
+			nap(delay)
+			continue
 		}
 		timer.Reset(delay)
 		select {
@@ -147,6 +154,13 @@ func (db *DB) captureUntilQuiet(timer *time.Timer) bool {
 		case <-timer.C:
 		}
 	}
+}
+
+// nap waits for less than a millisecond. Timers of the runtime take one at
+// least when nothing else is going on: its poller counts in milliseconds.
+func nap(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	_ = unix.Nanosleep(&ts, nil) // cut short by a signal is as good
 }
 
 // look is what a capture found.
