@@ -55,7 +55,9 @@ func large(t *testing.T, primary *litefs.Store, app *sqlitetest.App, name string
 	t.Helper()
 	c := create(t, primary, app, name)
 	write(t, c, largeRows, 1<<20)
-	eventually(t, "all is in the log", func() bool { return primary.DBByName(name).TXID() >= largeRows })
+	if err := primary.DBByName(name).Settle(); err != nil {
+		t.Fatal(err)
+	}
 	return c
 }
 
