@@ -54,11 +54,20 @@ const largeRows = 24
 func large(t *testing.T, primary *litefs.Store, app *sqlitetest.App, name string) *sqlitetest.Conn {
 	t.Helper()
 	c := create(t, primary, app, name)
-	write(t, c, largeRows, 1<<20)
+	fill(t, primary, c, name, largeRows)
+	c.MustQuery("PRAGMA wal_checkpoint(PASSIVE)")
+	return c
+}
+
+// fill writes rows of 1 MB and leaves them in the write-ahead log. No mount holds a checkpoint back here
+// until all is captured, so none comes by itself.
+func fill(t *testing.T, primary *litefs.Store, c *sqlitetest.Conn, name string, rows int) {
+	t.Helper()
+	c.MustQuery("PRAGMA wal_autocheckpoint=0")
+	write(t, c, rows, 1<<20)
 	if err := primary.DBByName(name).Settle(); err != nil {
 		t.Fatal(err)
 	}
-	return c
 }
 
 // fromBase reports whether a replica's log begins later than the database did.
@@ -83,10 +92,10 @@ func TestBase_BesideTransactions(t *testing.T) {
 		app := sqlitetest.Start(t)
 		primary, srv := startPrimary(t, t.TempDir())
 		c := create(t, primary, app, "a.db")
-		if inWAL {
-			c.MustExec("PRAGMA wal_autocheckpoint=0")
+		fill(t, primary, c, "a.db", 8)
+		if !inWAL {
+			c.MustQuery("PRAGMA wal_checkpoint(PASSIVE)")
 		}
-		write(t, c, 8, 1<<20)
 		replica := startReplica(t, t.TempDir(), srv.URL())
 		rows := int64(8)
 		for n := 0; n < 300 && !hasRows(t, app, replica, "a.db", rows); n++ {
