@@ -126,7 +126,7 @@ func TestBase_CutAndContinued(t *testing.T) {
 	c := large(t, primary, app, "a.db")
 	url := startProxy(t, srv.URL()[len("http://"):], fault{9_000_000, cut}, fault{9_000_000, cut})
 	var said *heard
-	replica := startReplicaWith(t, t.TempDir(), url, func(s *litefs.Store) { said = hear(s) })
+	replica := startReplica(t, t.TempDir(), url, func(s *litefs.Store) { said = hear(s) })
 	write(t, c, 3, 1000)
 	eventually(t, "the replica has everything", func() bool { return hasRows(t, app, replica, "a.db", largeRows+3) })
 	if n := said.count("goes on"); n < 2 {
@@ -158,7 +158,7 @@ func TestBase_ReplicaStarts(t *testing.T) {
 	large(t, primary, app, "a.db")
 	dir := t.TempDir()
 	t.Run("cut", func(t *testing.T) {
-		replica := startReplicaWith(t, dir, startProxy(t, srv.URL()[len("http://"):], fault{9_000_000, cut}), func(s *litefs.Store) {
+		replica := startReplica(t, dir, startProxy(t, srv.URL()[len("http://"):], fault{9_000_000, cut}), func(s *litefs.Store) {
 			s.ReconnectDelay = patience // the base stays half
 		})
 		eventually(t, "a part has come", func() bool {

@@ -57,16 +57,9 @@ func startPrimary(t *testing.T, dir string) (*litefs.Store, *http.Server) {
 // startReplica follows the node at url.
 func startReplica(t *testing.T, dir, url string, change ...func(*litefs.Store)) *litefs.Store {
 	t.Helper()
-	return startReplicaWith(t, dir, url, func(*litefs.Store) {})
-}
-
-// startReplicaWith is startReplica of a store that set has the last word on.
-func startReplicaWith(t *testing.T, dir, url string, set func(*litefs.Store)) *litefs.Store {
-	t.Helper()
 	store := litefs.NewStore(dir)
 	store.Logger = testLogger(t)
 	store.ReconnectDelay = 10 * time.Millisecond
-	set(store)
 	leaser, err := static.NewFollower("", url)
 	if err != nil {
 		t.Fatal(err)

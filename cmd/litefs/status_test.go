@@ -26,7 +26,7 @@ func TestStatusTables(t *testing.T) {
 		NodeID: "n1", Role: "primary", IsPrimary: true,
 		Replicas: []node.ReplicaInfo{
 			{NodeID: "n2", Remote: "10.0.0.2:5", Connected: true, Databases: []node.ReplicaDatabaseInfo{
-				{Name: "a.db", Applied: "0a", LagTransactions: 6, SnapshotBytes: 3 << 20},
+				{Name: "a.db", Applied: "0a", LagTransactions: 6, SnapshotBytes: 3 << 20, SnapshotSent: 1 << 20},
 			}},
 			{NodeID: "n3", Remote: "10.0.0.3:5", Contact: time.Now().Add(-time.Minute)},
 		},
@@ -36,7 +36,7 @@ func TestStatusTables(t *testing.T) {
 		want []string
 	}{
 		{replica, []string{"role     replica", "passthrough", "1.5s", "2.0 MiB", "6 behind", "does not follow: disk full", `"c.db"`, "set aside: damaged"}},
-		{primary, []string{"role     primary", "cached", "n2 10.0.0.2:5", "6, a snapshot of 3.0 MiB is on its way", "n3 10.0.0.3:5, gone for 1m"}},
+		{primary, []string{"role     primary", "cached", "n2 10.0.0.2:5", "6, 1.0 MiB of a copy of 3.0 MiB are sent", "n3 10.0.0.3:5, gone for 1m"}},
 	} {
 		var b strings.Builder
 		if err := c.r.print(&b, false, false); err != nil {
