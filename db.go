@@ -340,6 +340,12 @@ func (db *DB) log() *slog.Logger { return db.store.Logger.With("db", db.Name()) 
 
 // publish makes the log's head the position that others see. db.mu is held.
 func (db *DB) publish() {
+	if len(db.redo) > 0 {
+		first := db.redo[0]
+		db.pos.Store(&Pos{TXID: first.Min - 1, Chksum: first.Pre})
+		db.epoch.Store(first.Epoch)
+		return
+	}
 	if head, ok := db.txlog.Head(); ok {
 		db.pos.Store(&Pos{TXID: head.Max, Chksum: head.Post})
 		db.epoch.Store(head.Epoch)

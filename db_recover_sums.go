@@ -27,30 +27,37 @@ func (db *DB) proveSums(f found) (bool, error) {
 // power cut by any entry still in the log: entries leave the log only after the
 // checksums are on disk.
 func (db *DB) reconcileSums(f found) (bool, error) {
+	ok, replayed, err := db.sumsToHead(f)
+	if ok && replayed {
+		err = db.sums.Mark(f.head.Max)
+	}
+	return ok, err
+}
+
+// sumsToHead is reconcileSums that leaves the stamp, which says how far the
+// files of a replica are, as it is. replayed: entries of the log were read.
+func (db *DB) sumsToHead(f found) (ok, replayed bool, err error) {
 	stamp := db.sums.Stamp()
 	if stamp.TXID == f.head.Max {
 		// Room that was made for an entry which did not get into the log.
 		if err := db.resizeSums(f.head); err != nil {
-			return false, err
+			return false, false, err
 		}
 		if db.sumsMatch(f.head) {
-			return true, nil
+			return true, false, nil
 		}
 	}
 	if !f.lost && !f.cut {
 		if err := db.replaySums(stamp.TXID); err != nil {
-			return false, err
+			return false, false, err
 		}
 	}
 	if !db.sumsMatch(f.head) {
 		if err := db.replaySums(0); err != nil {
-			return false, err
+			return false, false, err
 		}
 	}
-	if !db.sumsMatch(f.head) {
-		return false, nil
-	}
-	return true, db.sums.Mark(f.head.Max)
+	return db.sumsMatch(f.head), true, nil
 }
 
 func (db *DB) resizeSums(head ltxlog.Entry) error {

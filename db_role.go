@@ -60,7 +60,10 @@ func (db *DB) openPeer(ctx context.Context) (*peer.Peer, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("directory of %s: %w", db.Name(), err)
 	}
-	return peer.Open(ctx, peer.Options{Path: path, Backing: db.DatabasePath(), Logger: db.log(), SoftWAL: replicaSoftWAL, HardWAL: replicaHardWAL, Waiting: &db.waiting})
+	return peer.Open(ctx, peer.Options{
+		Path: path, Backing: db.DatabasePath(), Logger: db.log(), Locks: db.lockKeeper(),
+		SoftWAL: replicaSoftWAL, HardWAL: replicaHardWAL, Waiting: &db.waiting,
+	})
 }
 
 // captureLast captures what local writers have committed, now that none is

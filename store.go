@@ -53,6 +53,10 @@ type Store struct {
 	// Retention bounds the log of each database; see Retention.
 	Retention Retention
 
+	// Keeper holds what must outlive this process: a replica's locks. May be
+	// nil.
+	Keeper Keeper
+
 	// OwnerPID is the process that is named to whoever finds the data directory
 	// in use. Zero: this one.
 	OwnerPID int
@@ -351,6 +355,7 @@ func (s *Store) Mounted(dir string, passthrough bool) error {
 	s.mu.Unlock()
 	s.startRole()
 	if live {
+		s.dropStrayLocks()
 		s.takenOver()
 	}
 	return nil

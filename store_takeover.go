@@ -144,8 +144,8 @@ func (db *DB) recoverLiveReplica(f found) error {
 		db.stale = true
 		return nil
 	}
-	applied := db.sums.Stamp().TXID
-	ok, err := db.reconcileSums(f)
+	applied := db.sums.Stamp().TXID // it moves only when the files have
+	ok, _, err := db.sumsToHead(f)
 	if err != nil {
 		return err
 	}
@@ -174,8 +174,8 @@ func (db *DB) recoverLiveReplica(f found) error {
 	return nil
 }
 
-// applyAgain writes the pages of the entries that the daemon before was cut off from applying. Their checksums are on
-// record already. db.mu is held.
+// applyAgain writes the pages of the entries that the daemon before was cut off from applying: the first one may be in the
+// files already, the others are not. Their checksums are on record. db.mu is held.
 func (db *DB) applyAgain(ctx context.Context) error {
 	for len(db.redo) > 0 {
 		e := db.redo[0]
@@ -185,7 +185,12 @@ func (db *DB) applyAgain(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("apply entry %016x again: %w", e.Min, err)
 		}
+		if err := db.sums.Mark(e.Max); err != nil {
+			return fmt.Errorf("apply entry %016x again: %w", e.Min, err)
+		}
 		db.redo = db.redo[1:]
+		db.publishAt(e)
+		db.store.MarkDirty(db.id)
 	}
 	return nil
 }

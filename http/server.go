@@ -25,6 +25,9 @@ type Options struct {
 	TLS       TLSFiles     // without a certificate connections are in the clear
 	Logger    *slog.Logger // required
 
+	// Listener, if set, is bound to Addr already: Listen takes it as it is.
+	Listener net.Listener
+
 	// Intercept, if set, sees requests before the server does, and hands on those
 	// that it does not answer.
 	Intercept func(next http.Handler) http.Handler
@@ -142,6 +145,10 @@ func (s *Server) Listen() error {
 		s.srv.Protocols.SetHTTP2(true)
 		s.srv.Protocols.SetUnencryptedHTTP2(false)
 	}
+	if s.opt.Listener != nil {
+		s.ln = s.opt.Listener
+		return nil
+	}
 	var lc net.ListenConfig
 	if s.opt.Token == "" {
 		lc.Control = checkListen
@@ -153,6 +160,9 @@ func (s *Server) Listen() error {
 	s.ln = ln
 	return nil
 }
+
+// Listener is what the server is bound to; nil before Listen.
+func (s *Server) Listener() net.Listener { return s.ln }
 
 // URL returns the base URL at which this machine reaches the server; "" before Listen.
 func (s *Server) URL() string {

@@ -45,9 +45,10 @@ const (
 
 // Options configure a Proxy. Durations are > 0 unless said.
 type Options struct {
-	Addr      string   // to listen on
-	Target    string   // host:port of the application
-	Databases []string // patterns of the databases that cookies speak of
+	Addr      string       // to listen on
+	Listener  net.Listener // bound to Addr already; nil: Listen binds it
+	Target    string       // host:port of the application
+	Databases []string     // patterns of the databases that cookies speak of
 	MaxLag    time.Duration
 
 	Passthrough   []string // patterns of paths
@@ -111,6 +112,10 @@ func New(node Node, opt Options) *Proxy {
 
 // Listen binds the address, so that URL is known and connections are queued.
 func (p *Proxy) Listen() error {
+	if p.opt.Listener != nil {
+		p.ln = p.opt.Listener
+		return nil
+	}
 	ln, err := (&net.ListenConfig{}).Listen(p.ctx, "tcp", p.opt.Addr)
 	if err != nil {
 		return fmt.Errorf("proxy.addr: %w: stop what uses the address, or choose another one", err)
@@ -118,6 +123,9 @@ func (p *Proxy) Listen() error {
 	p.ln = ln
 	return nil
 }
+
+// Listener is what the proxy is bound to; nil before Listen.
+func (p *Proxy) Listener() net.Listener { return p.ln }
 
 // URL is where this machine reaches the proxy; "" before Listen.
 func (p *Proxy) URL() string {

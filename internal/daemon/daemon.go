@@ -35,17 +35,6 @@ type Options struct {
 	Ready func(*Node)
 }
 
-// Guardian holds descriptors for the daemon after this one, and has those of
-// the daemon before.
-type Guardian interface {
-	fuse.Keeper
-	// PID is the process that whoever wants to end the node has to end.
-	PID() int
-}
-
-// keptLock names the lock of the data directory.
-const keptLock = "data.lock"
-
 // closeTimeout bounds a shutdown: how long the mount may stay busy before it
 // is detached from the tree.
 const closeTimeout = 10 * time.Second
@@ -179,9 +168,17 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 	if err != nil {
 		return nil, err
 	}
+	if err := n.outliveOthers(); err != nil {
+		return nil, err
+	}
 	passthrough, _ := n.session.Passthrough()
 	if err := n.store.Mounted(cfg.Fuse.Dir, passthrough); err != nil {
 		return nil, err
+	}
+	if guardian != nil {
+		if err := guardian.Serving(); err != nil {
+			return nil, err
+		}
 	}
 	n.serve()
 	settleCtx, cancel := context.WithTimeout(ctx, settleTimeout)
@@ -194,58 +191,6 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 	}
 	logger.Info("ready", "mount", cfg.Fuse.Dir, "data", cfg.Data.Dir, "role", n.store.Role().String(), "url", n.server.URL(), "passthrough", passthrough)
 	return n, nil
-}
-
-// inherit finds the mount of the daemon before and what is open on it.
-func (n *Node) inherit() error {
-	if n.guardian == nil {
-		return nil
-	}
-	n.store.OwnerPID = n.guardian.PID()
-	in, err := fuse.Inherit(n.guardian, n.cfg.Fuse.Dir, n.store.FilesDir(), n.logger)
-	if err != nil {
-		return err
-	}
-	fd, locked := n.guardian.Kept(keptLock)
-	var lock *os.File
-	if locked {
-		lock = os.NewFile(uintptr(fd), "LOCK")
-	}
-	if in == nil {
-		if lock != nil {
-			return errors.Join(lock.Close(), n.guardian.Drop(keptLock))
-		}
-		return nil
-	}
-	n.inherited = in
-	var files []litefs.OpenFile
-	for _, f := range in.Files() {
-		files = append(files, litefs.OpenFile{
-			Path: f.Path, Handles: f.Handles, Writable: f.Writable,
-			Passthrough: f.Mode == fuse.Passthrough, Sized: f.Sized,
-		})
-	}
-	n.store.TakeOver(n.cfg.Fuse.Dir, in.Passthrough(), files, lock)
-	return nil
-}
-
-// keepLock lets the lock of the data directory outlive this process: nobody
-// else is to open it while the mount waits for the next daemon.
-func (n *Node) keepLock() error {
-	if n.guardian == nil {
-		return nil
-	}
-	if err := n.guardian.Keep(keptLock, int(n.store.LockFile().Fd())); err != nil {
-		return fmt.Errorf("keep the lock of the data directory: %w", err)
-	}
-	return nil
-}
-
-func (n *Node) keeper() fuse.Keeper {
-	if n.guardian == nil {
-		return nil
-	}
-	return n.guardian
 }
 
 // prepareMountPoint makes the mount point and clears what a daemon that was
@@ -356,12 +301,16 @@ func (n *Node) listen() error {
 		TLS:       http.TLSFiles(n.cfg.HTTP.TLS),
 		Candidate: n.cfg.Lease.Candidate,
 		Logger:    n.logger,
+		Listener:  n.inheritedListener(keptHTTP, n.cfg.HTTP.Addr),
 	}
 	if n.proxy != nil {
 		o.Intercept = n.proxy.Intercept
 	}
 	n.server = http.NewServer(n.store, o)
-	return n.server.Listen()
+	if err := n.server.Listen(); err != nil {
+		return err
+	}
+	return n.keepListener(keptHTTP, n.cfg.HTTP.Addr, n.server.Listener())
 }
 
 func (n *Node) serve() {
@@ -434,8 +383,8 @@ func (n *Node) Close(ctx context.Context) error {
 	if n.leaser != nil {
 		errs = append(errs, n.leaser.Close())
 	}
-	if n.guardian != nil {
-		errs = append(errs, n.guardian.Drop(keptLock))
+	if n.inherited == nil { // else the next daemon tries
+		errs = append(errs, n.dropKept())
 	}
 	return errors.Join(errs...)
 }

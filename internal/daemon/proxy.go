@@ -59,6 +59,7 @@ func (n *Node) listenProxy() error {
 	}
 	n.proxy = proxy.New(proxyNode{n.store}, proxy.Options{
 		Addr:              c.Addr,
+		Listener:          n.inheritedListener(keptProxy, c.Addr),
 		Target:            c.Target,
 		Databases:         c.Databases,
 		MaxLag:            c.MaxLag,
@@ -78,7 +79,10 @@ func (n *Node) listenProxy() error {
 		Debug:             c.Debug,
 		Logger:            n.logger,
 	})
-	return n.proxy.Listen()
+	if err := n.proxy.Listen(); err != nil {
+		return err
+	}
+	return n.keepListener(keptProxy, c.Addr, n.proxy.Listener())
 }
 
 func proxyMode(write string) proxy.Mode {

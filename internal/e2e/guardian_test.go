@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/litefs/litefs/internal/childnode"
+	"github.com/litefs/litefs/internal/sqlapp"
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
@@ -170,4 +171,90 @@ func TestApplicationsWaitWhileTheDaemonIsAway(t *testing.T) {
 func TestSoakDaemonKills(t *testing.T) {
 	t.Run("passthrough", func(t *testing.T) { daemonKills(t, 1, soakFor(t)/6) })
 	t.Run("cached", func(t *testing.T) { daemonKills(t, 1, soakFor(t)/6, cached) })
+}
+
+// replicaKills kills the daemon of a follower again and again while the primary writes. On the follower connections that
+// are open read whole transactions throughout, and never write.
+func replicaKills(t *testing.T, kills int, d time.Duration, options ...option) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	primary := startNode(t)
+	follower := startNode(t, append(options, guarded, follows(primary))...)
+	names := []string{"wal.db", "delete.db"}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var ended []<-chan error
+	var conns []*sqlitetest.Conn
+	for _, name := range names {
+		w := sqlitetest.Open(t, primary.path(name), "journal_mode="+strings.TrimSuffix(name, ".db"), "synchronous=normal")
+		w.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB)")
+		settle(w)
+		caughtUp(primary, follower, name)
+		ended = append(ended, repeatUntil(ctx, func() error {
+			_, err := w.Repeat([]sqlapp.Step{{SQL: "BEGIN"}, {SQL: insert(300).SQL, Times: 2}, {SQL: "COMMIT"}}, 10, 0)
+			return err
+		}))
+		app := sqlitetest.Start(t)
+		reader, writer := app.Open(follower.path(name)), sqlitetest.Open(t, follower.path(name), "busy_timeout=0")
+		conns = append(conns, w, reader, writer)
+		last := int64(0)
+		ended = append(ended, repeatUntil(ctx, func() error {
+			rows, err := reader.Query("SELECT count(*) FROM t")
+			if err != nil {
+				return fmt.Errorf("read on the follower: %w", err)
+			}
+			n, ok := rows[0][0].(int64)
+			if !ok || n%2 != 0 || n < last {
+				return fmt.Errorf("the follower shows %v rows after %d", rows[0][0], last)
+			}
+			last = n
+			return nil
+		}), repeatUntil(ctx, func() error {
+			_, err := writer.Exec("INSERT INTO t(v) VALUES ('of the follower')")
+			if !sqlapp.IsCode(err, sqlapp.CodeBusy) {
+				return fmt.Errorf("a write on the follower: %v, want SQLITE_BUSY", err)
+			}
+			time.Sleep(time.Millisecond)
+			return nil
+		}))
+	}
+	begin := time.Now()
+	for i := 0; i < kills || time.Since(begin) < d; i++ {
+		time.Sleep(time.Duration(100+rng.IntN(500)) * time.Millisecond)
+		follower.killDaemon()
+	}
+	cancel()
+	for _, e := range ended {
+		if err := <-e; err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range names {
+		caughtUp(primary, follower, name)
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+	sameEverywhere(t, primary, follower, names...)
+}
+
+// repeatUntil calls f until ctx ends or f fails.
+func repeatUntil(ctx context.Context, f func() error) <-chan error {
+	end := make(chan error, 1)
+	go func() {
+		for ctx.Err() == nil {
+			if err := f(); err != nil {
+				end <- err
+				return
+			}
+		}
+		end <- nil
+	}()
+	return end
+}
+
+func TestAFollowersLocksOutliveItsDaemon(t *testing.T) {
+	t.Run("passthrough", func(t *testing.T) { replicaKills(t, 5, soakFor(t)/6) })
+	t.Run("cached", func(t *testing.T) { replicaKills(t, 5, soakFor(t)/6, cached) })
 }

@@ -20,6 +20,7 @@ const variable = "LITEFS_GUARDIAN_FD"
 type Client struct {
 	conn *net.UnixConn
 	pid  int
+	dead []int         // process ids of daemons that were killed and may still be there
 	gone chan struct{} // closed when the guardian has ended
 
 	mu   sync.Mutex
@@ -60,8 +61,15 @@ func FromEnvironment() (*Client, error) {
 		if m.kind == kindStart {
 			break
 		}
-		if m.kind == kindHave {
+		switch m.kind {
+		case kindHave:
 			c.kept[m.name], c.held[m.name] = m.fd, true
+		case kindDying:
+			pid, err := strconv.Atoi(m.name)
+			if err != nil {
+				return nil, errors.Join(fmt.Errorf("process id of the daemon before: %w", err), conn.Close())
+			}
+			c.dead = append(c.dead, pid)
 		}
 	}
 	go c.watch()
@@ -84,6 +92,10 @@ func (c *Client) watch() {
 
 // Gone is closed when the guardian has ended, which nobody but it could mend.
 func (c *Client) Gone() <-chan struct{} { return c.gone }
+
+// Dying lists daemons before this one that were killed while they waited for their own mount. Their writes to it may still
+// come, until their wait is answered.
+func (c *Client) Dying() []int { return c.dead }
 
 // PID is the guardian's process.
 func (c *Client) PID() int { return c.pid }
@@ -134,6 +146,9 @@ func (c *Client) Names() []string {
 	defer c.mu.Unlock()
 	return slices.Collect(maps.Keys(c.held))
 }
+
+// Serving tells the guardian that the mount answers: from now on this process is worth another one.
+func (c *Client) Serving() error { return send(c.conn, message{kindServe, "", -1}) }
 
 // Ready tells the guardian that applications may start.
 func (c *Client) Ready() error { return send(c.conn, message{kindReady, "", -1}) }

@@ -59,15 +59,17 @@ type guardian struct {
 	opt     Options
 	kept    map[string]int
 	isReady bool
-	dying   sync.WaitGroup // daemons that were killed and wait for the one after them
+	served  bool           // a daemon has
+	dying   []*daemon      // that were killed and wait for the one after them
+	ending  sync.WaitGroup // their ends
 }
 
 // Run runs the daemon until it ends by its own decision, or until ctx ends and it was asked to. A daemon that dies
-// (killed, or without a word) once it has been ready is started again. The error is an *ExitError for a daemon that
-// failed.
+// (killed, or without a word) once one has served is started again; so is one that cannot go on where the one before it
+// was. The error is an *ExitError for a daemon that failed.
 func Run(ctx context.Context, opt Options) error {
 	g := &guardian{opt: opt, kept: make(map[string]int)}
-	defer g.dying.Wait() // after the mount has gone
+	defer g.ending.Wait() // after the mount has gone
 	defer g.letGo()
 	for retry := retryMin; ; {
 		started := time.Now()
@@ -76,7 +78,8 @@ func Run(ctx context.Context, opt Options) error {
 			return err
 		}
 		end := d.run(ctx)
-		if end.meant || !g.isReady || ctx.Err() != nil {
+		// One that could not go on where the one before was is no end: the mount waits until the cause is mended.
+		if end.meant && end.served || !g.served || ctx.Err() != nil {
 			return end.error()
 		}
 		ran := time.Since(started)
@@ -142,7 +145,7 @@ type daemon struct {
 // end is how a daemon ended.
 type end struct {
 	meant  bool // it said so, or was asked to
-	served bool // its mount was ready
+	served bool // its mount answered
 	cause  string
 	state  *os.ProcessState // nil: it is still there
 }
@@ -190,6 +193,13 @@ func (g *guardian) start() (*daemon, error) {
 			return d, nil // it has died: run finds out
 		}
 	}
+	for _, old := range g.dying {
+		select {
+		case <-old.exited:
+		default:
+			_ = send(conn, message{kindDying, strconv.Itoa(old.cmd.Process.Pid), -1}) // likewise
+		}
+	}
 	_ = send(conn, message{kindStart, "", -1}) // likewise
 	return d, nil
 }
@@ -215,7 +225,7 @@ func (d *daemon) receive() {
 // run serves the daemon until it is gone and all that it sent is taken.
 //
 // A daemon that is killed while one of its threads waits for its own mount cannot die before the next one answers that
-// wait. It does nothing more, so it counts as gone; dying waits for its end.
+// wait. It does nothing more, so it counts as gone; ending waits for it.
 func (d *daemon) run(ctx context.Context) end {
 	var e end
 	kill := time.NewTimer(time.Hour)
@@ -234,7 +244,7 @@ func (d *daemon) run(ctx context.Context) end {
 			}
 			d.take(m)
 			e.meant = e.meant || m.kind == kindBye
-			e.served = e.served || m.kind == kindReady
+			e.served = e.served || m.kind == kindServe
 		case <-asked:
 			asked = nil
 			e.meant = true
@@ -293,9 +303,10 @@ func (d *daemon) isDying() bool {
 
 // abandon leaves a dying daemon to itself: nothing more comes from it.
 func (d *daemon) abandon() {
-	d.g.dying.Add(1)
+	d.g.dying = append(d.g.dying, d)
+	d.g.ending.Add(1)
 	go func() {
-		defer d.g.dying.Done()
+		defer d.g.ending.Done()
 		for m := range d.messages {
 			if m.fd >= 0 {
 				_ = unix.Close(m.fd)
@@ -313,6 +324,8 @@ func (d *daemon) take(m message) {
 		d.g.keep(m.name, m.fd)
 	case kindDrop:
 		d.g.drop(m.name)
+	case kindServe:
+		d.g.served = true
 	case kindReady:
 		if !d.g.isReady {
 			d.g.isReady = true

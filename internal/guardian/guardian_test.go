@@ -56,7 +56,7 @@ func standIn(what string) error {
 	if what == "daemon-unready" {
 		return die()
 	}
-	if err := c.Ready(); err != nil {
+	if err := errors.Join(c.Serving(), c.Ready()); err != nil {
 		return err
 	}
 	if what == "daemon-waits" {

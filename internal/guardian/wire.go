@@ -17,11 +17,13 @@ const (
 	// From the daemon.
 	kindKeep  kind = 'k' // hold this descriptor under the name
 	kindDrop  kind = 'd' // let go of the one of that name
+	kindServe kind = 'v' // the mount answers
 	kindReady kind = 'r' // applications may start
 	kindBye   kind = 'b' // the end that comes now is meant
 
 	// From the guardian.
 	kindHave  kind = 'h' // this descriptor was kept under the name
+	kindDying kind = 'y' // a daemon before, whose process id is the name, has been killed and is still there
 	kindStart kind = 's' // that was all
 )
 

@@ -13,6 +13,8 @@ import (
 // through here, so that a test can fail or cut off the i-th change.
 type file struct {
 	*os.File
+	suffix  string
+	kept    bool                 // the LockKeeper has a copy
 	backing *os.File             // the same file outside the mount; nil: none
 	before  func(c change) error // nil outside tests
 }
@@ -25,17 +27,48 @@ type change struct {
 	at int64  // of a write
 }
 
-// openFile opens the file with the suffix.
+// openFile opens the file with the suffix, or goes on with the one on which the
+// locks of a process before this one are held.
 func (p *Peer) openFile(suffix string, flag int, perm os.FileMode) (*file, error) {
+	if f, err := p.keptFile(suffix); f != nil || err != nil {
+		return f, err
+	}
 	of, err := os.OpenFile(p.opt.Path+suffix, flag, perm)
 	if err != nil {
 		return nil, err
 	}
-	f := &file{File: of, before: p.opt.before}
+	f := &file{File: of, suffix: suffix, before: p.opt.before}
 	if p.opt.Backing != "" {
 		if err := f.openBacking(p.opt.Backing + suffix); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
+	}
+	return f, nil
+}
+
+// keptFile returns the open file of a process before this one, nil if there is
+// none. Of its locks only those stay that a Peer always has: it may have been
+// killed in the middle of anything.
+func (p *Peer) keptFile(suffix string) (*file, error) {
+	if p.opt.Locks == nil {
+		return nil, nil
+	}
+	fd, ok := p.opt.Locks.Kept(suffix)
+	if !ok {
+		return nil, nil
+	}
+	f := &file{File: os.NewFile(uintptr(fd), p.opt.Path+suffix), suffix: suffix, kept: true, before: p.opt.before}
+	var err error
+	if p.opt.Backing != "" {
+		err = f.openBacking(p.opt.Backing + suffix)
+	}
+	if err == nil {
+		err = onlyBaseLocks(f)
+	}
+	if err != nil {
+		// The name may have got another file meanwhile.
+		p.opt.Logger.Warn("the locks of the process before are let go", "path", p.opt.Path+suffix, "error", err)
+		return nil, p.unlockAndClose(f)
 	}
 	return f, nil
 }

@@ -43,6 +43,16 @@ func unlock(f *file, start, n int64) error {
 	return err
 }
 
+// onlyBaseLocks lets go of the locks that a Peer takes for moments.
+func onlyBaseLocks(f *file) error {
+	if f.suffix == "" {
+		err := unlock(f, sqlitefile.PendingByte, 1)
+		_, serr := setLock(f, shared, sqlitefile.SharedFirst, sqlitefile.SharedSize)
+		return errors.Join(err, serr)
+	}
+	return unlock(f, sqlitefile.WALCkptLock, sqlitefile.WALDMSLock-sqlitefile.WALCkptLock)
+}
+
 // lockHeld says whether somebody else holds a lock on the byte.
 func lockHeld(f *file, at int64) (bool, error) {
 	lk := unix.Flock_t{Type: exclusive, Start: at, Len: 1}

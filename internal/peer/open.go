@@ -22,6 +22,9 @@ func (p *Peer) open(ctx context.Context) error {
 	if err := p.lockDatabase(ctx); err != nil {
 		return err
 	}
+	if err := p.keep(p.db); err != nil {
+		return err
+	}
 	// From here on nobody removes the -wal: that takes EXCLUSIVE.
 	size, hdr, err := p.databaseHeader()
 	if err != nil {
@@ -96,6 +99,9 @@ func (p *Peer) openWAL(ctx context.Context, hdr fileHeader, size int64) (err err
 	if err := poll(ctx, "local writers to end", func() (bool, error) {
 		return setLock(p.index.f, exclusive, sqlitefile.WALWriteLock, 1)
 	}); err != nil {
+		return err
+	}
+	if err := p.keep(p.index.f); err != nil {
 		return err
 	}
 	adopted, err := p.adoptIndex(hdr)

@@ -56,6 +56,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -92,12 +93,28 @@ type Options struct {
 	Backing string       // of the same file outside the mount, when Path is in a mount of this process
 	Logger  *slog.Logger // nil: silent
 
+	// Locks, if there is one, keeps the locks beyond the end of this process.
+	Locks LockKeeper
+
 	SoftWAL int64 // bytes; a larger WAL is checkpointed, 0 = DefaultSoftWAL
 	HardWAL int64 // bytes; at a larger WAL Apply waits for readers, 0 = DefaultHardWAL
 
 	Waiting *atomic.Bool // set while Apply waits for them; nil: nobody wants to know
 
 	before func(c change) error // see file
+}
+
+// LockKeeper holds copies of the descriptors that locks are taken on: such a
+// lock belongs to the open file, and lasts until its last copy is closed or it
+// is let go through one of them. Files are named by their suffix, "" or "-shm".
+type LockKeeper interface {
+	// Keep takes a copy; the locks on it are held.
+	Keep(suffix string, f *os.File) error
+	// Drop closes the copy, if there is one; the locks on it were let go.
+	Drop(suffix string) error
+	// Kept returns the copy that a process before this one left, if there is
+	// one, and only once: it is the caller's.
+	Kept(suffix string) (fd int, ok bool)
 }
 
 func (o *Options) ensureDefaults() {
@@ -157,7 +174,11 @@ type WALPos struct {
 func Open(ctx context.Context, opt Options) (*Peer, error) {
 	opt.ensureDefaults()
 	p := &Peer{opt: opt}
-	if err := p.open(ctx); err != nil {
+	err := p.open(ctx)
+	if err == nil && p.index == nil {
+		err = p.dropKeptIndex()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open %s as a peer: %w", opt.Path, errors.Join(err, p.release()))
 	}
 	return p, nil
@@ -298,7 +319,7 @@ func (p *Peer) leaveRollbackMode(ctx context.Context) error {
 func (p *Peer) release() error {
 	err := p.closeWAL(false)
 	if p.db != nil {
-		err = errors.Join(err, unlockAndClose(p.db))
+		err = errors.Join(err, p.unlockAndClose(p.db))
 		p.db = nil
 	}
 	return err
@@ -306,8 +327,33 @@ func (p *Peer) release() error {
 
 // unlockAndClose does not leave the unlocking to close: while this process
 // starts another one, the child has the descriptor too for a moment.
-func unlockAndClose(f *file) error {
-	return errors.Join(unlock(f, 0, 0), f.Close())
+func (p *Peer) unlockAndClose(f *file) error {
+	err := errors.Join(unlock(f, 0, 0), f.Close())
+	if p.opt.Locks != nil && f.kept {
+		err = errors.Join(err, p.opt.Locks.Drop(f.suffix))
+	}
+	return err
+}
+
+// dropKeptIndex lets go of the locks on a wal-index that is not used any more.
+func (p *Peer) dropKeptIndex() error {
+	f, err := p.keptFile("-shm")
+	if f == nil || err != nil {
+		return err
+	}
+	return p.unlockAndClose(f)
+}
+
+// keep has the locks on f outlive this process.
+func (p *Peer) keep(f *file) error {
+	if p.opt.Locks == nil {
+		return nil
+	}
+	if err := p.opt.Locks.Keep(f.suffix, f.File); err != nil {
+		return fmt.Errorf("keep the locks of %s: %w", f.Name(), err)
+	}
+	f.kept = true
+	return nil
 }
 
 // closeWAL closes -shm and -wal and with remove unlinks them, which needs an
@@ -321,7 +367,7 @@ func (p *Peer) closeWAL(remove bool) error {
 		if remove {
 			errs = append(errs, f.remove())
 		}
-		errs = append(errs, unlockAndClose(f))
+		errs = append(errs, p.unlockAndClose(f))
 	}
 	p.index, p.wal = nil, nil
 	return errors.Join(errs...)
