@@ -19,6 +19,8 @@ func runGuarded(std stdio) func(context.Context, daemonOptions) error {
 			Stderr: std.err,
 			Logger: o.Logger,
 			Ready:  o.Ready,
+
+			Control: o.Config.Data.Dir,
 		})
 		var exit *guardian.ExitError
 		if errors.As(err, &exit) {

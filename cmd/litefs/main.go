@@ -77,6 +77,7 @@ func commands(signals *signals) []command {
 		{"lost", "transactions that the cluster did not keep: list, export", runLost},
 		{"verify", "check logs, checksums and databases of a node", runVerify},
 		{"ltx", "list and dump the transactions of a database", runLTX},
+		{"upgrade", "replace the daemon of a running node by another binary", runUpgrade},
 		{"version", "print the version", runVersion},
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -81,8 +82,17 @@ func (w *stallWriter) write(ctx context.Context, conn *sqlitetest.Conn, reopen f
 	}
 }
 
-// daemonKills has writers in every journal mode at work while the daemon is killed again and again.
-func daemonKills(t *testing.T, kills int, d time.Duration, options ...option) {
+// upgradeDaemon replaces the daemon below the guardian by another one.
+func (n *node) upgradeDaemon() {
+	n.t.Helper()
+	out, err := exec.Command(binary(n.t), "upgrade", "-data", n.cfg.Data).CombinedOutput()
+	if err != nil {
+		n.t.Errorf("upgrade: %v\n%s", err, out)
+	}
+}
+
+// daemonStrikes has writers in every journal mode at work while the daemon is killed, or replaced, again and again.
+func daemonStrikes(t *testing.T, strike func(*node), kills int, d time.Duration, options ...option) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -125,7 +135,7 @@ func daemonKills(t *testing.T, kills int, d time.Duration, options ...option) {
 	killed := 0
 	for ; killed < kills || time.Since(begin) < d; killed++ {
 		time.Sleep(time.Duration(50+rng.IntN(400)) * time.Millisecond)
-		n.killDaemon()
+		strike(n)
 	}
 	eventually(t, "a daemon serves", func() (bool, string) {
 		_, err := n.pos("delete.db")
@@ -146,7 +156,7 @@ func daemonKills(t *testing.T, kills int, d time.Duration, options ...option) {
 		app[w.name].Exit()
 	}
 	slices.Sort(calls)
-	t.Logf("%d kills, %d calls: p50 %v, p99 %v, max %v", killed, len(calls), calls[len(calls)/2], calls[len(calls)*99/100], calls[len(calls)-1])
+	t.Logf("%d daemons ended, %d calls: p50 %v, p99 %v, max %v", killed, len(calls), calls[len(calls)/2], calls[len(calls)*99/100], calls[len(calls)-1])
 	for _, w := range writers {
 		c := sqlitetest.Open(t, n.path(w.name))
 		if got := c.MustInt("SELECT count(*) FROM t"); got != w.rows {
@@ -164,13 +174,18 @@ func daemonKills(t *testing.T, kills int, d time.Duration, options ...option) {
 }
 
 func TestApplicationsWaitWhileTheDaemonIsAway(t *testing.T) {
-	t.Run("passthrough", func(t *testing.T) { daemonKills(t, 6, 0) })
-	t.Run("cached", func(t *testing.T) { daemonKills(t, 6, 0, cached) })
+	t.Run("passthrough", func(t *testing.T) { daemonStrikes(t, (*node).killDaemon, 6, 0) })
+	t.Run("cached", func(t *testing.T) { daemonStrikes(t, (*node).killDaemon, 6, 0, cached) })
+}
+
+func TestAnUpgradeFailsNoCall(t *testing.T) {
+	daemonStrikes(t, (*node).upgradeDaemon, 4, 0)
 }
 
 func TestSoakDaemonKills(t *testing.T) {
-	t.Run("passthrough", func(t *testing.T) { daemonKills(t, 1, soakFor(t)/6) })
-	t.Run("cached", func(t *testing.T) { daemonKills(t, 1, soakFor(t)/6, cached) })
+	t.Run("passthrough", func(t *testing.T) { daemonStrikes(t, (*node).killDaemon, 1, soakFor(t)/6) })
+	t.Run("cached", func(t *testing.T) { daemonStrikes(t, (*node).killDaemon, 1, soakFor(t)/6, cached) })
+	t.Run("upgrades", func(t *testing.T) { daemonStrikes(t, (*node).upgradeDaemon, 1, soakFor(t)/6) })
 }
 
 // replicaKills kills the daemon of a follower again and again while the primary writes. On the follower connections that

@@ -53,6 +53,9 @@ func FromEnvironment() (*Client, error) {
 		return nil, err
 	}
 	c := &Client{conn: conn, pid: os.Getppid(), gone: make(chan struct{}), kept: make(map[string]int), held: make(map[string]bool)}
+	if err := send(conn, message{kindHello, wireVersion, -1}); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
 	for {
 		m, err := receive(conn)
 		if err != nil {

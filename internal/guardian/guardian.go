@@ -35,6 +35,10 @@ type Options struct {
 
 	// Ready is called once, when the daemon says so.
 	Ready func()
+
+	// Control is the directory in which the socket for Upgrade is made once a
+	// daemon has served; "": none.
+	Control string
 }
 
 // ExitError is the end of a daemon that meant to end, or never got as far as to be of use.
@@ -57,27 +61,49 @@ const stopTimeout = 60 * time.Second
 // guardian is one Run.
 type guardian struct {
 	opt     Options
+	binary  string // that daemons run
 	kept    map[string]int
 	isReady bool
 	served  bool           // a daemon has
 	dying   []*daemon      // that were killed and wait for the one after them
 	ending  sync.WaitGroup // their ends
+
+	upgrades chan *upgrade
+	prepared chan standby
+	// preparing is a goroutine that will send to prepared.
+	preparing bool
+	control   *control // nil until a daemon has served
 }
 
 // Run runs the daemon until it ends by its own decision, or until ctx ends and it was asked to. A daemon that dies
 // (killed, or without a word) once one has served is started again; so is one that cannot go on where the one before it
 // was. The error is an *ExitError for a daemon that failed.
 func Run(ctx context.Context, opt Options) error {
-	g := &guardian{opt: opt, kept: make(map[string]int)}
+	g := &guardian{
+		opt:      opt,
+		binary:   "/proc/self/exe", // the file that was executed, whatever has become of its name
+		kept:     make(map[string]int),
+		upgrades: make(chan *upgrade), prepared: make(chan standby, 1),
+	}
 	defer g.ending.Wait() // after the mount has gone
 	defer g.letGo()
+	defer g.endUpgrades()
+	d, err := g.start(g.binary)
+	if err != nil {
+		return err
+	}
 	for retry := retryMin; ; {
 		started := time.Now()
-		d, err := g.start()
-		if err != nil {
-			return err
-		}
+		d.give()
 		end := d.run(ctx)
+		switch next := end.next; {
+		case next.daemon != nil && ctx.Err() == nil:
+			d, retry = next.daemon, retryMin
+			opt.Logger.Info("the daemon is replaced by another binary; its mount waits", "binary", next.upgrade.binary)
+			continue
+		case next.daemon != nil:
+			next.giveUp(ctx.Err())
+		}
 		// One that could not go on where the one before was is no end: the mount waits until the cause is mended.
 		if end.meant && end.served || !g.served || ctx.Err() != nil {
 			return end.error()
@@ -92,6 +118,9 @@ func Run(ctx context.Context, opt Options) error {
 			return nil
 		}
 		retry = min(2*retry, retryMax)
+		if d, err = g.start(g.binary); err != nil {
+			return err
+		}
 	}
 }
 
@@ -140,12 +169,14 @@ type daemon struct {
 
 	messages chan message // closed when the daemon's end of the socket is
 	exited   chan struct{}
+	upgrade  *upgrade // that it is the outcome of; nil once answered
 }
 
 // end is how a daemon ended.
 type end struct {
-	meant  bool // it said so, or was asked to
-	served bool // its mount answered
+	meant  bool    // it said so, or was asked to
+	served bool    // its mount answered
+	next   standby // that was started to take its place
 	cause  string
 	state  *os.ProcessState // nil: it is still there
 }
@@ -164,14 +195,13 @@ func (e end) error() error {
 	return nil
 }
 
-// start starts a daemon and gives it what is kept.
-func (g *guardian) start() (*daemon, error) {
+// start starts a daemon, which waits for what is kept.
+func (g *guardian) start(binary string) (*daemon, error) {
 	conn, theirs, err := pair()
 	if err != nil {
 		return nil, err
 	}
-	// The file that was executed, whatever has become of its name.
-	cmd := exec.Command("/proc/self/exe")
+	cmd := exec.Command(binary)
 	cmd.Args = g.opt.Argv
 	cmd.Env = append(os.Environ(), variable+"="+strconv.Itoa(3))
 	cmd.Stdout, cmd.Stderr = g.opt.Stdout, g.opt.Stderr
@@ -188,20 +218,24 @@ func (g *guardian) start() (*daemon, error) {
 		defer close(d.exited)
 		_ = cmd.Wait() // its state says what there is to say
 	}()
-	for name, fd := range g.kept {
-		if err := send(conn, message{kindHave, name, fd}); err != nil {
-			return d, nil // it has died: run finds out
+	return d, nil
+}
+
+// give gives a daemon what is kept, and has it start. One that has died does not take it: run finds out.
+func (d *daemon) give() {
+	for name, fd := range d.g.kept {
+		if err := send(d.conn, message{kindHave, name, fd}); err != nil {
+			return
 		}
 	}
-	for _, old := range g.dying {
+	for _, old := range d.g.dying {
 		select {
 		case <-old.exited:
 		default:
-			_ = send(conn, message{kindDying, strconv.Itoa(old.cmd.Process.Pid), -1}) // likewise
+			_ = send(d.conn, message{kindDying, strconv.Itoa(old.cmd.Process.Pid), -1})
 		}
 	}
-	_ = send(conn, message{kindStart, "", -1}) // likewise
-	return d, nil
+	_ = send(d.conn, message{kindStart, "", -1})
 }
 
 func (d *daemon) receive() {
@@ -234,6 +268,9 @@ func (d *daemon) run(ctx context.Context) end {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	asked, exited, messages := ctx.Done(), d.exited, d.messages
+	defer func() {
+		d.answer(fmt.Errorf("the new daemon has ended (%s) before it served: the old binary goes on", e.cause))
+	}()
 	wasDying := false
 	for exited != nil || messages != nil {
 		select {
@@ -251,6 +288,20 @@ func (d *daemon) run(ctx context.Context) end {
 			d.signal(unix.SIGTERM)
 			d.signal(unix.SIGCONT) // a stopped one would not hear
 			kill.Reset(stopTimeout)
+		case u := <-d.g.upgrades:
+			d.g.prepare(u)
+		case next := <-d.g.prepared:
+			d.g.preparing = false
+			if next.err == nil && (asked == nil || !e.served || e.next.daemon != nil) {
+				next.err = errors.New("the daemon is not one that can be replaced now: it starts, or it ends")
+			}
+			if next.err != nil {
+				next.giveUp(next.err)
+				continue
+			}
+			// The one way that is proven: what a kill leaves is what the next one goes on with.
+			e.next = next
+			d.signal(unix.SIGKILL)
 		case <-kill.C:
 			d.g.opt.Logger.Error("the daemon does not end and is killed", "after", stopTimeout)
 			d.signal(unix.SIGKILL)
@@ -324,8 +375,17 @@ func (d *daemon) take(m message) {
 		d.g.keep(m.name, m.fd)
 	case kindDrop:
 		d.g.drop(m.name)
+	case kindHello:
+		if m.name != wireVersion {
+			d.g.opt.Logger.Error("the daemon is of another version than its guardian", "got", m.name, "want", wireVersion)
+		}
 	case kindServe:
 		d.g.served = true
+		if d.upgrade != nil {
+			d.g.binary = d.upgrade.binary
+			d.answer(nil)
+		}
+		d.g.openControl()
 	case kindReady:
 		if !d.g.isReady {
 			d.g.isReady = true

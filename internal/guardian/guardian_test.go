@@ -56,6 +56,9 @@ func standIn(what string) error {
 	if what == "daemon-unready" {
 		return die()
 	}
+	if what == "daemon-waits" {
+		fmt.Print(count[0])
+	}
 	if err := errors.Join(c.Serving(), c.Ready()); err != nil {
 		return err
 	}
@@ -84,8 +87,43 @@ func die() error {
 	select {}
 }
 
+func TestADaemonIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	out, err := guard(t, ctx, "daemon-waits", func() {
+		go func() {
+			defer cancel()
+			for range 3 {
+				if err := Upgrade(ctx, dir, os.Args[0]); err != nil {
+					failed <- err
+					return
+				}
+			}
+			if err := Upgrade(ctx, dir, "/bin/true"); err == nil || !strings.Contains(err.Error(), "no litefs") {
+				failed <- fmt.Errorf("upgrade to /bin/true: %w", err)
+				return
+			}
+			failed <- Upgrade(ctx, dir, "/nowhere")
+		}()
+	}, dir)
+	if err := <-failed; err == nil || !strings.Contains(err.Error(), "/nowhere") {
+		t.Errorf("upgrade to what is not there: %v", err)
+	}
+	var exit *ExitError
+	if !errors.As(err, &exit) || exit.Code != 128+15 {
+		t.Errorf("error %v, want the end by SIGTERM", err)
+	}
+	if want := "1234"; out != want {
+		t.Errorf("daemons served: %q, want %q", out, want)
+	}
+	if err := Upgrade(t.Context(), dir, os.Args[0]); !errors.Is(err, ErrNoGuardian) {
+		t.Errorf("upgrade after the end: %v", err)
+	}
+}
+
 // guard runs a daemon under a guardian and returns what it printed.
-func guard(t *testing.T, ctx context.Context, what string, ready func()) (string, error) {
+func guard(t *testing.T, ctx context.Context, what string, ready func(), control ...string) (string, error) {
 	t.Helper()
 	out, err := os.CreateTemp(t.TempDir(), "out")
 	if err != nil {
@@ -94,7 +132,7 @@ func guard(t *testing.T, ctx context.Context, what string, ready func()) (string
 	defer out.Close()
 	err = Run(ctx, Options{
 		Argv: []string{os.Args[0], what}, Stdout: out, Stderr: out, Ready: ready,
-		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Control: strings.Join(control, ""),
 	})
 	b, rerr := os.ReadFile(out.Name())
 	if rerr != nil {

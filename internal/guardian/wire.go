@@ -15,6 +15,7 @@ type kind byte
 
 const (
 	// From the daemon.
+	kindHello kind = 'o' // the first one; the name is wireVersion
 	kindKeep  kind = 'k' // hold this descriptor under the name
 	kindDrop  kind = 'd' // let go of the one of that name
 	kindServe kind = 'v' // the mount answers
@@ -26,6 +27,9 @@ const (
 	kindDying kind = 'y' // a daemon before, whose process id is the name, has been killed and is still there
 	kindStart kind = 's' // that was all
 )
+
+// wireVersion is what a daemon of another version does not say.
+const wireVersion = "1"
 
 // maxName bounds the name in a message, in bytes.
 const maxName = 255
