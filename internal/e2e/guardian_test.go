@@ -54,6 +54,16 @@ func (n *node) killDaemon() {
 	}
 }
 
+// killBelow kills a daemon at a moment of its own while the next steps are done: nobody notices.
+func (r *random) killBelow() {
+	n := r.primary
+	if r.chance(30) {
+		n = r.follower
+	}
+	r.note("kill the daemon of %s below its guardian", n.cfg.Mount)
+	n.killDaemon()
+}
+
 // stallWriter inserts rows one after the other and keeps how long each call took.
 type stallWriter struct {
 	name  string

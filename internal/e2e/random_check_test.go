@@ -132,6 +132,7 @@ func liveImage(dir string, n *node, name string) ([]byte, error) {
 // allowedErrors are the lines of level ERROR that a run may leave in a log, and why.
 var allowedErrors = []struct{ text, why string }{
 	{`msg="database not streamed"`, "a snapshot is needed of a file that cp is writing over; tried again when that has ended"},
+	{`msg="the daemon has died and is started again`, "the run has killed it below its guardian"},
 }
 
 // noErrors fails when a line of level ERROR was logged since the last look.

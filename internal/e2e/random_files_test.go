@@ -345,7 +345,7 @@ func (r *random) restartDaemon() {
 // restartFollower stops or kills the follower, does something else, and starts it again.
 func (r *random) restartFollower() {
 	r.endReader()
-	if r.chance(50) {
+	if r.chance(50) || r.guarded {
 		r.follower.stop()
 	} else {
 		r.kill(r.follower)

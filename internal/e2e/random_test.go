@@ -20,7 +20,8 @@ import (
 // databases byte for byte, and that no transaction that SQLite acknowledged is missing. Everything is
 // drawn from one seed; only what is killed in mid-statement is killed at a moment of its own.
 //
-// LITEFS_SEED=n runs that seed alone, LITEFS_STEPS=n so many steps of it.
+// LITEFS_SEED=n runs that seed alone, LITEFS_STEPS=n so many steps of it. With LITEFS_GUARDIAN=1 daemons are killed below
+// their guardians while applications go on.
 
 // database is what the run knows of one file of the mount. Each transaction adds one to its only row of
 // the table seq.
@@ -60,6 +61,7 @@ type random struct {
 	lastFile  int
 	step      int
 	violent   bool // kills come often
+	guarded   bool // daemons are killed below a guardian, and applications go on
 	trace     []string
 	stopped   bool // the primary's daemon is dead: errors are expected
 	reader    *sqlitetest.Conn
@@ -123,11 +125,17 @@ func randomRun(t *testing.T, seed uint64, steps int) {
 		})
 	}
 	r := &random{t: t, rng: rand.New(rand.NewPCG(seed, 0)), seen: map[*node]int{}, violent: seed%5 == 4}
+	if r.guarded = os.Getenv("LITEFS_GUARDIAN") != ""; r.guarded {
+		options = append(options, guarded)
+	}
 	r.primary = startNode(t, options...)
 	if seed%4 >= 2 {
 		options = []option{cached}
 	} else {
 		options = nil
+	}
+	if r.guarded {
+		options = append(options, guarded)
 	}
 	r.follower = startNode(t, append(options, follows(r.primary))...)
 	t.Cleanup(func() {
@@ -177,13 +185,20 @@ var operations = []operation{
 	{2, "remove", (*random).remove},
 	{1, "remove under its connections", (*random).removeOpen},
 	{1, "kill daemon", (*random).killDaemon},
+	{10, daemonBelow, (*random).killBelow},
 	{1, "restart daemon", (*random).restartDaemon},
 	{1, "restart follower", (*random).restartFollower},
 	{3, "read on the follower", (*random).readFollower},
 }
 
+// daemonBelow is the kind of step that only a run with guardians has; such a run has no other kill of a daemon.
+const daemonBelow = "kill the daemon below the guardian"
+
 // weightOf is how often a kind of step comes in this run.
 func (r *random) weightOf(op operation) int {
+	if op.name == daemonBelow && !r.guarded || op.name == "kill daemon" && r.guarded {
+		return 0
+	}
 	if r.violent && strings.HasPrefix(op.name, "kill") {
 		return 5 * op.weight
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -152,6 +153,21 @@ func (c *Client) Names() []string {
 
 // Serving tells the guardian that the mount answers: from now on this process is worth another one.
 func (c *Client) Serving() error { return send(c.conn, message{kindServe, "", -1}) }
+
+// SetDeadline has the guardian kill this process, and start the next one, when d has passed and no other deadline was set
+// meanwhile. A daemon that is stopped, or hangs, cannot see that its lease has run out; the one after it does. d <= 0:
+// there is no deadline.
+func (c *Client) SetDeadline(d time.Duration) error {
+	name := ""
+	if d > 0 {
+		now, err := clock()
+		if err != nil {
+			return err
+		}
+		name = strconv.FormatInt(int64(now+d), 10)
+	}
+	return send(c.conn, message{kindUntil, name, -1})
+}
 
 // Ready tells the guardian that applications may start.
 func (c *Client) Ready() error { return send(c.conn, message{kindReady, "", -1}) }

@@ -170,6 +170,9 @@ type daemon struct {
 	messages chan message // closed when the daemon's end of the socket is
 	exited   chan struct{}
 	upgrade  *upgrade // that it is the outcome of; nil once answered
+
+	deadline time.Duration // by clock; 0: none
+	overdue  bool          // it was killed for that
 }
 
 // end is how a daemon ended.
@@ -308,6 +311,7 @@ func (d *daemon) run(ctx context.Context) end {
 		case <-exited:
 			exited = nil
 		case <-look.C:
+			d.keepDeadline()
 			isDying := exited != nil && d.isDying()
 			if isDying && wasDying && asked != nil { // and has had the time to be gone
 				d.abandon()
@@ -325,7 +329,39 @@ func (d *daemon) run(ctx context.Context) end {
 	return e
 }
 
-// lookEvery is how often it is looked whether the daemon is one that cannot die.
+// keepDeadline kills a daemon whose deadline has passed: it is stopped, or hangs.
+func (d *daemon) keepDeadline() {
+	if d.deadline == 0 || d.overdue {
+		return
+	}
+	now, err := clock()
+	if err != nil {
+		d.g.opt.Logger.Error("the daemon's deadline cannot be kept", "error", err)
+		return
+	}
+	if now < d.deadline {
+		return
+	}
+	d.overdue = true
+	d.g.opt.Logger.Error("the daemon has let its deadline pass and is killed", "by", (now - d.deadline).Round(time.Millisecond))
+	d.signal(unix.SIGKILL)
+}
+
+// setDeadline takes a deadline as the daemon has sent it.
+func (d *daemon) setDeadline(name string) {
+	if name == "" {
+		d.deadline = 0
+		return
+	}
+	ns, err := strconv.ParseInt(name, 10, 64)
+	if err != nil || ns <= 0 {
+		d.g.opt.Logger.Error("from the daemon", "deadline", name)
+		return
+	}
+	d.deadline = time.Duration(ns)
+}
+
+// lookEvery is how often it is looked whether the daemon is one that cannot die, or has let its deadline pass.
 const lookEvery = 250 * time.Millisecond
 
 // isDying reports whether the daemon has been killed and is still there (proc_pid_status(5)).
@@ -391,6 +427,8 @@ func (d *daemon) take(m message) {
 			d.g.isReady = true
 			d.g.opt.Ready()
 		}
+	case kindUntil:
+		d.setDeadline(m.name)
 	case kindBye:
 	default:
 		d.g.opt.Logger.Error("from the daemon", "message", string(m.kind))

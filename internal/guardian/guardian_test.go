@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,6 +66,18 @@ func standIn(what string) error {
 	if what == "daemon-waits" {
 		<-c.Gone()
 		return nil
+	}
+	if what == "daemon-stops" && count[0] == 1 {
+		if err := errors.Join(c.SetDeadline(time.Hour), c.SetDeadline(0), c.SetDeadline(50*time.Millisecond)); err != nil {
+			return err
+		}
+		if err := syscall.Kill(os.Getpid(), syscall.SIGSTOP); err != nil {
+			return err
+		}
+		select {}
+	}
+	if what == "daemon-stops" {
+		return errors.Join(c.Bye())
 	}
 	if count[0] < 4 {
 		return die()
@@ -160,6 +173,12 @@ func TestADaemonThatNeverServedIsTheEnd(t *testing.T) {
 		if !errors.As(err, &exit) || exit.Code != code {
 			t.Errorf("%s: error %v, want code %d", what, err, code)
 		}
+	}
+}
+
+func TestADaemonThatLetsItsDeadlinePassIsFollowedByAnother(t *testing.T) {
+	if _, err := guard(t, t.Context(), "daemon-stops", func() {}); err != nil {
+		t.Errorf("error %v, want the end of the second daemon", err)
 	}
 }
 

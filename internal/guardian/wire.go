@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,7 @@ const (
 	kindDrop  kind = 'd' // let go of the one of that name
 	kindServe kind = 'v' // the mount answers
 	kindReady kind = 'r' // applications may start
+	kindUntil kind = 'u' // the name is a time by clock; past it, this process is to be dead. "": no time
 	kindBye   kind = 'b' // the end that comes now is meant
 
 	// From the guardian.
@@ -137,4 +139,14 @@ func pair() (*net.UnixConn, *os.File, error) {
 		return nil, nil, errors.Join(err, theirs.Close())
 	}
 	return ours, theirs, nil
+}
+
+// clock is the time since the machine started, that it slept through included (CLOCK_BOOTTIME): the same for every
+// process, and set by nobody.
+func clock() (time.Duration, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0, fmt.Errorf("time since the start of the machine: %w", err)
+	}
+	return time.Duration(ts.Nano()), nil
 }
