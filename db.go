@@ -242,7 +242,7 @@ func (db *DB) open() error {
 
 // openRecord opens the log and the checksums. db.mu is held.
 func (db *DB) openRecord() (err error) {
-	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{FS: db.store.logFS, Logger: db.log()}); err != nil {
+	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{FS: db.store.logFS, Logger: db.log(), Buffers: &db.store.logBuffers}); err != nil {
 		return fmt.Errorf("transaction log: %w", err)
 	}
 	if db.sums, err = db.openSums(); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/internal/watch"
 )
@@ -87,9 +88,14 @@ type Store struct {
 	noted bool // the file run says that the store is open; of Open and Close
 	cut   bool // the last run ended with the machine
 
-	lockFile  *os.File
-	bootID    string               // of this machine's present boot; tests set it before Open
-	logFS     vfs.FS               // of the logs; nil is the real disk
+	lockFile *os.File
+	bootID   string // of this machine's present boot; tests set it before Open
+	logFS    vfs.FS // of the logs; nil is the real disk
+
+	// logBuffers are shared by all logs: with its own, each of a thousand databases would hold on to
+	// half a megabyte.
+	logBuffers ltxlog.Buffers
+
 	syncFile  func(*os.File) error // of a database; tests set it
 	nodeID    string
 	clusterID string
