@@ -54,14 +54,33 @@ func (db *DB) syncLog() {
 	}
 }
 
-// retain merges small entries and removes old ones. Files and page checksums
+// retain removes old entries and merges small ones. Files and page checksums
 // are made durable first: after a power cut both are mended from the entries
 // that are left, so no entry may go before what it changed is on disk.
 func (db *DB) retain(r Retention) {
 	db.upkeep.Lock()
 	defer db.upkeep.Unlock()
+	applied, ok := db.removeOld(r)
+	if !ok {
+		return
+	}
+	// Without ingest: merging many entries takes seconds, and a replica applies
+	// meanwhile. What the files still lack is not merged, for it may be read now.
+	before := db.compactBefore(r)
+	if before == 0 || before > applied {
+		before = applied
+	}
+	if _, err := db.txlog.Compact(ltxlog.Compaction{Before: before, Cuts: db.store.replicas.boundaries(db.id)}); err != nil {
+		db.log().Error("cannot compact the log; tried again later", "error", err)
+	}
+}
+
+// removeOld removes the entries that are too old or too many, and returns the
+// TXID after the last that was in the files before; false when the log is to be
+// left as it is. db.upkeep is held: the log is not closed.
+func (db *DB) removeOld(r Retention) (applied uint64, ok bool) {
 	if !db.ingest.TryLock() {
-		return // an entry is on its way in; next time
+		return 0, false // an entry is on its way in; next time
 	}
 	defer db.ingest.Unlock()
 	db.mu.Lock()
@@ -69,17 +88,13 @@ func (db *DB) retain(r Retention) {
 	pos, loading := db.Pos(), db.load != nil
 	db.mu.Unlock()
 	if closed || txlog == nil || loading {
-		return // what a load needs of the log stays as it is
+		return 0, false // what a load needs of the log stays as it is
 	}
 	if err := errors.Join(db.syncFiles(), sums.Sync()); err != nil {
 		db.log().Error("cannot make files and page checksums durable: the log keeps its old entries", "error", err)
-		return
+		return 0, false
 	}
-	if _, err := txlog.Compact(ltxlog.Compaction{Before: db.compactBefore(r), Cuts: db.store.replicas.boundaries(db.id)}); err != nil {
-		db.log().Error("cannot compact the log; tried again later", "error", err)
-		return
-	}
-	applied := pos.TXID + 1 // what the files still lack stays
+	applied = pos.TXID + 1
 	keepFrom := applied
 	if from := db.store.replicas.neededFrom(db.id); from > 0 {
 		keepFrom = min(keepFrom, from)
@@ -94,12 +109,13 @@ func (db *DB) retain(r Retention) {
 	}
 	if err != nil {
 		db.log().Error("cannot remove old log entries; tried again later", "error", err)
-		return
+		return 0, false
 	}
 	if n > 0 {
 		db.counts.reaped.Add(uint64(n))
 		db.log().Debug("old log entries removed", "entries", n, "bytes", bytes)
 	}
+	return applied, true
 }
 
 // retainAt is the time that entries are old by. On a replica that is the time of

@@ -41,13 +41,13 @@ func (s seen) merge(old seen) seen {
 	return s
 }
 
-// reached reports whether a node that is at these positions has all of s.
-func (s seen) reached(txids map[uint32]uint64) bool {
+// reached reports whether a node has all of s; at returns where it is with a database.
+func (s seen) reached(at func(id uint32) (txid uint64)) bool {
 	if s.primary {
 		return false
 	}
 	for id, txid := range s.txids {
-		if txids[id] < txid {
+		if at(id) < txid {
 			return false
 		}
 	}

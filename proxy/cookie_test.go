@@ -83,11 +83,11 @@ func TestReached(t *testing.T) {
 		{map[uint32]uint64{2: 20}, false},
 		{nil, false},
 	} {
-		if got := s.reached(tt.at); got != tt.want {
+		if got := s.reached(func(id uint32) uint64 { return tt.at[id] }); got != tt.want {
 			t.Errorf("reached(%v) = %v", tt.at, got)
 		}
 	}
-	if (seen{primary: true}).reached(nil) {
+	if (seen{primary: true}).reached(func(uint32) uint64 { return 1 }) {
 		t.Error("a cookie that wants the primary is content with a replica")
 	}
 }

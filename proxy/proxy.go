@@ -24,6 +24,9 @@ type Node interface {
 	PrimaryHostname() string // "" when no primary is known
 	Lag() (time.Duration, bool)
 
+	// TXID is where a database is; 0 when there is none with the id. It is asked at every read.
+	TXID(id uint32) uint64
+
 	// Positions returns the TXIDs, by database id, of the databases whose names match a pattern.
 	// With settle, on a primary, what applications have committed before the call is counted.
 	Positions(patterns []string, settle bool) (map[uint32]uint64, error)
@@ -269,12 +272,16 @@ func (p *Proxy) trusts(r *http.Request) bool {
 // writeHere gives a write to the application and tells the client what it has to
 // see from now on.
 func (p *Proxy) writeHere(w http.ResponseWriter, r *http.Request) {
+	p.target.ServeHTTP(w, r.WithContext(p.noteBefore(r.Context())))
+}
+
+// noteBefore puts the positions before a write into its context.
+func (p *Proxy) noteBefore(ctx context.Context) context.Context {
 	before, err := p.node.Positions(p.opt.Databases, false)
 	if err != nil {
 		before = nil // every database counts as written, which is safe
 	}
-	ctx := context.WithValue(r.Context(), beforeKey{}, before)
-	p.target.ServeHTTP(w, r.WithContext(ctx))
+	return context.WithValue(ctx, beforeKey{}, before)
 }
 
 // beforeKey finds the positions before a write in its context.
@@ -356,11 +363,7 @@ func (p *Proxy) await(ctx context.Context, want seen) bool {
 }
 
 func (p *Proxy) has(want seen) bool {
-	if p.node.IsPrimary() {
-		return true
-	}
-	at, err := p.node.Positions(p.opt.Databases, false)
-	return err == nil && want.reached(at)
+	return p.node.IsPrimary() || want.reached(p.node.TXID)
 }
 
 // toPrimary has a request answered by the primary's node, by the configured way.

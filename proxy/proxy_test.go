@@ -65,6 +65,8 @@ func (n *fakeNode) Watch() (<-chan struct{}, func()) {
 	return ch, func() { n.get(func() { delete(n.watchers, ch) }) }
 }
 
+func (n *fakeNode) TXID(id uint32) (v uint64) { n.get(func() { v = n.pos[id] }); return }
+
 func (n *fakeNode) Positions(_ []string, settle bool) (map[uint32]uint64, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -150,7 +150,7 @@ func (p *Proxy) newPrimary() *httputil.ReverseProxy {
 			if p.opt.Token != "" {
 				pr.Out.Header.Set(headerAuthorization, "Bearer "+p.opt.Token)
 			}
-			pr.Out.URL.Scheme, pr.Out.URL.Host = "http", "primary" // toPrimaryTransport knows better
+			pr.Out.URL.Scheme, pr.Out.URL.Host = "http", "primary" // primaryTransport knows better
 		},
 		Transport:     &primaryTransport{p, base},
 		FlushInterval: -1,
@@ -220,11 +220,7 @@ func (t *primaryTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 // here gives the request to the application on this node, which has become the
 // primary while the request waited.
 func (t *primaryTransport) here(r *http.Request, body *body) (*http.Response, error) {
-	before, err := t.p.node.Positions(t.p.opt.Databases, false)
-	if err != nil {
-		before = nil
-	}
-	out := body.request(r, context.WithValue(r.Context(), beforeKey{}, before))
+	out := body.request(r, t.p.noteBefore(r.Context()))
 	out.Header.Del(headerForward)
 	out.Header.Del(headerAuthorization)
 	out.URL.Scheme, out.URL.Host = "http", t.p.opt.Target

@@ -19,6 +19,13 @@ func (n proxyNode) PrimaryURL() string         { return n.store.PrimaryURL() }
 func (n proxyNode) PrimaryHostname() string    { return n.store.PrimaryHost() }
 func (n proxyNode) Lag() (time.Duration, bool) { return n.store.Lag() }
 
+func (n proxyNode) TXID(id uint32) uint64 {
+	if db := n.store.DB(id); db != nil {
+		return db.TXID()
+	}
+	return 0
+}
+
 func (n proxyNode) Positions(patterns []string, settle bool) (map[uint32]uint64, error) {
 	m := make(map[uint32]uint64)
 	for _, db := range n.store.DBs() {
