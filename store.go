@@ -84,9 +84,10 @@ type Store struct {
 	// followers that do not answer; they may have what it lost. 0: none is asked.
 	RollForwardTimeout time.Duration
 
-	known knownReplicas
-	noted bool // the file run says that the store is open; of Open and Close
-	cut   bool // the last run ended with the machine
+	known  knownReplicas
+	reigns reigns
+	noted  bool // the file run says that the store is open; of Open and Close
+	cut    bool // the last run ended with the machine
 
 	lockFile *os.File
 	bootID   string // of this machine's present boot; tests set it before Open
@@ -329,6 +330,9 @@ func (s *Store) Open() (err error) {
 		return err
 	}
 	if err := s.known.open(filepath.Join(s.path, "replicas")); err != nil {
+		return err
+	}
+	if err := s.reigns.open(filepath.Join(s.path, "reigns")); err != nil {
 		return err
 	}
 	if err := s.afterPowerCut(); err != nil {

@@ -78,6 +78,9 @@ func (s *Store) consume(ctx context.Context, primary string, stream StreamReader
 		if err := s.joinCluster(p.ClusterID(), p.Epoch()); err != nil {
 			return err
 		}
+		if err := s.reigns.note(p.Epoch(), p.NodeID()); err != nil {
+			return err
+		}
 	}
 	s.mu.Lock()
 	s.primaryURL = primary

@@ -447,7 +447,7 @@ func (l *roleLoop) prepare(ctx context.Context, epoch uint64) error {
 		}
 		return nil
 	})
-	g.Go(func() error { return s.writeRole(RolePrimary) })
+	g.Go(func() error { return errors.Join(s.writeRole(RolePrimary), s.reigns.note(epoch, s.nodeID)) })
 	return g.Wait()
 }
 

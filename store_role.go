@@ -110,7 +110,7 @@ func (s *Store) becomePrimary(lease Lease) error {
 	if s.lastRole != RolePrimary {
 		epoch++
 	}
-	if err := s.writeEpoch(epoch); err != nil {
+	if err := errors.Join(s.writeEpoch(epoch), s.reigns.note(epoch, s.nodeID)); err != nil {
 		return err
 	}
 	if s.ClusterID() == "" {

@@ -38,7 +38,8 @@ func TestEventsAfter(t *testing.T) {
 	s := makeReplicaStages(t)
 	db := s.primary.db("app.db")
 	events := db.EventsAfter(0)
-	if len(events) == 0 || events[len(events)-1].Pos != db.Pos() || events[0].PageSize != 4096 || events[0].Commit == 0 {
+	if len(events) == 0 || events[len(events)-1].Pos != db.Pos() || events[0].PageSize != 4096 || events[0].Commit == 0 ||
+		events[0].Min != 1 || events[0].Epoch == 0 || events[0].Origin != s.primary.store.NodeID() || events[0].Pages == 0 {
 		t.Fatalf("%+v at %s", events, db.Pos())
 	}
 	s.primary.rows("app.db", s.conn, 2)

@@ -36,6 +36,7 @@ type fakeSource struct {
 	subs       map[*fakeSub]bool
 	noSubs     chan struct{} // closed when the last subscription is
 	open       int           // LTX files not closed
+	lag        time.Duration // below zero: never synced
 	replicas   litefs.ReplicaRegistry
 	stats      litefs.Stats
 }
@@ -47,7 +48,7 @@ func (s *fakeSource) Status() litefs.Status {
 	if s.IsPrimary() {
 		role = litefs.RolePrimary
 	}
-	st := litefs.Status{Role: role, Hostname: "host1", PrimaryURL: s.PrimaryURL(), Synced: true, Replicas: s.replicas.List(), Subscribers: 2}
+	st := litefs.Status{Role: role, Hostname: "host1", PrimaryURL: s.PrimaryURL(), Lag: s.lag, Synced: s.lag >= 0, Replicas: s.replicas.List(), Subscribers: 2}
 	for _, db := range s.Databases() {
 		st.Databases = append(st.Databases, litefs.DBStatus{ID: db.ID(), Name: db.Name(), Pos: db.Pos(), Received: db.Pos(),
 			Commits: 7, Reaped: 5, ApplyLatency: 2 * time.Millisecond})
@@ -224,9 +225,13 @@ func (db *fakeDB) Settle() error { return nil }
 func (db *fakeDB) head() uint64 { return db.first + uint64(len(db.log)) }
 
 func (db *fakeDB) EventsAfter(txid uint64) (events []litefs.TxEvent) {
+	first := locked(db.src, func() uint64 { return db.first })
 	for head := db.Pos().TXID; txid < head; {
 		txid++
-		events = append(events, litefs.TxEvent{Pos: posAt(db.id, txid), PageSize: 4096, Commit: 2, Timestamp: time.Unix(1, 0)})
+		if txid <= first {
+			continue
+		}
+		events = append(events, litefs.TxEvent{Min: txid, Pos: posAt(db.id, txid), Before: posAt(db.id, txid-1), Epoch: 3, Origin: "n1", Pages: 1, PageSize: 4096, Commit: 2, Timestamp: time.Unix(1, 0)})
 	}
 	return events
 }

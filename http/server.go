@@ -290,7 +290,25 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, code int, line s
 	http.Error(w, line, code)
 }
 
+// handleHealth answers 200 while the node serves. With max-lag=DURATION a replica answers 503 when it has last had all
+// that its primary had longer ago than that, or never: for load balancers, which have no token.
 func (s *Server) handleHealth(w http.ResponseWriter, r *http.Request) {
+	if v := r.URL.Query().Get("max-lag"); v != "" {
+		most, err := time.ParseDuration(v)
+		if err != nil || most <= 0 {
+			s.refuse(w, r, http.StatusBadRequest, fmt.Sprintf("max-lag %.32q is no duration above zero, like 2s", v))
+			return
+		}
+		st := s.src.Status()
+		switch {
+		case !st.Synced:
+			s.refuse(w, r, http.StatusServiceUnavailable, "this node has never had all that its primary had")
+			return
+		case st.Lag > most:
+			s.refuse(w, r, http.StatusServiceUnavailable, fmt.Sprintf("this node is %v behind its primary", st.Lag.Round(time.Millisecond)))
+			return
+		}
+	}
 	s.answer(w, r, "text/plain; charset=utf-8", []byte("ok\n"))
 }
 
