@@ -25,12 +25,12 @@ type api struct {
 
 // keyValue is a key of etcd; the zero value is a key that does not exist.
 type keyValue struct {
-	Value          []byte `json:"value"`
-	CreateRevision uint64 `json:"create_revision,string"`
-	Lease          int64  `json:"lease,string"` // that it is bound to; 0: none
+	Value       []byte `json:"value"`
+	ModRevision uint64 `json:"mod_revision,string"`
+	Lease       int64  `json:"lease,string"` // that it is bound to; 0: none
 }
 
-func (kv keyValue) exists() bool { return kv.CreateRevision != 0 }
+func (kv keyValue) exists() bool { return kv.ModRevision != 0 }
 
 type header struct {
 	Revision uint64 `json:"revision,string"`
@@ -49,18 +49,18 @@ func (r *rangeResponse) first() keyValue {
 	return r.KVs[0]
 }
 
-// compare is a condition on the revision at which a key was made; 0: the key does not exist.
+// compare is a condition on the revision at which a key was written last; 0: the key does not exist.
 type compare struct {
-	Key            []byte `json:"key"`
-	Target         string `json:"target"`
-	Result         string `json:"result"`
-	CreateRevision uint64 `json:"create_revision,string"`
+	Key         []byte `json:"key"`
+	Target      string `json:"target"`
+	Result      string `json:"result"`
+	ModRevision uint64 `json:"mod_revision,string"`
 }
 
-func absent(key string) compare { return createdAt(key, 0) }
+func absent(key string) compare { return writtenAt(key, 0) }
 
-func createdAt(key string, revision uint64) compare {
-	return compare{Key: []byte(key), Target: "CREATE", Result: "EQUAL", CreateRevision: revision}
+func writtenAt(key string, revision uint64) compare {
+	return compare{Key: []byte(key), Target: "MOD", Result: "EQUAL", ModRevision: revision}
 }
 
 // op is one operation of a transaction: one of the two.

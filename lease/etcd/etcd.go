@@ -42,7 +42,7 @@ type Options struct {
 	AdvertiseURL string // where other nodes reach this one; required
 
 	// Former is what Remember was last called with by the process that had this node's data before. That
-	// one is dead, so its lease is ended without waiting for it. Remember may be nil.
+	// one is dead, so its lease is taken over without waiting for it. Remember may be nil.
 	Former   string
 	Remember func(lease string)
 
@@ -151,11 +151,7 @@ func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.isFormer(kv) {
-		if err := l.api.revoke(ctx, kv.Lease); err != nil {
-			return nil, err
-		}
-	} else if kv.exists() {
+	if kv.exists() && !l.isFormer(kv) {
 		return nil, litefs.ErrPrimaryExists
 	}
 	// Before the first request of which etcd could count the TTL.
@@ -166,24 +162,29 @@ func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
 	if l.opt.Remember != nil {
 		l.opt.Remember(strconv.FormatInt(lease.id, 10))
 	}
-	if err = l.take(ctx, lease); err == nil && !l.adopt(lease) {
+	if err = l.take(ctx, lease, kv); err == nil && !l.adopt(lease) {
 		err = litefs.ErrPrimaryExists
 	}
 	if err != nil {
 		// The answer alone may have been lost: without its lease the key is free again.
 		return nil, errors.Join(err, l.api.revoke(context.WithoutCancel(ctx), lease.id))
 	}
+	if kv.exists() {
+		// No key hangs on the lease of the process before any more. If it stays, etcd ends it.
+		_ = l.api.revoke(ctx, kv.Lease)
+	}
 	return lease, nil
 }
 
-// take makes the key, bound to lease, unless it exists.
-func (l *Leaser) take(ctx context.Context, lease *Lease) error {
+// take writes the key, bound to lease, if it still is as it was seen: absent, or of the process before.
+// To end that one's lease and to make the key then would not do: another node could come in between.
+func (l *Leaser) take(ctx context.Context, lease *Lease, seen keyValue) error {
 	value, err := json.Marshal(holder{Hostname: l.opt.Hostname, URL: l.opt.AdvertiseURL})
 	if err != nil {
 		return err
 	}
 	done, revision, _, err := l.api.txn(ctx, txnRequest{
-		Compare: []compare{absent(l.key)},
+		Compare: []compare{writtenAt(l.key, seen.ModRevision)},
 		Success: []op{put(l.key, value, lease.id)},
 	})
 	if err == nil && !done {

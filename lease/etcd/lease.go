@@ -15,7 +15,7 @@ import (
 type Lease struct {
 	leaser *Leaser
 	id     int64  // of the etcd lease
-	token  uint64 // the revision at which the key was made
+	token  uint64 // the revision at which the key was written
 
 	renewing chan struct{} // held by whoever renews
 
@@ -27,7 +27,7 @@ type Lease struct {
 
 var _ litefs.FencedLease = (*Lease)(nil)
 
-// Token is the revision of etcd at which the key was made. The revision counts every change of the
+// Token is the revision of etcd at which the key was written, which each lease does once. The revision counts every change of the
 // store, so that a later lease has a greater one.
 func (l *Lease) Token() uint64 { return l.token }
 
@@ -97,10 +97,10 @@ func (l *Lease) SetRecord(ctx context.Context, r litefs.Record) error {
 	return l.ifHeld(ctx, put(l.leaser.beside(recordName), value, 0))
 }
 
-// ifHeld does ops if the key is the one that this lease made.
+// ifHeld does ops if the key is as this lease has written it.
 func (l *Lease) ifHeld(ctx context.Context, ops ...op) error {
 	done, _, _, err := l.leaser.api.txn(ctx, txnRequest{
-		Compare: []compare{createdAt(l.leaser.key, l.token)},
+		Compare: []compare{writtenAt(l.leaser.key, l.token)},
 		Success: ops,
 	})
 	if err == nil && !done {

@@ -303,6 +303,16 @@ func restarted(t *testing.T, s suite) {
 	other := s.node(t, "b", func(o *Options) { o.TTL = 60 * s.TTL })
 	_, err := other.Acquire(ctx)
 	wantErr(t, "Acquire by another node", err, litefs.ErrPrimaryExists)
+	// There is no moment at which nobody has the lease.
+	waiting, stop := context.WithCancel(ctx)
+	vacant := make(chan error, 1)
+	go func() { vacant <- other.AwaitVacant(waiting) }()
+	defer func() {
+		stop()
+		if err := <-vacant; err == nil {
+			t.Error("another node has seen the lease free while it was taken over")
+		}
+	}()
 	if err := again.AwaitVacant(ctx); err != nil {
 		t.Fatalf("AwaitVacant: %v", err)
 	}
@@ -316,6 +326,7 @@ func restarted(t *testing.T, s suite) {
 	}
 	_, err = other.Acquire(ctx)
 	wantErr(t, "Acquire by another node", err, litefs.ErrPrimaryExists)
+	stop()
 
 	// Its former one is not what stands there now.
 	if err := lease.Close(); err != nil {
