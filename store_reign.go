@@ -101,7 +101,7 @@ func (l *roleLoop) run() {
 	defer l.cancel()
 	defer timer.Stop()
 	var settle sync.Once
-	var ev role.Event = role.Tick{}
+	ev := l.first()
 	for {
 		if _, ok := ev.(role.Vacant); ok {
 			l.unawait = nil
@@ -138,6 +138,17 @@ func (l *roleLoop) run() {
 			ev = role.Tick{}
 		}
 	}
+}
+
+// first is what the machine is told before anything else.
+func (l *roleLoop) first() role.Event {
+	if lease := l.held(); lease != nil {
+		return role.Resumed{From: heldFrom(lease), TTL: role.Time(lease.TTL())}
+	}
+	// Nobody writes here until this node has the lease. To wait for a primary with that would leave those in who write
+	// while there is none.
+	l.change(fenceTimeout, l.retire)
+	return role.Tick{}
 }
 
 // send gives the loop an event. It waits until the loop takes it, or has ended.

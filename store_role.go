@@ -84,6 +84,9 @@ func (s *Store) settleRole(ctx context.Context) error {
 		return s.becomePrimary(nil)
 	}
 	if reg, ok := s.Leaser.(Registry); ok {
+		if s.live {
+			return s.settleLive(ctx, reg)
+		}
 		if err := s.guardCluster(ctx, reg); err != nil {
 			return err
 		}
@@ -258,7 +261,7 @@ func (s *Store) takePeers(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		err := db.takePeer(ctx)
-		if err != nil && s.ctx.Err() == nil {
+		if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 			db.log().Error("cannot take the replica's locks; tried again", "error", err)
 		}
 		return err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/litefs/litefs/internal/capture"
+	"github.com/litefs/litefs/internal/role"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -45,6 +46,70 @@ func (s *Store) takenOver() {
 	for _, db := range s.DBs() {
 		db.poke()
 	}
+}
+
+// resumeTimeout bounds how long applications wait for the lease service when a primary's daemon is followed by another
+// one. After it they may read.
+const resumeTimeout = 2 * time.Second
+
+// settleLive settles the role on a mount that is in use. A primary whose daemon has died goes on with its lease, under its
+// epoch, before applications get an answer: for them nothing has happened. Whoever cannot has no lease, and its writers are
+// shut out once the mount answers.
+func (s *Store) settleLive(ctx context.Context, reg Registry) error {
+	s.roles = newRoleLoop(s, reg)
+	if s.lastRole != RolePrimary {
+		return s.becomeReplica()
+	}
+	ctx, cancel := context.WithTimeout(ctx, resumeTimeout)
+	defer cancel()
+	if err := s.roles.resume(ctx); err != nil {
+		s.Logger.Warn("this node does not go on as the primary", "reason", err)
+		s.roles.release()
+		return s.becomeReplica()
+	}
+	if err := s.becomePrimary(nil); err != nil {
+		return err
+	}
+	s.syncOnce.Do(func() { close(s.synced) })
+	return nil
+}
+
+// resume takes the lease of the process before. An error: somebody else has reigned, or may have, or the service does not
+// answer.
+func (l *roleLoop) resume(ctx context.Context) error {
+	const pause = 50 * time.Millisecond
+	lease, err := l.s.Leaser.Acquire(ctx)
+	for err != nil {
+		if errors.Is(err, ErrPrimaryExists) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return err
+		}
+		lease, err = l.s.Leaser.Acquire(ctx)
+	}
+	fenced, ok := lease.(FencedLease)
+	if !ok {
+		return errors.Join(fmt.Errorf("%v: its lease has no fencing token", l.s.Leaser), lease.Close())
+	}
+	l.mu.Lock()
+	l.lease = fenced
+	l.mu.Unlock()
+	epoch, err := l.s.readEpoch()
+	if err != nil {
+		return err
+	}
+	r, err := l.reg.Record(ctx)
+	if err != nil {
+		return err
+	}
+	if r.NodeID != l.s.nodeID || r.Epoch != epoch || r.Successor != "" {
+		return fmt.Errorf("the last reign was epoch %d of node %s with successor %q, want %d of %s", r.Epoch, r.NodeID, r.Successor, epoch, l.s.nodeID)
+	}
+	l.s.fenceAt.Store(int64(heldFrom(fenced) + role.Time(fenced.TTL()) - role.Margin(role.Time(fenced.TTL()))))
+	return nil
 }
 
 // errUnfinishedRecord is a record that has no entry yet: its database is recorded anew when it is written next.

@@ -119,9 +119,10 @@ func (n *Node) untilAnswered(ctx context.Context, ask func() error) error {
 	}
 }
 
-// awaitLeaseServer waits until it is known who has the lease, or that nobody has.
+// awaitLeaseServer waits until it is known who has the lease, or that nobody has. On a mount that is taken over
+// applications wait for an answer, and may read whoever that is.
 func (n *Node) awaitLeaseServer(ctx context.Context) error {
-	if _, ok := n.leaser.(litefs.Registry); !ok {
+	if _, ok := n.leaser.(litefs.Registry); !ok || n.inherited != nil {
 		return nil
 	}
 	return n.untilAnswered(ctx, func() error {

@@ -140,6 +140,8 @@ func (m *Machine) take(now Time, ev Event) {
 		}
 	case NotRenewed:
 		m.notRenewed(now, ev)
+	case Resumed:
+		m.resumed(now, ev)
 	case Prepared:
 		m.prepared(now, ev)
 	case Fenced:
@@ -309,6 +311,19 @@ func (m *Machine) acquired(now Time, ev Acquired) {
 	m.admitted, m.renewing, m.preparing = false, false, true
 	m.renewAt = ev.From + ev.TTL/3
 	m.emit(Prepare{Epoch: ev.Record.Epoch + 1})
+}
+
+func (m *Machine) resumed(now Time, ev Resumed) {
+	if m.holds() || m.busy() {
+		return
+	}
+	m.state, m.admitted, m.vacantSince = Primary, true, Never
+	m.lease.from, m.lease.ttl = ev.From, ev.TTL
+	m.reign++
+	m.renewAt = now
+	if now >= m.fenceAt() {
+		m.fence(now)
+	}
 }
 
 func (m *Machine) prepared(now Time, ev Prepared) {

@@ -132,6 +132,10 @@ type (
 		Lost  bool // the service says that the lease is gone
 	}
 
+	// Resumed says, before anything else is said, that this node goes on with the lease under which the
+	// process before it admitted writers: they are in.
+	Resumed struct{ From, TTL Time }
+
 	// Prepared answers Prepare.
 	Prepared struct{ Failed bool }
 
@@ -213,6 +217,7 @@ func (NotAcquired) event() {}
 func (Renewed) event()     {}
 func (NotRenewed) event()  {}
 func (Prepared) event()    {}
+func (Resumed) event()     {}
 func (Fenced) event()      {}
 func (Drained) event()     {}
 func (Handoff) event()     {}

@@ -197,6 +197,8 @@ func parseEvent(t *testing.T, words []string) Event {
 		return CaughtUp{}
 	case "acquired":
 		return Acquired{From: parseTime(t, args["from"]), TTL: parseTime(t, args["ttl"]), Record: seen.Record}
+	case "resumed":
+		return Resumed{From: parseTime(t, args["from"]), TTL: parseTime(t, args["ttl"])}
 	case "not-acquired":
 		return NotAcquired{}
 	case "renewed":
