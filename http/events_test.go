@@ -97,6 +97,7 @@ func TestEventsFrom(t *testing.T) {
 // Health with a bound is for load balancers: 503 when the node is further behind.
 func TestHealthMaxLag(t *testing.T) {
 	src := newFakeSource()
+	src.primary = false
 	srv := testServer(t, src, "secret", fastLimits())
 	for _, c := range []struct {
 		lag   time.Duration

@@ -31,6 +31,7 @@ type fakeSource struct {
 	epoch      uint64
 	primary    bool
 	primaryURL string
+	mount      string
 	dbs        map[uint32]*fakeDB
 	dropped    map[uint32]bool
 	subs       map[*fakeSub]bool
@@ -54,6 +55,12 @@ func (s *fakeSource) Status() litefs.Status {
 			Commits: 7, Reaped: 5, ApplyLatency: 2 * time.Millisecond})
 	}
 	return st
+}
+
+func (s *fakeSource) MountDir() string { return locked(s, func() string { return s.mount }) }
+func (s *fakeSource) Lag() (time.Duration, bool) {
+	lag := locked(s, func() time.Duration { return s.lag })
+	return lag, lag >= 0
 }
 
 func (s *fakeSource) Serving() bool                          { return s.IsPrimary() }
@@ -313,7 +320,14 @@ func fastLimits() limits {
 // testServer is a server of src on loopback, closed at the end of the test with nothing left of it.
 func testServer(tb testing.TB, src *fakeSource, token string, l limits) *Server {
 	tb.Helper()
-	s := newServer(src, Options{Addr: "127.0.0.1:0", Token: token, Logger: slog.New(slog.DiscardHandler)}, l)
+	return serveTest(tb, src, Options{Token: token, Logger: slog.New(slog.DiscardHandler)}, l)
+}
+
+// serveTest serves src until the test ends, and then looks for what was left open.
+func serveTest(tb testing.TB, src *fakeSource, opt Options, l limits) *Server {
+	tb.Helper()
+	opt.Addr = "127.0.0.1:0"
+	s := newServer(src, opt, l)
 	if err := s.Listen(); err != nil {
 		tb.Fatal(err)
 	}

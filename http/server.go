@@ -2,15 +2,12 @@ package http
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -19,11 +16,13 @@ import (
 
 // Options configure a Server.
 type Options struct {
-	Addr      string       // host:port to listen on; port 0 picks one
-	Token     string       // bearer token that requests must carry; "" admits loopback addresses only
-	Candidate bool         // told by GET /info
-	TLS       TLSFiles     // without a certificate connections are in the clear
-	Logger    *slog.Logger // required
+	Addr  string // host:port to listen on; port 0 picks one
+	Token string // bearer token of the cluster's nodes; "" admits loopback addresses only
+	// AdminToken is the operator's. "": the nodes' token opens his calls too.
+	AdminToken string
+	Candidate  bool         // told by GET /info
+	TLS        TLSFiles     // without a certificate connections are in the clear
+	Logger     *slog.Logger // required
 
 	// Listener, if set, is bound to Addr already: Listen takes it as it is.
 	Listener net.Listener
@@ -61,7 +60,6 @@ type Server struct {
 	src    Source
 	opt    Options
 	limits limits
-	token  [sha256.Size]byte // of the bearer token; compared instead of it, for equal lengths
 
 	ln  net.Listener // set by Listen
 	srv *http.Server
@@ -82,28 +80,12 @@ func NewServer(store *litefs.Store, opt Options) *Server {
 }
 
 func newServer(src Source, opt Options, l limits) *Server {
-	s := &Server{src: src, opt: opt, limits: l, token: sha256.Sum256([]byte(opt.Token)), exchanges: make(chan struct{}, maxExchanges)}
+	s := &Server{src: src, opt: opt, limits: l, exchanges: make(chan struct{}, maxExchanges)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /health", s.handleHealth)
-	mux.Handle("GET /position", s.authorized(s.handlePosition))
-	mux.Handle("POST /promote", s.authorized(s.handlePromote))
-	mux.Handle("POST /demote", s.authorized(s.handleDemote))
-	mux.Handle("GET /info", s.authorized(s.handleInfo))
-	mux.Handle("GET /events", s.authorized(s.handleEvents))
-	mux.Handle("GET /export", s.authorized(s.handleExport))
-	mux.Handle("GET /db/", s.authorized(s.handleDB))
-	mux.Handle("GET /metrics", s.authorized(s.handleMetrics))
-	mux.Handle("POST /stream", s.authorized(s.handleStream))
-	mux.Handle("POST /pages", s.authorized(s.handlePages))
-	mux.Handle("POST /tail", s.authorized(s.handleTail))
-	mux.Handle("POST /scrub", s.authorized(s.handleScrub))
-	mux.Handle("POST /repair", s.authorized(s.handleRepair))
-
-	var handler http.Handler = mux
+	handler := s.handler()
 	if opt.Intercept != nil {
-		handler = opt.Intercept(mux)
+		handler = opt.Intercept(handler)
 	}
 
 	var protocols http.Protocols
@@ -265,51 +247,11 @@ func (s *Server) tracked(next http.Handler) http.Handler {
 	})
 }
 
-// authorized admits requests with the token, when one is configured.
-func (s *Server) authorized(next http.HandlerFunc) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.opt.Token != "" && !s.hasToken(r) {
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			s.refuse(w, r, http.StatusUnauthorized, "wrong or missing token: set http.token to the token of this node")
-			return
-		}
-		next(w, r)
-	})
-}
-
-func (s *Server) hasToken(r *http.Request) bool {
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	sum := sha256.Sum256([]byte(token))
-	return ok && subtle.ConstantTimeCompare(sum[:], s.token[:]) == 1
-}
-
 // refuse answers with one line and logs it.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, code int, line string) {
 	s.opt.Logger.Warn("request refused", "path", r.URL.Path, "remote", r.RemoteAddr,
 		"node", r.Header.Get(headerID), "status", code, "reason", line)
 	http.Error(w, line, code)
-}
-
-// handleHealth answers 200 while the node serves. With max-lag=DURATION a replica answers 503 when it has last had all
-// that its primary had longer ago than that, or never: for load balancers, which have no token.
-func (s *Server) handleHealth(w http.ResponseWriter, r *http.Request) {
-	if v := r.URL.Query().Get("max-lag"); v != "" {
-		most, err := time.ParseDuration(v)
-		if err != nil || most <= 0 {
-			s.refuse(w, r, http.StatusBadRequest, fmt.Sprintf("max-lag %.32q is no duration above zero, like 2s", v))
-			return
-		}
-		st := s.src.Status()
-		switch {
-		case !st.Synced:
-			s.refuse(w, r, http.StatusServiceUnavailable, "this node has never had all that its primary had")
-			return
-		case st.Lag > most:
-			s.refuse(w, r, http.StatusServiceUnavailable, fmt.Sprintf("this node is %v behind its primary", st.Lag.Round(time.Millisecond)))
-			return
-		}
-	}
-	s.answer(w, r, "text/plain; charset=utf-8", []byte("ok\n"))
 }
 
 // answer writes a short body within the limit for it.

@@ -183,7 +183,7 @@ func TestHTTP1(t *testing.T) {
 	if resp.StatusCode != http.StatusUpgradeRequired || resp.Header.Get("Upgrade") != "h2c" {
 		t.Fatalf("%d, want 426", resp.StatusCode)
 	}
-	for path, code := range map[string]int{"/health": 200, "/info": 200, "/": 404, "/stream": 405} {
+	for path, code := range map[string]int{"/health": 200, "/info": 200, "/": 200, "/nothing": 404, "/stream": 405} {
 		resp, err := client.Get(srv.URL() + path)
 		if err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"time"
 
 	"github.com/litefs/litefs"
 )
@@ -35,6 +36,11 @@ type Source interface {
 	Dropped(id uint32) bool
 
 	Subscribe() Subscription
+
+	MountDir() string // "" before the mount serves
+
+	// Lag is how old the node's copies are; false: it never had all that its primary had.
+	Lag() (time.Duration, bool)
 
 	Status() litefs.Status
 	Stats() *litefs.Stats

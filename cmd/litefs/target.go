@@ -5,7 +5,6 @@ import (
 	"net"
 	"strings"
 
-	"github.com/litefs/litefs"
 	node "github.com/litefs/litefs/http"
 	"github.com/litefs/litefs/internal/config"
 )
@@ -43,11 +42,12 @@ func newTarget(c configFlags, dirs []string, url string) (s target, err error) {
 		host = "localhost"
 	}
 	s.url = "http://" + net.JoinHostPort(host, port)
-	token := string(cfg.HTTP.Token)
-	if token == "" && cfg.Lease.Type != config.LeaseStatic {
-		if token, err = litefs.ReadSecret(cfg.Data.Dir); err != nil {
-			return s, err
-		}
+	token, err := nodeToken(cfg)
+	if err != nil {
+		return s, err
+	}
+	if cfg.HTTP.AdminToken != "" {
+		token = string(cfg.HTTP.AdminToken)
 	}
 	s.client = node.NewClient(nil, token)
 	if files := node.TLSFiles(cfg.HTTP.TLS); !files.IsZero() {

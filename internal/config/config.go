@@ -114,7 +114,11 @@ type Data struct {
 type HTTP struct {
 	Addr  string // host:port
 	Token Secret // shared by all nodes; "": Addr is loopback, or the lease server has one
-	TLS   TLS
+
+	// AdminToken is the operator's; "": Token opens his calls too.
+	AdminToken Secret
+
+	TLS TLS
 }
 
 // TLS names PEM files; the zero value is no TLS. Cert and Key come together; a
@@ -232,14 +236,23 @@ func NodeURL(s string) (string, error) {
 	return strings.TrimRight(s, "/"), checkURL(s)
 }
 
-// EnvToken is the credential in the environment; "" when there is none.
+// EnvToken is the credential in the environment that opens most: the operator's, else the nodes'; ""
+// when there is none.
 func EnvToken(src Source) (Secret, error) {
-	s, ok := src.ensureDefaults().LookupEnv(TokenVariable)
+	token, err := envToken(src, AdminTokenVariable)
+	if token == "" && err == nil {
+		token, err = envToken(src, TokenVariable)
+	}
+	return token, err
+}
+
+func envToken(src Source, variable string) (Secret, error) {
+	s, ok := src.ensureDefaults().LookupEnv(variable)
 	if !ok {
 		return "", nil
 	}
 	if err := checkToken(s); err != nil {
-		return "", Invalid(fmt.Errorf("the environment variable %s %w", TokenVariable, err))
+		return "", Invalid(fmt.Errorf("the environment variable %s %w", variable, err))
 	}
 	return Secret(s), nil
 }

@@ -46,6 +46,12 @@ func TestExampleFile(t *testing.T) {
 	if cfg, err := Parse([]byte(string(data[:from])+proxy+string(data[to:])), src); err != nil || cfg.Proxy.IsZero() {
 		t.Errorf("with all of the proxy in force: %v", err)
 	}
+	// The operator's token wants one of the nodes beside it.
+	src.LookupEnv = func(name string) (string, bool) {
+		values := map[string]string{"CLUSTER_SECRET": "secret", "OPERATOR_SECRET": "operator", TokenVariable: "nodes"}
+		v, ok := values[name]
+		return v, ok
+	}
 	for _, m := range commented.FindAllSubmatchIndex(data, -1) {
 		if from < m[0] && m[0] < to {
 			continue

@@ -53,8 +53,10 @@ func keyTable() []key {
 		})},
 
 		{path: "http.addr", set: text(func(c *Config, s string) error { c.HTTP.Addr = s; return checkAddr(s) })},
-		{path: "http.token", set: setToken},
-		{path: "http.token-file", set: setTokenFile},
+		{path: "http.token", set: setToken(clusterToken)},
+		{path: "http.token-file", set: setTokenFile(clusterToken)},
+		{path: "http.admin-token", set: setToken(adminToken)},
+		{path: "http.admin-token-file", set: setTokenFile(adminToken)},
 
 		{path: "http.tls.cert", set: text(func(c *Config, s string) error { c.HTTP.TLS.Cert = s; return nil })},
 		{path: "http.tls.key", set: text(func(c *Config, s string) error { c.HTTP.TLS.Key = s; return nil })},
@@ -183,35 +185,42 @@ func setLogFormat(c *Config, s string) error {
 	return nil
 }
 
+func clusterToken(c *Config) *Secret { return &c.HTTP.Token }
+func adminToken(c *Config) *Secret   { return &c.HTTP.AdminToken }
+
 // setToken does not take an empty value for an absent key: whoever wrote the
 // key believes that there is a credential.
-func setToken(p *parser, n *yaml.Node) error {
-	s, err := p.scalar(n)
-	if err == nil {
-		err = checkToken(s)
+func setToken(field func(*Config) *Secret) func(*parser, *yaml.Node) error {
+	return func(p *parser, n *yaml.Node) error {
+		s, err := p.scalar(n)
+		if err == nil {
+			err = checkToken(s)
+		}
+		*field(p.cfg) = Secret(s)
+		return err
 	}
-	p.cfg.HTTP.Token = Secret(s)
-	return err
 }
 
-func setTokenFile(p *parser, n *yaml.Node) error {
-	name, err := p.scalar(n)
-	if err != nil {
-		return err
+func setTokenFile(field func(*Config) *Secret) func(*parser, *yaml.Node) error {
+	return func(p *parser, n *yaml.Node) error {
+		name, err := p.scalar(n)
+		if err != nil {
+			return err
+		}
+		if name == "" {
+			return fmt.Errorf("is empty: name the file that holds the token")
+		}
+		data, err := p.src.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		s := strings.TrimRight(string(data), "\r\n")
+		if err := checkToken(s); err != nil {
+			return fmt.Errorf("the token in %s %w", name, err)
+		}
+		*field(p.cfg) = Secret(s)
+		return nil
 	}
-	if name == "" {
-		return fmt.Errorf("is empty: name the file that holds the token")
-	}
-	data, err := p.src.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	s := strings.TrimRight(string(data), "\r\n")
-	if err := checkToken(s); err != nil {
-		return fmt.Errorf("the token in %s %w", name, err)
-	}
-	p.cfg.HTTP.Token = Secret(s)
-	return nil
 }
 
 // setDatabases takes a pattern, or a list of them.

@@ -19,6 +19,9 @@ const maxFileBytes = 1 << 20
 // file has neither http.token nor http.token-file.
 const TokenVariable = "LITEFS_TOKEN"
 
+// AdminTokenVariable is the same for http.admin-token.
+const AdminTokenVariable = "LITEFS_ADMIN_TOKEN"
+
 // Source is what surrounds the file. The zero value is this process.
 type Source struct {
 	// Name of the file, as it stands before each error.
@@ -266,13 +269,14 @@ func (p *parser) override(pair string) error {
 	return nil
 }
 
-// environment takes the credential from the environment when no key has it.
-func (p *parser) environment() error {
-	if p.cfg.HTTP.Token != "" {
-		return nil
+// environment takes the credentials from the environment that no key has.
+func (p *parser) environment() (err error) {
+	if p.cfg.HTTP.Token == "" {
+		p.cfg.HTTP.Token, err = envToken(p.src, TokenVariable)
 	}
-	var err error
-	p.cfg.HTTP.Token, err = EnvToken(p.src)
+	if err == nil && p.cfg.HTTP.AdminToken == "" {
+		p.cfg.HTTP.AdminToken, err = envToken(p.src, AdminTokenVariable)
+	}
 	return err
 }
 

@@ -41,6 +41,9 @@ func (c *Config) YAML() ([]byte, error) {
 	if c.HTTP.Token != "" {
 		http.Content[len(http.Content)-2].HeadComment = "# a token is set; it is not shown"
 	}
+	if c.HTTP.AdminToken != "" {
+		http.Content[len(http.Content)-1].LineComment = "# an operator's token is set; it is not shown"
+	}
 
 	if t := c.HTTP.TLS; t != (TLS{}) {
 		files := &yaml.Node{Kind: yaml.MappingNode}

@@ -14,7 +14,7 @@ import (
 // each other.
 func (p *parser) conclude() error {
 	for _, pair := range [][2]string{
-		{"mount-dir", "fuse.dir"}, {"http.token", "http.token-file"},
+		{"mount-dir", "fuse.dir"}, {"http.token", "http.token-file"}, {"http.admin-token", "http.admin-token-file"},
 		{"consul.url", "lease.consul.url"}, {"consul.key", "lease.consul.key"}, {"consul.ttl", "lease.consul.ttl"},
 		{"consul.lock-delay", "lease.consul.lock-delay"}, {"consul.hostname", "lease.hostname"},
 		{"consul.advertise-url", "lease.advertise-url"},
@@ -132,6 +132,13 @@ func (c *Config) hasCredential() bool { return c.HTTP.Token != "" || c.Lease.Typ
 
 // checkExposure refuses to speak beyond this machine without a credential.
 func (c *Config) checkExposure() error {
+	switch {
+	case c.HTTP.AdminToken == "":
+	case !c.hasCredential():
+		return errors.New("http.admin-token is set and http.token is not: nodes would have no credential: set both, or neither")
+	case c.HTTP.AdminToken == c.HTTP.Token:
+		return errors.New("http.admin-token and http.token are the same: draw another one, or remove http.admin-token")
+	}
 	if c.hasCredential() {
 		return nil
 	}

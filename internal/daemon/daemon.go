@@ -296,12 +296,13 @@ func (n *Node) openStore() error {
 
 func (n *Node) listen() error {
 	o := http.Options{
-		Addr:      n.cfg.HTTP.Addr,
-		Token:     string(n.cfg.HTTP.Token),
-		TLS:       http.TLSFiles(n.cfg.HTTP.TLS),
-		Candidate: n.cfg.Lease.Candidate,
-		Logger:    n.logger,
-		Listener:  n.inheritedListener(keptHTTP, n.cfg.HTTP.Addr),
+		Addr:       n.cfg.HTTP.Addr,
+		Token:      string(n.cfg.HTTP.Token),
+		AdminToken: string(n.cfg.HTTP.AdminToken),
+		TLS:        http.TLSFiles(n.cfg.HTTP.TLS),
+		Candidate:  n.cfg.Lease.Candidate,
+		Logger:     n.logger,
+		Listener:   n.inheritedListener(keptHTTP, n.cfg.HTTP.Addr),
 	}
 	if n.proxy != nil {
 		o.Intercept = n.proxy.Intercept
@@ -391,6 +392,9 @@ func (n *Node) Close(ctx context.Context) error {
 
 // Counts returns the FUSE requests since the mount, by name.
 func (n *Node) Counts() map[string]uint64 { return n.session.Counts() }
+
+// Passthrough reports whether files pass to the files behind them, and if not, why.
+func (n *Node) Passthrough() (live bool, why string) { return n.session.Passthrough() }
 
 // Store returns the node's store.
 func (n *Node) Store() *litefs.Store { return n.store }

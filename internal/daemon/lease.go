@@ -133,3 +133,14 @@ func (n *Node) awaitLeaseServer(ctx context.Context) error {
 		return err
 	})
 }
+
+// AskLease asks the lease that cfg names for the URL of the primary. It takes no part. The error is
+// litefs.ErrNoPrimary if nobody has the lease.
+func AskLease(ctx context.Context, cfg *config.Config, logger *slog.Logger) (url string, err error) {
+	l, err := newLeaser(cfg, logger)
+	if err != nil {
+		return "", config.Invalid(err)
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	return l.PrimaryURL(ctx)
+}

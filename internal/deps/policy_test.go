@@ -46,6 +46,7 @@ var edges = map[string][]string{
 	"internal/supervise": {},
 	"internal/guardian":  {},
 	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "proxy", "internal/config", "internal/vfs"},
+	"internal/doctor":    {"", "fuse", "http", "internal/config", "internal/daemon"},
 	"internal/sqlapp":    {},
 	"internal/childnode": {},
 	"internal/verify":    {"internal/vfs", "internal/ltxlog", "internal/capture", "internal/pagesum", "sqlitefile"},
@@ -55,7 +56,7 @@ var edges = map[string][]string{
 	// The command: the only place that ends the process.
 	"cmd/litefs": {
 		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/guardian", "internal/pagesum", "sqlitefile", "internal/sqlapp",
-		"internal/verify", "internal/demo", "internal/bench", "internal/lostfound",
+		"internal/verify", "internal/demo", "internal/bench", "internal/doctor", "internal/lostfound",
 	},
 
 	// Tests only.
