@@ -127,6 +127,7 @@ type Store struct {
 	replicas   ReplicaRegistry
 
 	scrubbing sync.Mutex // held by the one scrub at work
+	importing sync.Mutex // held by the one import at work
 
 	// upstream is the connection to the primary at work; nil while there is none.
 	upstream atomic.Pointer[upstream]

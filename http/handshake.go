@@ -25,13 +25,7 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !s.src.Serving() {
-		w.Header().Set("Retry-After", "1")
-		line := "this node is not the primary and knows none"
-		if u := s.src.PrimaryURL(); u != "" {
-			w.Header().Set(headerPrimaryURL, u)
-			line = "this node is not the primary, " + u + " is"
-		}
-		s.refuse(w, r, http.StatusServiceUnavailable, line)
+		s.refuseReplica(w, r)
 		return
 	}
 

@@ -23,9 +23,10 @@ var edges = map[string][]string{
 	"internal/ltxlog":  {"internal/isocrc", "internal/vfs", "sqlitefile"},
 
 	"internal/lostfound": {"internal/ltxlog", "sqlitefile"},
+	"internal/dbfile":    {"internal/pagesum", "sqlitefile"},
 
 	// The façade: orchestrates the algorithms.
-	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/peer", "internal/ltxlog", "internal/lostfound", "internal/role", "sqlitefile"},
+	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/peer", "internal/ltxlog", "internal/lostfound", "internal/dbfile", "internal/role", "sqlitefile"},
 
 	// Edges: the kernel, the network, the lease. They meet in the daemon.
 	"fuse":         {},
@@ -55,7 +56,7 @@ var edges = map[string][]string{
 
 	// The command: the only place that ends the process.
 	"cmd/litefs": {
-		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/guardian", "internal/pagesum", "sqlitefile", "internal/sqlapp",
+		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/guardian", "internal/dbfile", "internal/sqlapp",
 		"internal/verify", "internal/demo", "internal/bench", "internal/doctor", "internal/lostfound",
 	},
 
