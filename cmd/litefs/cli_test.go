@@ -91,7 +91,7 @@ func TestBadInput(t *testing.T) {
 	}{
 		{"no command at all", "", "", 0, "litefs: no command given: litefs help lists the commands"},
 		{"no such command", "", "mout", 0, `litefs: unknown command "mout": litefs help lists the commands`},
-		{"command not built", "", "import", 0, `litefs: "import" is not built yet: litefs help lists what is`},
+		{"command not built", "", "run", 0, `litefs: "run" is not built yet: litefs help lists what is`},
 		{"no such flag", "", "mount -confg x", 0, "litefs: mount: flag provided but not defined: -confg: see litefs help mount"},
 		{"no such file", "", "mount -config x.yml", 0, "litefs: open x.yml: no such file or directory"},
 		{"no file", "", "mount", 0, "litefs: no configuration file: name one with -config, or a directory to mount; looked for litefs.yml, DIR/litefs.yml, /etc/litefs.yml"},

@@ -69,6 +69,7 @@ func commands(signals *signals) []command {
 		{"bench", "measure the mount against a plain directory", runBench},
 		{"status", "role, databases, replicas and lag of the running node", runStatus},
 		{"export", "write a checked copy of a database to a file", runExport},
+		{"import", "make a file the content of a database", runImport},
 		{"wait", "wait until the running node has a position", runWait},
 		{"scrub", "read databases of the running node and check everything", runScrub},
 		{"repair", "fetch a replica's damaged pages from its primary", runRepair},
@@ -84,7 +85,7 @@ func commands(signals *signals) []command {
 }
 
 // absent are LiteFS's commands that this program does not have.
-var absent = []string{"run", "import"}
+var absent = []string{"run"}
 
 // run dispatches to a subcommand.
 func run(ctx context.Context, args []string, std stdio, signals *signals) error {

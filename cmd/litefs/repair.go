@@ -15,9 +15,8 @@ func runRepair(ctx context.Context, args []string, std stdio) error {
 			"fetches those that differ, in one step under open readers. Damaged pages are kept\n"+
 			"in the data directory first. Other databases go on; this one waits meanwhile.",
 		"litefs repair -config litefs.yml -dry-run app.db")
-	var c configFlags
+	var c targetFlags
 	c.register(f)
-	url := f.String("url", "", urlUsage)
 	dry := f.Bool("dry-run", false, "compare only, and exit with code 1 when something differs")
 	asJSON := f.Bool("json", false, "print one JSON object a database")
 	names, err := f.parse(args, std)
@@ -27,7 +26,7 @@ func runRepair(ctx context.Context, args []string, std stdio) error {
 	if len(names) == 0 {
 		return usagef("name the databases to repair: litefs status lists them")
 	}
-	s, err := newTarget(c, nil, *url)
+	s, err := c.target()
 	if err != nil {
 		return err
 	}

@@ -13,9 +13,8 @@ func runPromote(ctx context.Context, args []string, std stdio) error {
 			"does not become it; with -force and its own id it does, and those are not in the\n"+
 			"cluster then: nodes that have them keep them in lost+found.",
 		"litefs promote -config /etc/litefs.yml")
-	var c configFlags
+	var c targetFlags
 	c.register(f)
-	url := f.String("url", "", urlUsage)
 	force := f.String("force", "", "the node's `id`, as litefs status shows it: become the primary even if others have more")
 	rest, err := f.parse(args, std)
 	if err != nil {
@@ -24,7 +23,7 @@ func runPromote(ctx context.Context, args []string, std stdio) error {
 	if len(rest) != 0 {
 		return usagef("want: litefs promote")
 	}
-	t, err := newTarget(c, nil, *url)
+	t, err := c.target()
 	if err != nil {
 		return err
 	}
@@ -41,9 +40,8 @@ func runDemote(ctx context.Context, args []string, std stdio) error {
 			"Writers wait for a moment, and nothing is lost. Without -to the candidate that is\n"+
 			"most up to date becomes the primary.",
 		"litefs demote -to 5227d4801089e84e")
-	var c configFlags
+	var c targetFlags
 	c.register(f)
-	url := f.String("url", "", urlUsage)
 	to := f.String("to", "", "`id` of the node that becomes the primary, as litefs status shows it")
 	rest, err := f.parse(args, std)
 	if err != nil {
@@ -52,7 +50,7 @@ func runDemote(ctx context.Context, args []string, std stdio) error {
 	if len(rest) != 0 {
 		return usagef("want: litefs demote")
 	}
-	t, err := newTarget(c, nil, *url)
+	t, err := c.target()
 	if err != nil {
 		return err
 	}

@@ -5,9 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-
-	"golang.org/x/sys/unix"
 
 	node "github.com/litefs/litefs/http"
 )
@@ -22,9 +19,8 @@ func runScrub(ctx context.Context, args []string, std stdio) error {
 			"Applications go on. The exit code is 1 when something is wrong: on a replica\n"+
 			"litefs repair mends it.",
 		"litefs scrub -config litefs.yml -rate 20 app.db")
-	var c configFlags
+	var c targetFlags
 	c.register(f)
-	url := f.String("url", "", urlUsage)
 	rate := f.Float64("rate", defaultScrubRate, "read at most so many `MB/s`; 0: as fast as it goes")
 	asJSON := f.Bool("json", false, "print one JSON object a database")
 	names, err := f.parse(args, std)
@@ -34,7 +30,7 @@ func runScrub(ctx context.Context, args []string, std stdio) error {
 	if *rate < 0 || *rate > 1<<20 {
 		return usagef("-rate %v: want MB a second, 0 for no bound", *rate)
 	}
-	t, err := newTarget(c, nil, *url)
+	t, err := c.target()
 	if err != nil {
 		return err
 	}
@@ -49,7 +45,9 @@ func runScrub(ctx context.Context, args []string, std stdio) error {
 	}
 	faults := 0
 	for _, name := range names {
-		info, err := t.client.Scrub(ctx, t.url, name, int64(*rate*1e6), showProgress(std.err, name))
+		bar := newProgress(std.err, "scrubbing "+name)
+		info, err := t.client.Scrub(ctx, t.url, name, int64(*rate*1e6), bar.report)
+		bar.end()
 		if err != nil {
 			return err
 		}
@@ -62,17 +60,6 @@ func runScrub(ctx context.Context, args []string, std stdio) error {
 		return fmt.Errorf("%d faults", faults)
 	}
 	return nil
-}
-
-// showProgress returns what shows how far a database is, on a terminal only.
-func showProgress(w *os.File, name string) func(done, total int64) {
-	if _, err := unix.IoctlGetTermios(int(w.Fd()), unix.TCGETS); err != nil {
-		return nil
-	}
-	return func(done, total int64) {
-		// A terminal that is gone is no reason to stop.
-		_, _ = fmt.Fprintf(w, "\r%q: %s of %s\x1b[K\r", name, size(done), size(total))
-	}
 }
 
 func printScrub(w io.Writer, r node.ScrubInfo, asJSON bool) error {

@@ -19,16 +19,15 @@ func runStatus(ctx context.Context, args []string, std stdio) error {
 			"its replicas are. A replica also asks its primary, to tell how many transactions\n"+
 			"it is behind. The exit code is 1 when a database is set aside or does not follow.",
 		"litefs status -config litefs.yml -watch")
-	var c configFlags
+	var c targetFlags
 	c.register(f)
-	url := f.String("url", "", urlUsage)
 	asJSON := f.Bool("json", false, "print what the node answers")
 	watch := f.Bool("watch", false, "print again each second, until interrupted")
 	dirs, err := f.parse(args, std)
 	if err != nil {
 		return err
 	}
-	s, err := newTarget(c, dirs, *url)
+	s, err := c.target(dirs...)
 	if err != nil {
 		return err
 	}

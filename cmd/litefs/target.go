@@ -12,18 +12,30 @@ import (
 // urlUsage is the help of the flag -url.
 const urlUsage = "`URL` of the node, like http://127.0.0.1:20202; " + config.TokenVariable + " holds its credential"
 
+// targetFlags say which running node a command talks to.
+type targetFlags struct {
+	configFlags
+	url string
+}
+
+func (c *targetFlags) register(f *flags) {
+	c.configFlags.register(f)
+	f.StringVar(&c.url, "url", "", urlUsage)
+}
+
 // target is a running node that a command talks to.
 type target struct {
 	url    string
 	client *node.Client
 }
 
-func newTarget(c configFlags, dirs []string, url string) (s target, err error) {
-	if url != "" {
+// target is the node that the flags name, or the configuration of dirs.
+func (c *targetFlags) target(dirs ...string) (s target, err error) {
+	if c.url != "" {
 		if c.path != "" || len(dirs) > 0 {
 			return s, usagef("give -url, or a configuration, not both")
 		}
-		if s.url, err = config.NodeURL(url); err != nil {
+		if s.url, err = config.NodeURL(c.url); err != nil {
 			return s, usagef("-url %v", err)
 		}
 		token, err := config.EnvToken(config.Source{})
@@ -34,6 +46,11 @@ func newTarget(c configFlags, dirs []string, url string) (s target, err error) {
 	if err != nil {
 		return s, err
 	}
+	return targetOf(cfg)
+}
+
+// targetOf is the node of this machine with the configuration.
+func targetOf(cfg *config.Config) (s target, err error) {
 	host, port, err := net.SplitHostPort(cfg.HTTP.Addr)
 	if err != nil {
 		return s, config.Invalid(fmt.Errorf("http.addr %s: %w", cfg.HTTP.Addr, err))

@@ -18,9 +18,8 @@ func runWait(ctx context.Context, args []string, std stdio) error {
 			"POS is what the file DB-pos holds, or a TXID alone. The exit code is 1 when the\n"+
 			"node does not get there in time, or cannot any more.",
 		"litefs wait app.db $(cat /mnt/primary/app.db-pos)")
-	var c configFlags
+	var c targetFlags
 	c.register(f)
-	url := f.String("url", "", urlUsage)
 	timeout := f.Duration("timeout", 10*time.Second, "give up after this `duration`")
 	epoch := f.Uint64("epoch", 0, "the position is of this `epoch`: in a later one what is missing is not waited for")
 	rest, err := f.parse(args, std)
@@ -41,7 +40,7 @@ func runWait(ctx context.Context, args []string, std stdio) error {
 	if *timeout < 0 {
 		return usagef("-timeout %v is negative", *timeout)
 	}
-	t, err := newTarget(c, nil, *url)
+	t, err := c.target()
 	if err != nil {
 		return err
 	}
