@@ -3,6 +3,7 @@ package main_test
 import (
 	"bufio"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/litefs/litefs/internal/config"
 )
 
 // mountRun is one run of "litefs mount" on the kernel's own FUSE.
@@ -26,16 +29,35 @@ type mountRun struct {
 // startMount starts "litefs mount DIR" on a port of its own; command goes after --.
 func startMount(t *testing.T, command ...string) *mountRun {
 	t.Helper()
+	return startMountWith(t, nil, command...)
+}
+
+func startMountWith(t *testing.T, flags []string, command ...string) *mountRun {
+	t.Helper()
+	r := newMount(t, flags, command...)
+	r.start()
+	return r
+}
+
+// newMount is startMount without the start.
+func newMount(t *testing.T, flags []string, command ...string) *mountRun {
+	t.Helper()
 	r := &mountRun{t: t, dir: filepath.Join(t.TempDir(), "mnt")}
 	if err := os.Mkdir(r.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"mount", "-set", "http.addr=127.0.0.1:0", r.dir}
+	args := append(append([]string{"mount", "-set", "http.addr=127.0.0.1:0"}, flags...), r.dir)
 	if len(command) > 0 {
 		args = append(append(args, "--"), command...)
 	}
 	r.cmd = exec.Command(binary, args...)
 	r.cmd.Env = append(os.Environ(), "MNT="+r.dir)
+	return r
+}
+
+func (r *mountRun) start() {
+	t := r.t
+	t.Helper()
 	outR, outW, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +86,6 @@ func startMount(t *testing.T, command ...string) *mountRun {
 		outR.Close()
 		logR.Close()
 	})
-	return r
 }
 
 // read skips lines until one contains part.
@@ -108,6 +129,53 @@ func TestMountEndsCleanlyBySignal(t *testing.T) {
 		r.signal(sig)
 		r.wantEnd(0)
 	}
+}
+
+// The word to end is heard at every stage of the start: the end is clean and nothing stays mounted. (Before
+// the first instruction of ours the kernel ends the process, as it does any.)
+func TestMountEndsWhileItStarts(t *testing.T) {
+	for delay := range 12 {
+		r := startMount(t, "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.01; done")
+		time.Sleep(time.Duration(delay*delay) * time.Millisecond)
+		r.signal(syscall.SIGTERM)
+		err := r.cmd.Wait()
+		status := r.cmd.ProcessState.Sys().(syscall.WaitStatus)
+		if early := status.Signaled() && status.Signal() == syscall.SIGTERM; err != nil && !early {
+			t.Errorf("after %d ms: %v", delay*delay, err)
+		}
+		if config.IsMounted(r.dir) {
+			t.Errorf("after %d ms: %s is still mounted", delay*delay, r.dir)
+		}
+	}
+}
+
+// A replica that waits for a primary which is not there ends like any other.
+func TestMountEndsWhileItWaitsForThePrimary(t *testing.T) {
+	r := startMountWith(t, []string{"-set", "lease.candidate=false", "-set", "lease.advertise-url=http://127.0.0.1:1"}, "echo", "started")
+	r.read(r.log, "waiting for the first sync")
+	r.signal(syscall.SIGTERM)
+	r.wantEnd(0)
+	if out, err := io.ReadAll(r.out); err != nil || len(out) > 0 {
+		t.Errorf("the command said %q, %v", out, err)
+	}
+}
+
+// As the first process of a container, it leaves no zombies and ends as it does elsewhere.
+func TestMountAsFirstProcess(t *testing.T) {
+	const script = `
+		for i in 1 2 3; do (setsid true &); done
+		n=0; while [ $n -lt 2000 ] && grep -qs '^State:.Z' /proc/[0-9]*/status; do n=$((n+1)); sleep 0.01; done
+		[ $n -lt 2000 ] || { echo zombies; exit 8; }
+		trap 'echo told; exit 5' TERM; echo up; while :; do sleep 0.05; done`
+	r := newMount(t, nil, "sh", "-c", script)
+	r.cmd.Args = append([]string{"sh", "-c", `mount -t proc proc /proc && exec "$0" "$@"`}, r.cmd.Args...)
+	r.cmd.Path = "/bin/sh"
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Unshareflags: syscall.CLONE_NEWNS}
+	r.start()
+	r.read(r.out, "up")
+	r.signal(syscall.SIGTERM)
+	r.read(r.out, "told")
+	r.wantEnd(5)
 }
 
 func TestMountRunsACommand(t *testing.T) {

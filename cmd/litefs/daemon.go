@@ -13,10 +13,13 @@ import (
 type daemonOptions struct {
 	Config *config.Config
 	Logger *slog.Logger
-	Ready  func() // called once the mount can be used
+	Ready  func(isPrimary roleQuestion) // called once the mount can be used
 
 	guardian *guardian.Client // nil: none
 }
+
+// roleQuestion asks the node whether it is the primary now.
+type roleQuestion func(context.Context) (bool, error)
 
 // runDaemon runs a node until ctx ends. The tests of the mount command put
 // another function in its place.
@@ -24,7 +27,9 @@ func runDaemon(ctx context.Context, o daemonOptions) error {
 	do := daemon.Options{
 		Config: o.Config,
 		Logger: o.Logger,
-		Ready:  func(*daemon.Node) { o.Ready() },
+		Ready: func(n *daemon.Node) {
+			o.Ready(func(context.Context) (bool, error) { return n.Store().IsPrimary(), nil })
+		},
 	}
 	if o.guardian != nil {
 		do.Guardian = o.guardian

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 
+	"github.com/litefs/litefs/internal/config"
 	"github.com/litefs/litefs/internal/guardian"
 )
 
@@ -18,7 +19,7 @@ func runGuarded(std stdio) func(context.Context, daemonOptions) error {
 			Stdout: std.out,
 			Stderr: std.err,
 			Logger: o.Logger,
-			Ready:  o.Ready,
+			Ready:  func() { o.Ready(askRole(o.Config)) },
 
 			Control: o.Config.Data.Dir,
 		})
@@ -27,6 +28,18 @@ func runGuarded(std stdio) func(context.Context, daemonOptions) error {
 			return &exitError{exit.Code} // the daemon has said why
 		}
 		return err
+	}
+}
+
+// askRole asks the daemon as another process does.
+func askRole(cfg *config.Config) roleQuestion {
+	return func(ctx context.Context) (bool, error) {
+		t, err := targetOf(cfg)
+		if err != nil {
+			return false, err
+		}
+		info, err := t.client.Info(ctx, t.url)
+		return info.IsPrimary, err
 	}
 }
 
@@ -49,8 +62,8 @@ func runWard(c *guardian.Client) func(context.Context, daemonOptions) error {
 		var readyErr error
 		ready := o.Ready
 		o.guardian = c
-		o.Ready = func() {
-			ready()
+		o.Ready = func(isPrimary roleQuestion) {
+			ready(isPrimary)
 			readyErr = c.Ready()
 		}
 		err := runDaemon(ctx, o)

@@ -23,6 +23,9 @@ import (
 )
 
 func main() {
+	if isInit(os.Args[1:]) {
+		os.Exit(runInit(os.Args[1:], os.Stderr))
+	}
 	leaveProcessors()
 	std := stdio{in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	ctx, signals := watchSignals(context.Background(), os.Exit)

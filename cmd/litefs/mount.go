@@ -5,7 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"sync"
+	"os"
 	"time"
 
 	"github.com/litefs/litefs/internal/config"
@@ -82,6 +82,9 @@ func runMount(ctx context.Context, args []string, std stdio, signals *signals) e
 		std:     std,
 		grace:   *grace,
 	}
+	if ward == nil {
+		m.notices = os.Getenv(supervise.NotifySocket)
+	}
 	return m.run(ctx)
 }
 
@@ -93,6 +96,7 @@ type mount struct {
 	signals *signals
 	std     stdio
 	grace   time.Duration
+	notices string // socket of systemd; "": none
 }
 
 // run returns when the node has ended and all is cleaned up. The error is an
@@ -116,7 +120,7 @@ func (m *mount) serve(ctx context.Context) error {
 	programCtx, stopPrograms := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopPrograms()
 
-	ready := make(chan struct{})
+	ready := make(chan roleQuestion, 1)
 	ended := make(chan struct{})
 	var nodeErr error // written before ended is closed
 	go func() {
@@ -125,23 +129,31 @@ func (m *mount) serve(ctx context.Context) error {
 		nodeErr = m.daemon(nodeCtx, daemonOptions{
 			Config: m.cfg,
 			Logger: m.logger,
-			Ready:  sync.OnceFunc(func() { close(ready) }),
+			Ready: func(isPrimary roleQuestion) {
+				select {
+				case ready <- isPrimary:
+				default: // it has said so before
+				}
+			},
 		})
 		if errors.Is(nodeErr, context.Canceled) && nodeCtx.Err() != nil {
 			nodeErr = nil // it was asked to end, and says so
 		}
 	}()
 
+	var isPrimary roleQuestion
+	select {
+	case isPrimary = <-ready:
+		m.notify(supervise.NotifyReady)
+		defer m.notify(supervise.NotifyStopping)
+	case <-ended:
+		return nodeErr
+	}
 	if len(m.cfg.Exec) == 0 {
 		<-ended
 		return nodeErr
 	}
-	select {
-	case <-ready:
-	case <-ended:
-		return nodeErr
-	}
-	programErr := m.runPrograms(programCtx)
+	programErr := m.runPrograms(programCtx, isPrimary)
 	if programErr != nil && !m.cfg.ExitOnError && programCtx.Err() == nil && ctx.Err() == nil {
 		m.logger.Error("the command has failed; exit-on-error is false, the mount stays until a signal comes", "error", programErr)
 		select {
@@ -155,49 +167,6 @@ func (m *mount) serve(ctx context.Context) error {
 		return nodeErr
 	}
 	return programErr
-}
-
-// runPrograms runs all programs but the last to their end, one after the other,
-// and then the last. The first that fails, or that is told to end, is the last
-// one to run.
-func (m *mount) runPrograms(ctx context.Context) error {
-	for _, cmd := range m.cfg.Exec {
-		if err := m.runProgram(ctx, cmd.Argv); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// runProgram runs one program to its end. It starts nothing when the word to end
-// has come already.
-func (m *mount) runProgram(ctx context.Context, argv []string) error {
-	in, release, ok := m.signals.handOver()
-	if !ok {
-		return nil
-	}
-	defer release()
-	if ctx.Err() != nil {
-		return nil
-	}
-	m.logger.Info("starting the command", "program", argv[0])
-	code, err := supervise.Run(ctx, supervise.Options{
-		Argv:    argv,
-		Stdin:   m.std.in,
-		Stdout:  m.std.out,
-		Stderr:  m.std.err,
-		Signals: in,
-		Grace:   m.grace,
-		Logger:  m.logger,
-	})
-	if err != nil {
-		return err
-	}
-	m.logger.Info("the command has ended", "program", argv[0], "code", code)
-	if code != 0 {
-		return &exitError{code}
-	}
-	return nil
 }
 
 // newLogger writes to w as the configuration asks.

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,9 +43,10 @@ func (l logLines) Write(p []byte) (int, error) {
 
 // fakeNode is ready when told, and ends when told or when its context ends.
 type fakeNode struct {
-	ready chan struct{}
-	fail  chan error
-	ended chan struct{} // closed when it has ended
+	primary bool
+	ready   chan struct{}
+	fail    chan error
+	ended   chan struct{} // closed when it has ended
 }
 
 func (n *fakeNode) run(ctx context.Context, o daemonOptions) error {
@@ -52,7 +55,7 @@ func (n *fakeNode) run(ctx context.Context, o daemonOptions) error {
 		select {
 		case <-ready:
 			ready = nil
-			o.Ready()
+			o.Ready(func(context.Context) (bool, error) { return n.primary, nil })
 		case err := <-n.fail:
 			return err
 		case <-ctx.Done():
@@ -313,6 +316,92 @@ func TestStaysAfterAFault(t *testing.T) {
 	}
 	r.signal(syscall.SIGTERM)
 	r.wantResult(isCode(3))
+}
+
+// Commands that are not for this node are left out; the mount stays without them.
+func TestCommandsForOthersAreLeftOut(t *testing.T) {
+	for _, tt := range []struct {
+		candidate, primary bool
+		want               []string
+	}{{false, false, nil}, {true, false, []string{"candidate"}}, {true, true, []string{"candidate", "primary"}}} {
+		r := startRun(t, func(c *config.Config) {
+			c.Lease.Candidate = tt.candidate
+			c.Exec = []config.Command{
+				{Argv: []string{"echo", "candidate"}, IfCandidate: true},
+				{Argv: []string{"echo", "primary"}, IfPrimary: true},
+				{Argv: []string{"echo", "never"}, IfCandidate: true, IfPrimary: true},
+			}
+			if tt.primary {
+				c.Exec = c.Exec[:2]
+			}
+		})
+		r.node.primary = tt.primary
+		close(r.node.ready)
+		for _, line := range tt.want {
+			r.wantLine(line)
+		}
+		if !tt.primary {
+			r.wantLog("is left out")
+			select {
+			case <-r.node.ended:
+				t.Error("the node ended though no signal came")
+			default:
+			}
+			r.signal(syscall.SIGTERM)
+		}
+		r.wantResult(isNil)
+		r.wantSilence()
+	}
+}
+
+// A program is started again as often as it ends; a signal ends it for good, also between two starts.
+func TestProgramIsStartedAgain(t *testing.T) {
+	again := func(policy string) func(*config.Config) {
+		return func(c *config.Config) { c.Exec[len(c.Exec)-1].Restart = policy }
+	}
+	r := startRun(t, again(config.RestartOnFailure), "echo up; exit 3")
+	close(r.node.ready)
+	r.wantLine("up")
+	r.wantLog("is started again")
+	r.wantLine("up")
+	r.wantLog("is started again")
+	r.signal(syscall.SIGTERM)
+	r.wantResult(isCode(3))
+
+	r = startRun(t, again(config.RestartOnFailure), "echo up; exit 0")
+	close(r.node.ready)
+	r.wantLine("up")
+	r.wantResult(isNil)
+	r.wantSilence()
+
+	r = startRun(t, again(config.RestartAlways), "echo first", "trap 'exit 4' TERM; echo up; read x; while :; do sleep 0.01; done")
+	close(r.node.ready)
+	r.wantLine("first")
+	r.wantLine("up")
+	r.signal(syscall.SIGTERM)
+	r.wantResult(isCode(4))
+}
+
+// systemd hears when applications may start and when the end has come; programs do not hear of systemd.
+func TestSystemdIsTold(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	t.Setenv(supervise.NotifySocket, path)
+	r := startRun(t, nil, "echo socket $NOTIFY_SOCKET; test -n \"$HOSTNAME\"")
+	r.mount.notices = path
+	close(r.node.ready)
+	r.wantLine("socket")
+	r.wantResult(isNil)
+	b := make([]byte, 100)
+	for _, want := range []string{supervise.NotifyReady, supervise.NotifyStopping} {
+		if n, err := conn.Read(b); err != nil || string(b[:n]) != want {
+			t.Errorf("told %q, %v, want %q", b[:n], err, want)
+		}
+	}
 }
 
 func TestReport(t *testing.T) {

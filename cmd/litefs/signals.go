@@ -16,6 +16,7 @@ import (
 // the process at once. While a program runs, it gets the signals instead; its
 // end is what ends the command.
 type signals struct {
+	ctx    context.Context // ends with the first word to end, or when the program that got it has ended
 	cancel context.CancelFunc
 	exit   func(code int)
 	in     chan os.Signal
@@ -41,6 +42,7 @@ const killWait = 2 * time.Second
 func watchSignals(parent context.Context, exit func(code int)) (context.Context, *signals) {
 	ctx, cancel := context.WithCancel(parent)
 	s := &signals{
+		ctx:    ctx,
 		cancel: cancel,
 		exit:   exit,
 		in:     make(chan os.Signal, 16),
@@ -124,3 +126,13 @@ func (s *signals) handOver() (in <-chan os.Signal, release func(), ok bool) {
 		}
 	}, true
 }
+
+// isEnding reports whether the word to end has come.
+func (s *signals) isEnding() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ending
+}
+
+// ended is closed when the word to end has come while no program ran.
+func (s *signals) ended() <-chan struct{} { return s.ctx.Done() }

@@ -181,7 +181,23 @@ type Log struct {
 // Command is a program and its arguments: already split, never split again.
 type Command struct {
 	Argv []string // at least one, the first not empty
+
+	// IfCandidate and IfPrimary leave the command out on a node that may not
+	// become the primary, or is not the primary when its turn comes.
+	IfCandidate, IfPrimary bool
+
+	// Restart says when the command is started again after its end:
+	// RestartNever, RestartOnFailure, RestartAlways. Only the last one of a list
+	// may be.
+	Restart string
 }
+
+// When a command is started again.
+const (
+	RestartNever     = "never"
+	RestartOnFailure = "on-failure"
+	RestartAlways    = "always"
+)
 
 // Secret is a credential. It prints as "[secret]" wherever a value is
 // formatted or logged; string(s) is the credential itself.

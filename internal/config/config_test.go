@@ -94,7 +94,10 @@ lease:
   roll-forward-timeout: 3s
 exec:
   - cmd: "migrate --all"
+    if-candidate: true
+    if-primary: yes
   - cmd: server -name 'two words'
+    restart: on-failure
 exit-on-error: false
 skip-sync: true
 log:
@@ -103,11 +106,14 @@ log:
   debug: true
 `, source())
 	want := &config.Config{
-		Fuse:     config.Fuse{Dir: "/mnt/db", AllowOther: true, Debug: true},
-		Data:     config.Data{Dir: "/var/lib/litefs", Retention: time.Hour, RetentionMonitorInterval: 30 * time.Second, MaxSize: 2 << 30},
-		HTTP:     config.HTTP{Addr: ":20202", Token: "s3cret"},
-		Lease:    config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, RollForwardTimeout: 3 * time.Second, Consul: consul, Etcd: etcd},
-		Exec:     []config.Command{{Argv: []string{"migrate", "--all"}}, {Argv: []string{"server", "-name", "two words"}}},
+		Fuse:  config.Fuse{Dir: "/mnt/db", AllowOther: true, Debug: true},
+		Data:  config.Data{Dir: "/var/lib/litefs", Retention: time.Hour, RetentionMonitorInterval: 30 * time.Second, MaxSize: 2 << 30},
+		HTTP:  config.HTTP{Addr: ":20202", Token: "s3cret"},
+		Lease: config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, RollForwardTimeout: 3 * time.Second, Consul: consul, Etcd: etcd},
+		Exec: []config.Command{
+			{Argv: []string{"migrate", "--all"}, IfCandidate: true, IfPrimary: true, Restart: "never"},
+			{Argv: []string{"server", "-name", "two words"}, Restart: "on-failure"},
+		},
 		SkipSync: true,
 		Log:      config.Log{Format: "json", Timestamp: true, Debug: true},
 	}
@@ -268,7 +274,10 @@ func TestErrors(t *testing.T) {
 		{"bad pattern", dir + "lease: {databases: ['[']}\n", `f.yml: lease.databases at line 2: "[" is no pattern: syntax error in pattern`},
 		{"compress", dir + "data: {compress: false}\n", "f.yml: data.compress at line 2: a log without compression is not built yet; remove the key"},
 		{"strict", dir + "strict-verify: true\n", "f.yml: strict-verify at line 2: verification of each transaction is not built yet; remove the key and use litefs verify"},
-		{"if-candidate", dir + "exec:\n  - cmd: a\n    if-candidate: true\n", "f.yml: exec at line 2: line 4: if-candidate is not built yet; remove the key"},
+		{"restart", dir + "exec:\n  - cmd: a\n    restart: often\n", `f.yml: exec at line 2: line 3: restart: "often" is neither never, on-failure nor always`},
+		{"restart of the first", dir + "exec:\n  - cmd: a\n    restart: always\n  - cmd: b\n", "f.yml: exec at line 2: line 3: restart is for the last command of the list: those before it run to their end"},
+		{"key of an item", dir + "exec:\n  - cmd: a\n    when: now\n", "f.yml: exec at line 2: line 3: when: unknown key: an item has cmd, if-candidate, if-primary and restart"},
+		{"item's key twice", dir + "exec:\n  - cmd: a\n    cmd: b\n", "f.yml: exec at line 2: line 3: cmd at line 4 is given twice"},
 
 		{"lease type", dir + "lease: {type: raft}\n", `f.yml: lease.type at line 2: "raft" is not a lease type: use consul, etcd or static`},
 		{"bool", dir + "skip-sync: maybe\n", `f.yml: skip-sync at line 2: "maybe" is neither true nor false`},

@@ -24,7 +24,6 @@ const (
 	noTracing = "the trace log is not built yet; remove the key and use log.debug"
 	noTimeout = "a time limit for snapshots is not built yet; remove the key"
 	noStrict  = "verification of each transaction is not built yet; remove the key and use litefs verify"
-	noIf      = "if-candidate is not built yet; remove the key"
 )
 
 // keyTable lists every key, in the order in which they are printed.
@@ -234,61 +233,3 @@ func setDatabases(p *parser, n *yaml.Node) error {
 }
 
 // setExec takes a command line, or a list of {cmd: line}.
-func setExec(p *parser, n *yaml.Node) error {
-	if n.Kind != yaml.SequenceNode {
-		line, err := p.shellText(n)
-		if err != nil {
-			return err
-		}
-		p.cfg.Exec = nil
-		if line == "" {
-			return nil
-		}
-		return p.addCommand(line)
-	}
-
-	p.cfg.Exec = nil
-	for _, item := range n.Content {
-		item = resolve(item)
-		if item.Kind != yaml.MappingNode {
-			return fmt.Errorf("line %d: each item must be of the form - cmd: \"program arguments\"", item.Line)
-		}
-		var line string
-		for i := 0; i+1 < len(item.Content); i += 2 {
-			name, value := item.Content[i], resolve(item.Content[i+1])
-			switch name.Value {
-			case "cmd":
-				if line != "" {
-					return fmt.Errorf("cmd at line %d is given twice", name.Line)
-				}
-				var err error
-				if line, err = p.shellText(value); err != nil {
-					return fmt.Errorf("line %d: %w", value.Line, err)
-				}
-			case "if-candidate":
-				return fmt.Errorf("line %d: %s", name.Line, noIf)
-			default:
-				return fmt.Errorf("unknown key %q at line %d: an item has the key cmd", name.Value, name.Line)
-			}
-		}
-		if line == "" {
-			return fmt.Errorf("line %d: the item has no cmd", item.Line)
-		}
-		if err := p.addCommand(line); err != nil {
-			return fmt.Errorf("line %d: %w", item.Line, err)
-		}
-	}
-	return nil
-}
-
-func (p *parser) addCommand(line string) error {
-	argv, err := SplitCommand(line)
-	if err != nil {
-		return err
-	}
-	if len(argv) == 0 || argv[0] == "" {
-		return fmt.Errorf("%q names no program", line)
-	}
-	p.cfg.Exec = append(p.cfg.Exec, Command{Argv: argv})
-	return nil
-}

@@ -96,13 +96,7 @@ func (c *Config) YAML() ([]byte, error) {
 	}
 
 	if len(c.Exec) > 0 {
-		list := &yaml.Node{Kind: yaml.SequenceNode}
-		for _, cmd := range c.Exec {
-			item := &yaml.Node{Kind: yaml.MappingNode}
-			add(item, "cmd", str(JoinCommand(cmd.Argv)))
-			list.Content = append(list.Content, item)
-		}
-		add(root, "exec", list)
+		add(root, "exec", execYAML(c.Exec))
 	}
 	add(root, "exit-on-error", plain(fmt.Sprint(c.ExitOnError)))
 	add(root, "skip-sync", plain(fmt.Sprint(c.SkipSync)))

@@ -7,7 +7,8 @@
 // What the program started and left behind ends with it, for the file system
 // below it is about to go away.
 //
-// It does not restart anything and reaps no process but the one it started.
+// It does not restart anything, and reaps no process but the one it started and
+// what that left in its group; with Options.Init, every orphan.
 package supervise
 
 import (
@@ -54,6 +55,11 @@ type Options struct {
 
 	// Grace is the time from the first word to end to SIGKILL; 0 is DefaultGrace.
 	Grace time.Duration
+
+	// Init makes this process what the first one of a container has to be, and
+	// nothing more: signals go to the program alone, which knows by itself when to
+	// end what, and orphans are reaped. This process must have no other child.
+	Init bool
 
 	Logger *slog.Logger // nil: silence
 }
@@ -114,7 +120,7 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 		}
 		return code, &StartError{Program: o.Argv[0], Code: code, Err: err}
 	}
-	c := &child{group: cmd.Process.Pid, program: o.Argv[0], logger: o.Logger}
+	c := &child{group: cmd.Process.Pid, program: o.Argv[0], init: o.Init, logger: o.Logger}
 	c.waitForExit(ctx, o)
 	waitErr := cmd.Wait()
 	c.endRest(o.Grace)
@@ -140,6 +146,7 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 type child struct {
 	group   int
 	program string
+	init    bool // see Options.Init
 	logger  *slog.Logger
 }
 
@@ -149,6 +156,9 @@ func (c *child) waitForExit(ctx context.Context, o Options) {
 	exited := make(chan struct{})
 	go func() {
 		defer close(exited)
+		if c.init {
+			reapOrphans(c.group)
+		}
 		awaitZombie(c.group)
 	}()
 
@@ -170,6 +180,10 @@ func (c *child) waitForExit(ctx context.Context, o Options) {
 		case s := <-o.Signals:
 			sig, ok := s.(syscall.Signal)
 			if !ok {
+				continue
+			}
+			if c.init {
+				c.deliver(c.group, sig)
 				continue
 			}
 			isEnd := sig == syscall.SIGINT || sig == syscall.SIGTERM
@@ -200,9 +214,12 @@ func (c *child) waitForExit(ctx context.Context, o Options) {
 	}
 }
 
-// signal tells the whole group. That nobody is left to hear it is no fault.
-func (c *child) signal(sig syscall.Signal) {
-	if err := syscall.Kill(-c.group, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+// signal tells the whole group.
+func (c *child) signal(sig syscall.Signal) { c.deliver(-c.group, sig) }
+
+// deliver is kill(2). That nobody is left to hear it is no fault.
+func (c *child) deliver(pid int, sig syscall.Signal) {
+	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
 		c.logger.Warn("signal not delivered", "program", c.program, "signal", sig, "error", err)
 	}
 }

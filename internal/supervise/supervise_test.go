@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -56,6 +57,66 @@ func TestMain(m *testing.M) {
 			os.Exit(9)
 		}
 		os.Exit(4)
+	case "flood":
+		// Says more than any pipe holds, until it is told to end.
+		ch := make(chan os.Signal, 1)
+		signal.Notify(ch, syscall.SIGTERM)
+		line := []byte(strings.Repeat("x", 1<<16) + "\n")
+		for {
+			select {
+			case <-ch:
+				os.Exit(6)
+			default:
+				os.Stdout.Write(line)
+			}
+		}
+	case "forks":
+		// A whole tree of processes, each of which starts the next one.
+		n, _ := strconv.Atoi(os.Args[1])
+		if n > 0 {
+			cmd := exec.Command(os.Args[0], strconv.Itoa(n-1))
+			cmd.Stdout = os.Stdout
+			if err := cmd.Start(); err != nil {
+				os.Exit(9)
+			}
+		} else {
+			fmt.Println("ready")
+		}
+		select {}
+	case "init":
+		// The first process of a container, whose program leaves orphans behind.
+		code, err := supervise.Run(context.Background(), supervise.Options{
+			Argv:   []string{os.Args[0]},
+			Env:    append(os.Environ(), "SUPERVISE_TEST_PART=orphans"),
+			Stdout: os.Stdout, Stderr: os.Stderr, Init: true,
+		})
+		fmt.Println("ended", code, err, os.Getpid())
+	case "orphans":
+		for range 3 {
+			// Starts one that starts another, in a session of its own, and ends.
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), "SUPERVISE_TEST_PART=daemonise")
+			if err := cmd.Run(); err != nil {
+				fmt.Println(err)
+			}
+		}
+		// They have all been reaped when nobody but this process and its parent is left.
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			procs, err := filepath.Glob("/proc/[0-9]*")
+			if err == nil && len(procs) == 2 {
+				os.Exit(7)
+			}
+			if time.Now().After(deadline) {
+				fmt.Println("processes are left:", procs, err)
+				os.Exit(8)
+			}
+		}
+	case "daemonise":
+		cmd := exec.Command("/bin/true")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := cmd.Start(); err != nil {
+			fmt.Println(err)
+		}
 	case "session":
 		// Leads a session on a terminal, as a shell would, and runs "cat" there.
 		code, err := supervise.Run(context.Background(), supervise.Options{
@@ -244,6 +305,94 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		if _, err := p.out.ReadString('\n'); err != nil {
 			return
 		}
+	}
+}
+
+// A program that says more than anybody reads ends like any other.
+func TestFloodOfOutput(t *testing.T) {
+	p := start(t, "flood", nil)
+	if _, err := p.out.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	p.signals <- syscall.SIGTERM
+	go func() {
+		for {
+			if _, err := p.out.ReadString('\n'); err != nil {
+				return
+			}
+		}
+	}()
+	p.wantCode(6)
+}
+
+// A flood that nobody reads any more does not hold up the end.
+func TestFloodThatNobodyReads(t *testing.T) {
+	p := start(t, "flood", func(o *supervise.Options) { o.Grace = 100 * time.Millisecond })
+	if _, err := p.out.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	p.signals <- syscall.SIGTERM
+	p.wantCode(128 + 9)
+}
+
+// Signals reach the whole tree of a program that forks.
+func TestTreeOfProcesses(t *testing.T) {
+	p := start(t, "forks", nil, "5")
+	p.wantLine("ready")
+	p.signals <- syscall.SIGTERM
+	p.wantCode(128 + 15)
+	if line, err := p.out.ReadString('\n'); err == nil {
+		t.Errorf("somebody still says %q", line)
+	}
+}
+
+// As the first process of a container it reaps what others leave behind.
+func TestInitReapsOrphans(t *testing.T) {
+	// The shell sees the processes of its own namespace alone.
+	cmd := exec.Command("sh", "-c", `mount -t proc proc /proc && exec "$0"`, self(t))
+	cmd.Env = append(os.Environ(), "SUPERVISE_TEST_PART=init")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Unshareflags: syscall.CLONE_NEWNS}
+	out, err := cmd.Output()
+	if got := strings.TrimSpace(string(out)); err != nil || got != "ended 7 <nil> 1" {
+		t.Fatalf("got %q, %v", got, err)
+	}
+}
+
+func TestInitHandsSignalsOn(t *testing.T) {
+	p := start(t, "signals", func(o *supervise.Options) { o.Init, o.Grace = true, time.Millisecond })
+	p.wantLine("ready true")
+	// What is a second word to end elsewhere, and a kill, is the program's matter here.
+	for range 3 {
+		p.signals <- syscall.SIGINT
+		p.wantLine("interrupt")
+	}
+	p.signals <- syscall.SIGTERM
+	p.wantLine("terminated")
+	p.wantCode(3)
+}
+
+func TestNotify(t *testing.T) {
+	for _, path := range []string{filepath.Join(t.TempDir(), "notify"), "@litefs-test-" + strconv.Itoa(os.Getpid())} {
+		conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := supervise.Notify(path, supervise.NotifyReady); err != nil {
+			t.Error(err)
+		}
+		b := make([]byte, 100)
+		n, err := conn.Read(b)
+		if err != nil || string(b[:n]) != "READY=1" {
+			t.Errorf("%s: got %q, %v", path, b[:n], err)
+		}
+		conn.Close()
+		if err := supervise.Notify(path, supervise.NotifyStopping); err == nil {
+			t.Errorf("%s: nobody listens, and there is no error", path)
+		}
+	}
+	if err := supervise.Notify("", supervise.NotifyReady); err != nil {
+		t.Error(err)
 	}
 }
 
