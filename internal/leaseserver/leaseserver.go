@@ -68,6 +68,30 @@ func Consul(ctx context.Context, o Options) (*Server, error) {
 	return s, s.Start(ctx)
 }
 
+// ConsulDev starts the Consul of LiteFS's tutorial, "consul agent -dev", with Consul's own bounds: it
+// keeps its data in memory, so that one that was killed comes back empty.
+func ConsulDev(ctx context.Context, o Options) (*Server, error) {
+	binary, err := consulBinary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := freePorts(4)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		URL: "http://127.0.0.1:" + ports[0],
+		argv: []string{
+			binary, "agent", "-dev", "-log-level", "warn", "-bind", "127.0.0.1", "-client", "127.0.0.1",
+			"-http-port", ports[0], "-server-port", ports[1], "-serf-lan-port", ports[2], "-serf-wan-port", ports[3],
+			"-dns-port", "-1", "-grpc-port", "-1", "-hcl", "disable_update_check = true",
+		},
+		log:   o.Log,
+		probe: consulAnswers,
+	}
+	return s, s.Start(ctx)
+}
+
 // Etcd starts an etcd server that keeps its data over a restart.
 func Etcd(ctx context.Context, o Options) (*Server, error) {
 	binary, err := exec.LookPath("etcd")
