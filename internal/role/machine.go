@@ -262,7 +262,8 @@ func (m *Machine) turn(now Time, ev Seen) (wait Time, why string) {
 	case now < m.forceUntil:
 		return 0, ""
 	case now < m.notBefore:
-		return m.notBefore - now, "it has handed over a moment ago"
+		// It looks again long before: whoever has the lease next is to be followed at once.
+		return min(m.notBefore-now, Turn), "it has handed over a moment ago"
 	case ev.Own.Epoch < r.Position.Epoch:
 		return max(m.cfg.Retry, Turn), "it has nothing of the last primary's reign: `litefs promote -force` makes it the primary all the same"
 	case len(r.InSync) > 0 && !slices.Contains(r.InSync, m.cfg.NodeID):
