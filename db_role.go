@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/litefs/litefs/internal/capture"
+	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/peer"
 	"github.com/litefs/litefs/sqlitefile"
 )
@@ -73,7 +74,9 @@ func (db *DB) captureLast() error {
 		return nil
 	}
 	db.closing.Store(false)
-	if err := db.captureWAL(true); err != nil {
+	// Not durably: applications wait. Whoever follows syncs the log before: see
+	// Store.beginToFollow.
+	if err := db.captureWAL(false); err != nil {
 		return err
 	}
 	unseen, err := db.writtenUnseen()
@@ -93,6 +96,18 @@ func (db *DB) captureLast() error {
 		}
 	}
 	db.local.Store(false)
+	return nil
+}
+
+// makeDurable syncs the log, for who changes sides.
+func (db *DB) makeDurable() error {
+	err := db.txlog.Sync()
+	if errors.Is(err, ltxlog.ErrClosed) {
+		return nil // its end has made it durable
+	}
+	if err != nil {
+		return fmt.Errorf("make the log durable: %w", err)
+	}
 	return nil
 }
 

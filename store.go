@@ -120,11 +120,14 @@ type Store struct {
 	stateOf atomic.Pointer[roleState]
 	// notDrained is why the last hand-over that failed did.
 	notDrained atomic.Pointer[error]
-	handing    atomic.Bool // the lease is being handed over: followers are served until they know
-	watcher    *watch.Watcher
-	mountDev   atomic.Uint64 // st_dev of the mount; 0 without one
-	stats      Stats
-	replicas   ReplicaRegistry
+
+	// notAsked is why the primary did not hand over when it was asked last.
+	notAsked atomic.Pointer[error]
+	handing  atomic.Bool // the lease is being handed over: followers are served until they know
+	watcher  *watch.Watcher
+	mountDev atomic.Uint64 // st_dev of the mount; 0 without one
+	stats    Stats
+	replicas ReplicaRegistry
 
 	scrubbing sync.Mutex // held by the one scrub at work
 	importing sync.Mutex // held by the one import at work

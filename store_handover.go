@@ -1,6 +1,7 @@
 package litefs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,12 @@ import (
 // drainTimeout bounds a hand-over, from the first lock to the last
 // acknowledgement: applications wait in their busy handlers meanwhile.
 const drainTimeout = 3 * time.Second
+
+// For how long, and how often, a node asks the primary to hand over.
+const (
+	askLong  = 25 * time.Second
+	askPause = 300 * time.Millisecond
+)
 
 var (
 	errNoSuccessor = errors.New("no candidate is connected and up to date")
@@ -62,14 +69,17 @@ func (s *Store) drain(ctx context.Context, to string) (string, error) {
 			return "", errNoSuccessor
 		}
 	}
+	began := time.Now()
 	if err := s.each(func(db *DB) error { return db.takePeer(ctx) }); err != nil {
 		return "", fmt.Errorf("hold the writers back: %w", err)
 	}
+	held := time.Now()
 	want := s.PosMap()
 	for {
 		changed := s.replicas.changed()
 		for _, r := range s.replicas.candidates(to) {
 			if r.has(want) {
+				s.Logger.Info("the successor has everything", "writers-held", held.Sub(began), "sent", time.Since(held))
 				return r.NodeID, nil
 			}
 		}
@@ -96,30 +106,53 @@ func (r ReplicaStatus) has(want map[uint32]Pos) bool {
 // begins to follow.
 func (l *roleLoop) handOver(ctx context.Context, to string) {
 	s := l.s
+	began := time.Now()
 	if lease := l.held(); lease != nil {
 		if err := lease.SetRecord(ctx, s.recordOf(to)); err != nil {
 			s.Logger.Warn("the record does not name the successor", "to", to, "error", err)
 		}
 	}
+	named := time.Now()
 	l.release()
-	s.Logger.Info("the lease was handed over", "to", to)
+	s.Logger.Info("the lease was handed over", "to", to, "record", named.Sub(began), "release", time.Since(named))
 	s.replicas.handOff(to)
 	s.handing.Store(false)
 }
 
-// askPrimary asks the primary to hand over to this node.
+// askPrimary asks the primary to hand over to this node, again and again until
+// it does: a hand-over that fails, because a writer is long in its transaction or
+// this node not connected yet, changes nothing.
 func (l *roleLoop) askPrimary(url string) {
-	d, ok := l.s.Client.(interface {
+	s := l.s
+	d, ok := s.Client.(interface {
 		Demote(ctx context.Context, url, to string) error
 	})
-	if !ok || url == "" {
+	if !ok || url == "" || l.asking.Swap(true) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(l.ctx, lookTimeout)
+	defer l.asking.Store(false)
+	ctx, cancel := context.WithTimeout(l.ctx, askLong)
 	defer cancel()
-	if err := d.Demote(ctx, url, l.s.nodeID); err != nil {
-		l.s.Logger.Warn("the primary does not hand over", "primary", url, "error", err)
+	for {
+		err := l.ask(ctx, d.Demote, cmp.Or(s.PrimaryURL(), url))
+		if err == nil || s.IsPrimary() {
+			return
+		}
+		s.Logger.Warn("the primary does not hand over", "primary", url, "error", err)
+		err = fmt.Errorf("the primary does not hand over: %w", err)
+		s.notAsked.Store(&err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(askPause):
+		}
 	}
+}
+
+func (l *roleLoop) ask(ctx context.Context, demote func(ctx context.Context, url, to string) error, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	return demote(ctx, url, l.s.nodeID)
 }
 
 // errStatic is why a role cannot be moved.
@@ -159,6 +192,7 @@ func (s *Store) wish(ctx context.Context, ev role.Event, want Role) error {
 	sub := s.Subscribe()
 	defer sub.Close() //nolint:errcheck // forgets the subscription
 	before := s.notDrained.Load()
+	s.notAsked.Store(nil)
 	s.roles.send(ev)
 	for s.Role() != want {
 		select {
@@ -168,7 +202,11 @@ func (s *Store) wish(ctx context.Context, ev role.Event, want Role) error {
 				return *err
 			}
 		case <-ctx.Done():
-			return fmt.Errorf("not within the time for it: %w", context.Cause(ctx))
+			err := context.Cause(ctx)
+			if why := s.notAsked.Load(); why != nil && want == RolePrimary {
+				err = *why
+			}
+			return fmt.Errorf("not within the time for it: %w", err)
 		case <-s.ctx.Done():
 			return errors.New("this node is stopping")
 		}

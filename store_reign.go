@@ -38,6 +38,7 @@ type roleLoop struct {
 	unawait  context.CancelFunc // ends AwaitVacant; nil when it is not running
 
 	vacant atomic.Bool  // AwaitVacant has returned nil since the last Acquire, and may do so again
+	asking atomic.Bool  // askPrimary is running
 	able   atomic.Int64 // bootNow at the last answer of the lease service
 
 	mu    sync.Mutex

@@ -241,7 +241,8 @@ func (s *Store) followLoop() {
 
 // beginToFollow takes the replica's locks on all databases. What a primary sent
 // must not be applied while recovery would take it for local writes: a node that
-// wrote last follows nobody before all its writers have ended.
+// wrote last follows nobody before all its writers have ended, and what they
+// wrote is in the log, durably.
 func (s *Store) beginToFollow(ctx context.Context) error {
 	err := s.takePeers(ctx)
 	switch {
@@ -249,6 +250,9 @@ func (s *Store) beginToFollow(ctx context.Context) error {
 		return nil // what could not be locked is tried again with its next transaction
 	case err != nil:
 		return fmt.Errorf("a database is still written here: %w", err)
+	}
+	if err := s.each((*DB).makeDurable); err != nil {
+		return err
 	}
 	return s.writeRole(RoleReplica)
 }
