@@ -15,6 +15,8 @@ TIMEOUT ?= 20m
 FUZZ ?= 5000
 DEMO_SECONDS ?= 8
 BENCH_ARGS ?=
+# Moves of the primary role of each kind: a kill takes a lease, so 50 are a quarter of an hour.
+MOVES ?= 5
 SOAK_DURATION ?= 30m
 SOAK_CLUSTERS ?= 200000
 
@@ -47,8 +49,9 @@ fuzz: ## every fuzz target, FUZZ inputs each
 demo: build ## the demonstration, for DEMO_SECONDS, ended as by Ctrl-C
 	timeout --foreground --preserve-status -k 120 -s INT $(DEMO_SECONDS) $(BUILD)/litefs demo
 
-bench: build ## the mount against the bare disk; BENCH_ARGS="-only normal,read -rounds 5"
+bench: build ## the mount against the bare disk, then moves of the role; BENCH_ARGS="-only normal,read -rounds 5", MOVES=50
 	$(BUILD)/litefs bench $(BENCH_ARGS)
+	$(BUILD)/litefs bench -only handover,failover -rounds $(MOVES)
 
 soak: ## long and random: kill -9, SIGSTOP, power cuts (loop devices, mkfs.ext4), bad networks (iproute2), contention, for SOAK_DURATION
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^(TestSoak|TestRandomOperations)' ./internal/e2e

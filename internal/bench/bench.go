@@ -115,6 +115,7 @@ func newSide(dir string, node *daemon.Node) *side {
 type Report struct {
 	Mount []Result     // of one node
 	Pair  []PairResult // of two
+	Moves []MoveResult // of two between which the role moves
 }
 
 // Run measures and prints. An error after some workloads keeps their results.
@@ -123,7 +124,7 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 		return r, fmt.Errorf("the benchmark needs SQLite: %w", sqlapp.ErrNoSQLite)
 	}
 	o.ensureDefaults()
-	workloads, pairs, err := choose(o.Only)
+	workloads, pairs, moving, err := choose(o.Only)
 	if err != nil {
 		return r, err
 	}
@@ -145,6 +146,21 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 	if len(pairs) > 0 {
 		if r.Pair, err = runPair(ctx, o, dir, pairs, p); err != nil {
 			return r, err
+		}
+	}
+	for i, w := range moving {
+		if i == 0 {
+			p.movesHead()
+		}
+		sub := filepath.Join(dir, fmt.Sprintf("moves-%d", i))
+		if err := os.Mkdir(sub, 0o700); err != nil {
+			return r, fmt.Errorf("make a directory for the benchmark: %w", err)
+		}
+		result, err := runMoves(ctx, o, sub, w)
+		r.Moves = append(r.Moves, result)
+		p.moves(result)
+		if err != nil {
+			return r, fmt.Errorf("workload %s, %s: %w", w.Name, w.Lease, err)
 		}
 	}
 	return r, p.err
@@ -317,11 +333,12 @@ func median(values []float64) float64 {
 	return (values[(n-1)/2] + values[n/2]) / 2
 }
 
-// choose returns the workloads with the given names, in their own order.
-func choose(names []string) (one []Workload, two []PairWorkload, err error) {
-	one, two = Workloads(), PairWorkloads()
+// choose returns the workloads with the given names, in their own order; without a name those that need
+// neither a long time nor a lease server.
+func choose(names []string) (one []Workload, two []PairWorkload, moving []MoveWorkload, err error) {
+	one, two, moving = Workloads(), PairWorkloads(), MoveWorkloads()
 	if len(names) == 0 {
-		return one, slices.DeleteFunc(two, func(w PairWorkload) bool { return w.Name == soakName || w.alone }), nil
+		return one, slices.DeleteFunc(two, func(w PairWorkload) bool { return w.Name == soakName }), nil, nil
 	}
 	var known []string
 	for _, w := range one {
@@ -330,12 +347,17 @@ func choose(names []string) (one []Workload, two []PairWorkload, err error) {
 	for _, w := range two {
 		known = append(known, w.Name)
 	}
+	for _, w := range moving {
+		known = append(known, w.Name)
+	}
+	known = slices.Compact(known)
 	for _, name := range names {
 		if !slices.Contains(known, name) {
-			return nil, nil, fmt.Errorf("no workload %q: there are %s", name, strings.Join(known, ", "))
+			return nil, nil, nil, fmt.Errorf("no workload %q: there are %s", name, strings.Join(known, ", "))
 		}
 	}
 	one = slices.DeleteFunc(one, func(w Workload) bool { return !slices.Contains(names, w.Name) })
 	two = slices.DeleteFunc(two, func(w PairWorkload) bool { return !slices.Contains(names, w.Name) })
-	return one, two, nil
+	moving = slices.DeleteFunc(moving, func(w MoveWorkload) bool { return !slices.Contains(names, w.Name) })
+	return one, two, moving, nil
 }

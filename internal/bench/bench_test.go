@@ -100,10 +100,15 @@ func TestRequestsForEachTransaction(t *testing.T) {
 			total += n
 			want += c.want[name]
 		}
-		// A checkpoint each thousand pages and what the first statements ask for.
-		const share = 0.1
-		if total < want || total > want+share {
-			t.Errorf("%s: %.3f requests for each transaction (%v), want %v and less than %v more\n%s", c.name, total, got, want, share, out)
+		// A checkpoint each thousand pages; and what the first statements ask for, and a log that is synced
+		// beside them, which is much of the whole where few transactions fit into the time.
+		const share, once = 0.1, 50
+		done := 0
+		for _, s := range results[c.name].Mount {
+			done += s.Rounds
+		}
+		if more := total - want; more < 0 || more > share+once/float64(done) {
+			t.Errorf("%s: %.3f requests for each of %d transactions (%v), want %v and less than %v more\n%s", c.name, total, done, got, want, share, out)
 		}
 	}
 }
@@ -140,6 +145,22 @@ func TestBenchMeasuresTwoNodes(t *testing.T) {
 		if r.Workload.Unit == "" && len(r.Lags) == 0 {
 			t.Errorf("%s measured no round", name)
 		}
+	}
+}
+
+func TestBenchMovesTheRole(t *testing.T) {
+	o := pairOptions(t, "handover")
+	o.Rounds = 2
+	report, out := runReport(t, o)
+	if len(report.Moves) != 1 {
+		t.Fatalf("%d results, want 1\n%s", len(report.Moves), out)
+	}
+	r := report.Moves[0]
+	if len(r.Gaps) != o.Rounds || r.Gaps[0] <= 0 || r.Acked == 0 || r.Lost != 0 || r.Late() != 0 {
+		t.Errorf("%+v\n%s", r, out)
+	}
+	if want := "2 moves, gaps: min"; !strings.Contains(out, want) {
+		t.Errorf("the output has no %q:\n%s", want, out)
 	}
 }
 

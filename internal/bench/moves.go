@@ -2,13 +2,13 @@ package bench
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -17,121 +17,143 @@ import (
 	"github.com/litefs/litefs/internal/sqlapp"
 )
 
-// Names of the workloads in which the primary role moves. They run only when they are named: they need
-// an etcd on this machine.
-const (
-	handoverName = "handover"
-	failoverName = "failover"
-)
+// MoveWorkload is a way in which the primary role moves from one of two nodes to the other. It needs a
+// lease server on this machine, and runs only when it is named.
+type MoveWorkload struct {
+	Name  string
+	Lease string        // of which server, and how long
+	What  string        // for people
+	Bound time.Duration // in which the other node should write; 0: none
 
-// moveTTL is the TTL of the lease that the nodes share.
-const moveTTL = 2 * time.Second
+	server func(context.Context, leaseserver.Options) (*leaseserver.Server, error)
+	config string // lines of the section lease, with %s for the server's URL
+	phase  time.Duration
+	do     func(ctx context.Context, m *moves, ws *writers, writing int) error
+}
 
-// moves is two nodes between which the role moves, and one writer on each. A writer tries without a
-// pause and without patience: what is measured is the time in which none of them succeeds.
+// MoveWorkloads returns all of them. Two that differ in their lease have one name.
+func MoveWorkloads() []MoveWorkload {
+	etcd := MoveWorkload{Lease: "etcd, TTL 2 s", server: leaseserver.Etcd, config: "type: etcd\n  etcd:\n    url: %s\n    ttl: 2s"}
+	consul := MoveWorkload{Lease: "Consul, TTL 10 s, lock-delay 1 s", server: leaseserver.ConsulDev, config: "type: consul\n  consul:\n    url: %s"}
+	handover := func(w MoveWorkload) MoveWorkload {
+		w.Name, w.What = "handover", "`litefs promote` on the other node"
+		w.do = func(ctx context.Context, m *moves, _ *writers, writing int) error {
+			return m.command(ctx, 1-writing, "promote")
+		}
+		return w
+	}
+	failover := func(w MoveWorkload, ttl, delay time.Duration) MoveWorkload {
+		w.Name, w.What = "failover", "kill -9 of all processes of the primary, restarted for the next round"
+		// A renewal comes each third of the TTL: kills are spread over the time between two.
+		w.Bound, w.phase = ttl+delay+time.Second, ttl/3
+		w.do = func(_ context.Context, m *moves, ws *writers, writing int) error {
+			// Applications die with their node: alone they would go on, past the daemon, on files that are
+			// open with passthrough.
+			return errors.Join(ws.kill(writing), m.kill(writing))
+		}
+		return w
+	}
+	return []MoveWorkload{handover(etcd), failover(etcd, 2*time.Second, 0), failover(consul, 10*time.Second, time.Second)}
+}
+
+// MoveResult is what was found about one of them.
+type MoveResult struct {
+	Workload MoveWorkload
+
+	Gaps  Lags // of each move, the longest time without a commit on either node
+	Acked int  // transactions acknowledged
+	Lost  int  // of these, not in the database after the move
+
+	// Of an application with a busy time-out of a second, which goes to the other node when its own has
+	// handed over.
+	Refused int      // how often it was told SQLITE_BUSY by a node that was not the primary any more
+	Errors  int      // how often it was told anything else
+	Said    []string // some of these errors
+}
+
+// Late is how many moves took longer than the bound.
+func (r MoveResult) Late() int {
+	if r.Workload.Bound == 0 {
+		return 0
+	}
+	in, _ := slices.BinarySearch(r.Gaps, r.Workload.Bound+1)
+	return len(r.Gaps) - in
+}
+
+// moves is two nodes between which the role moves.
 type moves struct {
 	o      Options
+	w      MoveWorkload
 	dir    string
 	nodes  [2]*member
-	apps   [2]*sqlapp.Process // the writers
 	server *leaseserver.Server
-
-	mu     sync.Mutex
-	acked  int64
-	last   time.Time     // the newest commit anywhere
-	gap    time.Duration // the longest time between two commits since it was set to 0
-	faults []string      // what a writer was told other than that the database is locked
 }
 
-// handover measures clean stops of the writing, b.o.Rounds at a time, each by `litefs promote` on the
-// node that does not write.
-func (b *pairBench) handover(ctx context.Context, round int) error {
-	return b.move(ctx, round, func(ctx context.Context, m *moves, writing int) error {
-		return m.command(ctx, m.nodes[1-writing], "promote")
-	})
-}
-
-// failover measures kills of all processes of the node that writes.
-func (b *pairBench) failover(ctx context.Context, round int) error {
-	return b.move(ctx, round, func(ctx context.Context, m *moves, writing int) error {
-		// The application dies with its node: alone it would go on, past the daemon, on files
-		// that are open with passthrough.
-		return errors.Join(m.apps[writing].Kill(), m.killNode(m.nodes[writing]))
-	})
-}
-
-// move measures one move of the role.
-func (b *pairBench) move(ctx context.Context, round int, do func(ctx context.Context, m *moves, writing int) error) (err error) {
-	dir := filepath.Join(b.p.dir, fmt.Sprintf("moves-%s-%d", b.result.Workload.Name, round))
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	m := &moves{o: b.o, dir: dir}
+// runMoves measures one workload, o.Rounds moves to and fro.
+func runMoves(ctx context.Context, o Options, dir string, w MoveWorkload) (r MoveResult, err error) {
+	r = MoveResult{Workload: w}
+	m := &moves{o: o, w: w, dir: dir}
 	defer func() { err = errors.Join(err, m.stop(ctx)) }()
 	if err := m.start(ctx); err != nil {
-		return err
+		return r, err
 	}
+	for round := range o.Rounds {
+		if err := m.round(ctx, round, &r); err != nil {
+			return r, fmt.Errorf("move %d: %w", round+1, err)
+		}
+	}
+	return r, nil
+}
+
+// round measures one move.
+func (m *moves) round(ctx context.Context, round int, r *MoveResult) error {
 	ctx, cancel := context.WithTimeout(ctx, stepWait)
 	defer cancel()
-
-	// All of it is on the node that does not die, or the loss is counted.
-	writers, stopWriters := context.WithCancel(ctx)
-	defer stopWriters()
-	var (
-		wg      sync.WaitGroup
-		success [2]chan struct{}
-	)
-	for i := range m.nodes {
-		success[i] = make(chan struct{}, 1)
-		app, err := sqlapp.Start(ctx, m.o.App)
-		if err != nil {
-			return err
-		}
-		m.apps[i] = app
-		defer func() {
-			if cerr := app.Kill(); cerr != nil && !errors.Is(cerr, os.ErrProcessDone) {
-				err = errors.Join(err, cerr)
-			}
-		}()
-		conn, err := app.Open(ctx, m.nodes[i].path("app.db"), sqlapp.Options{Pragmas: []string{"synchronous=normal"}})
-		if err != nil {
-			return err
-		}
-		wg.Go(func() { m.write(writers, conn, success[i]) })
-	}
-	defer wg.Wait()
-	defer stopWriters()
-	if err := await(ctx, success[0]); err != nil {
-		return fmt.Errorf("nobody writes: %w", err)
-	}
-	select {
-	case <-time.After(300 * time.Millisecond):
-	case <-ctx.Done():
-	}
-	m.reset()
-	drainSignal(success[1])
-	if err := do(ctx, m, 0); err != nil {
-		return err
-	}
-	if err := await(ctx, success[1]); err != nil {
-		return fmt.Errorf("the other node does not write: %w", err)
-	}
-	stopWriters()
-	wg.Wait()
-	lost, err := m.lost(ctx)
+	from, to := round%2, 1-round%2
+	ws, err := m.startWriters(ctx, round)
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(b.result.Lags) == 0 {
-		b.result.Lags = []Lags{nil}
+	defer ws.stop()
+	if err := await(ctx, ws.wrote[from]); err != nil {
+		return fmt.Errorf("nobody writes: %w", err)
 	}
-	b.result.Lags[0] = append(b.result.Lags[0], m.gap)
-	slices.Sort(b.result.Lags[0])
-	b.result.Lost += lost
-	b.result.Faults = append(b.result.Faults, m.faults...)
-	return nil
+	pause := 300*time.Millisecond + time.Duration(round)*m.w.phase/time.Duration(m.o.Rounds)
+	select {
+	case <-time.After(pause):
+	case <-ctx.Done():
+	}
+	ws.begin(to)
+	if err := m.w.do(ctx, m, ws, from); err != nil {
+		return err
+	}
+	if err := await(ctx, ws.wrote[to]); err != nil {
+		return fmt.Errorf("the other node does not write: %w", err)
+	}
+	// An application that waits in its busy handler on the old node is told within its second.
+	if err := await(ctx, ws.moved); err != nil {
+		return fmt.Errorf("the application does not write on the other node: %w", err)
+	}
+	if err := ws.stop(); err != nil {
+		return err
+	}
+	lost, err := m.lost(ctx, to, ws)
+	if err != nil {
+		return err
+	}
+	r.Gaps = append(r.Gaps, ws.gap)
+	slices.Sort(r.Gaps)
+	r.Acked += ws.count()
+	r.Lost += lost
+	r.Refused += ws.refused
+	r.Errors += ws.faults
+	r.Said = append(r.Said, ws.said...)
+	if m.nodes[from].ended() {
+		if err := m.startNode(ctx, from); err != nil {
+			return err
+		}
+	}
+	return (&pair{primary: m.nodes[to], replica: m.nodes[from]}).caughtUp(ctx, movesDB)
 }
 
 func await(ctx context.Context, ch <-chan struct{}) error {
@@ -143,142 +165,117 @@ func await(ctx context.Context, ch <-chan struct{}) error {
 	}
 }
 
-func drainSignal(ch <-chan struct{}) {
-	select {
-	case <-ch:
-	default:
-	}
-}
+const movesDB = "app.db"
 
 // start starts the lease server and both nodes; the first one is the primary and has the table.
 func (m *moves) start(ctx context.Context) error {
-	dir := filepath.Join(m.dir, "etcd")
+	dir := filepath.Join(m.dir, "lease")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	var err error
-	if m.server, err = leaseserver.Etcd(ctx, leaseserver.Options{Dir: dir, Log: m.o.NodeLog}); err != nil {
+	if m.server, err = m.w.server(ctx, leaseserver.Options{Dir: dir, Log: m.o.NodeLog}); err != nil {
 		return err
 	}
 	for i := range m.nodes {
-		if m.nodes[i], err = m.startNode(ctx, i); err != nil {
-			return err
-		}
-		if i == 1 {
-			continue
-		}
-		app, err := sqlapp.Start(ctx, m.o.App)
+		addr, err := childnode.FreeAddr()
 		if err != nil {
 			return err
 		}
-		c, err := app.Open(ctx, m.nodes[0].path("app.db"), sqlapp.Options{BusyTimeout: stepWait, Pragmas: []string{"journal_mode=wal"}})
-		if err == nil {
-			_, err = c.Exec(ctx, table)
+		name := fmt.Sprintf("node-%d", i)
+		m.nodes[i] = &member{cfg: childnode.Config{
+			Mount: filepath.Join(m.dir, name), Data: filepath.Join(m.dir, name+".data"),
+			Addr: addr, Passthrough: !m.o.NoPassthrough,
+			Lease: []string{fmt.Sprintf(m.w.config, m.server.URL)},
+		}}
+		if err := os.Mkdir(m.nodes[i].cfg.Mount, 0o700); err != nil {
+			return err
 		}
-		if err := errors.Join(err, app.Kill()); err != nil {
+		if err := m.nodes[i].cfg.WriteFile(m.config(i)); err != nil {
+			return err
+		}
+		if err := m.startNode(ctx, i); err != nil {
+			return err
+		}
+		if i == 1 {
+			break
+		}
+		if _, err := m.sql(ctx, 0, "PRAGMA journal_mode=wal"); err != nil {
+			return err
+		}
+		if _, err := m.sql(ctx, 0, "CREATE TABLE t(writer INTEGER, n INTEGER, v BLOB, PRIMARY KEY (writer, n)) WITHOUT ROWID"); err != nil {
 			return err
 		}
 	}
-	p := &pair{primary: m.nodes[0], replica: m.nodes[1]}
-	return p.caughtUp(ctx, "app.db")
-}
-
-func (m *moves) startNode(ctx context.Context, i int) (*member, error) {
-	ctx, cancel := context.WithTimeout(ctx, startWait)
-	defer cancel()
-	addr, err := childnode.FreeAddr()
-	if err != nil {
-		return nil, err
-	}
-	name := fmt.Sprintf("node-%d", i)
-	n := &member{cfg: childnode.Config{
-		Mount: filepath.Join(m.dir, name), Data: filepath.Join(m.dir, name+".data"),
-		Addr: addr, Passthrough: !m.o.NoPassthrough,
-		Lease: []string{"type: etcd", "candidate: true", fmt.Sprintf("etcd:\n    url: %s\n    ttl: %s", m.server.URL, moveTTL)},
-	}}
-	if err := os.Mkdir(n.cfg.Mount, 0o700); err != nil {
-		return nil, err
-	}
-	if err := n.cfg.WriteFile(m.config(i)); err != nil {
-		return nil, err
-	}
-	if n.proc, err = childnode.Start(childnode.Options{Binary: m.o.Binary, Config: m.config(i), Log: m.o.NodeLog}); err != nil {
-		return nil, err
-	}
-	if err := n.proc.Ready(ctx); err != nil {
-		return nil, errors.Join(err, n.proc.Kill(), childnode.Detach(n.cfg.Mount))
-	}
-	return n, nil
+	return (&pair{primary: m.nodes[0], replica: m.nodes[1]}).caughtUp(ctx, movesDB)
 }
 
 func (m *moves) config(i int) string { return filepath.Join(m.dir, fmt.Sprintf("node-%d.yml", i)) }
 
+// startNode starts a node in its directories.
+func (m *moves) startNode(ctx context.Context, i int) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
+	n := m.nodes[i]
+	if n.proc, err = childnode.Start(childnode.Options{Binary: m.o.Binary, Config: m.config(i), Log: m.o.NodeLog}); err != nil {
+		return err
+	}
+	return n.proc.Ready(ctx)
+}
+
+// sql runs one statement on a node, by an application of its own.
+func (m *moves) sql(ctx context.Context, i int, sql string, args ...any) (rows [][]any, err error) {
+	app, err := sqlapp.Start(ctx, m.o.App)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, app.Close(ctx)) }()
+	c, err := app.Open(ctx, m.nodes[i].path(movesDB), sqlapp.Options{BusyTimeout: stepWait})
+	if err != nil {
+		return nil, err
+	}
+	return c.Query(ctx, sql, args...)
+}
+
 // command runs a command of litefs for a node.
-func (m *moves) command(ctx context.Context, n *member, name string) error {
-	i := slices.Index(m.nodes[:], n)
+func (m *moves) command(ctx context.Context, i int, name string) error {
 	c, err := childnode.Start(childnode.Options{Binary: m.o.Binary, Args: []string{name, "-config", m.config(i)}, Log: m.o.NodeLog})
 	if err != nil {
 		return err
 	}
 	code, err := c.Wait(ctx)
 	if err == nil && code != 0 {
-		err = fmt.Errorf("litefs %s: exit code %d: %s", name, code, c.Tail())
+		err = fmt.Errorf("litefs %s: exit code %d: %s\nthe nodes say:\n%s\n\n%s", name, code, c.Tail(), m.nodes[i].proc.Tail(), m.nodes[1-i].proc.Tail())
 	}
 	return err
 }
 
-// killNode ends all processes of a node.
-func (m *moves) killNode(n *member) error {
+// kill ends all processes of a node.
+func (m *moves) kill(i int) error {
+	n := m.nodes[i]
 	err := syscall.Kill(-n.proc.PID(), syscall.SIGKILL)
 	return errors.Join(err, n.proc.Kill(), childnode.Detach(n.cfg.Mount))
 }
 
-// write writes one row after the other.
-func (m *moves) write(ctx context.Context, c *sqlapp.Conn, success chan<- struct{}) {
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	for ctx.Err() == nil {
-		_, err := c.Exec(ctx, "INSERT INTO t(v) VALUES (randomblob(100))")
-		if ctx.Err() != nil && err != nil {
-			return // it may have been committed: not acknowledged
-		}
-		if m.note(err) {
-			return
-		}
-		if err == nil {
-			select {
-			case success <- struct{}{}:
-			default:
-			}
-			continue
-		}
-		pause.Reset(time.Millisecond)
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
+// isPrimary asks a node whether writers are, or will be, let in.
+func (m *moves) isPrimary(ctx context.Context, i int) (bool, error) {
+	n := m.nodes[i]
+	secret, err := n.cfg.Secret()
+	if err != nil {
+		return false, err
 	}
-}
-
-// note notes how a write ended, and reports whether it was the last: of a writer that was killed.
-func (m *moves) note(err error) (last bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch {
-	case err != nil && strings.Contains(err.Error(), "child process has ended"):
-		return true
-	case err == nil:
-		now := time.Now()
-		if !m.last.IsZero() {
-			m.gap = max(m.gap, now.Sub(m.last))
-		}
-		m.last = now
-		m.acked++
-	case strings.Contains(err.Error(), "locked"):
-	case len(m.faults) < 10:
-		m.faults = append(m.faults, err.Error())
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.cfg.Addr+"/info", nil)
+	if err != nil {
+		return false, err
 	}
-	return false
+	req.Header.Set("Authorization", "Bearer "+secret)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false, err
+	}
+	var info struct{ IsPrimary bool }
+	err = json.NewDecoder(resp.Body).Decode(&info)
+	return info.IsPrimary, errors.Join(err, resp.Body.Close())
 }
 
 func (n *member) ended() bool {
@@ -290,40 +287,35 @@ func (n *member) ended() bool {
 	}
 }
 
-func (m *moves) reset() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.gap = 0
-}
-
-// lost counts the acknowledged rows that the node that writes now does not have.
-func (m *moves) lost(ctx context.Context) (int64, error) {
-	app, err := sqlapp.Start(ctx, m.o.App)
-	if err != nil {
-		return 0, err
+// lost counts the acknowledged rows that a node does not have.
+func (m *moves) lost(ctx context.Context, i int, ws *writers) (lost int, err error) {
+	for _, w := range ws.all {
+		rows, err := m.sql(ctx, i, "SELECT n FROM t WHERE writer = ?", w.id)
+		if err != nil {
+			return 0, err
+		}
+		have := make(map[int64]bool, len(rows))
+		for _, row := range rows {
+			n, ok := row[0].(int64)
+			if !ok {
+				return 0, fmt.Errorf("a row's number is %v", row[0])
+			}
+			have[n] = true
+		}
+		for _, n := range w.acked {
+			if !have[n] {
+				lost++
+			}
+		}
 	}
-	c, err := app.Open(ctx, m.nodes[1].path("app.db"), sqlapp.Options{BusyTimeout: stepWait})
-	var rows [][]any
-	if err == nil {
-		rows, err = c.Query(ctx, "SELECT count(*) FROM t")
-	}
-	if err := errors.Join(err, app.Kill()); err != nil {
-		return 0, err
-	}
-	var n int64
-	if _, err := fmt.Sscan(fmt.Sprint(rows[0][0]), &n); err != nil {
-		return 0, err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return max(0, m.acked-n), nil
+	return lost, nil
 }
 
 func (m *moves) stop(ctx context.Context) error {
 	var errs []error
 	for _, n := range m.nodes {
 		switch {
-		case n == nil:
+		case n == nil || n.proc == nil:
 		case n.ended():
 			errs = append(errs, childnode.Detach(n.cfg.Mount))
 		default:

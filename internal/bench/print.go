@@ -99,17 +99,36 @@ func (p *printer) pairResult(r PairResult) {
 			r.Ratio(), slices.Min(ratios), slices.Max(ratios), r.Workload.Target, verdict)
 	}
 	for i, lags := range r.Lags {
-		switch {
-		case r.Workload.alone:
-			p.printf("%-14s  %d moves: p50 %.1f ms, p99 %.1f ms, max %.1f ms; %d acknowledged transactions lost; %d errors %q\n", r.Workload.Name, len(lags),
-				millis(lags.Quantile(0.5)), millis(lags.Quantile(0.99)), millis(lags.Quantile(1)), r.Lost, len(r.Faults), r.Faults)
-		case r.Workload.Name != soakName:
+		if r.Workload.Name != soakName {
 			p.printf("%-14s  lag in round %d: %s\n", r.Workload.Name, i+1, lags)
 		}
 	}
 	p.printf("%-14s  %s", r.Workload.Name, r.Workload.What)
 	if r.Workload.Unit != "" {
 		p.printf("; %s a second", r.Workload.Unit)
+	}
+	p.printf("\n")
+}
+
+func (p *printer) movesHead() {
+	p.printf("\ntwo nodes, the role moves to and fro. On each a probe writes every millisecond, without a busy time-out:\n" +
+		"a gap is the longest time of a move in which none succeeds. Beside them an application with a busy\n" +
+		"time-out of 1 s. It goes to the other node when the one that it is on refuses a write and is not the\n" +
+		"primary any more (counted as refused); whatever else it or a probe is told is an error.\n\n")
+}
+
+func (p *printer) moves(r MoveResult) {
+	w := r.Workload
+	p.printf("%s (%s): %s\n", w.Name, w.Lease, w.What)
+	g := r.Gaps
+	p.printf("  %d moves, gaps: min %.0f, p50 %.0f, p90 %.0f, p99 %.0f, max %.0f ms\n", len(g), millis(g.Quantile(0)), millis(g.Quantile(0.5)),
+		millis(g.Quantile(0.9)), millis(g.Quantile(0.99)), millis(g.Quantile(1)))
+	if w.Bound > 0 {
+		p.printf("  %d of %d within TTL + lock-delay + 1 s = %s\n", len(g)-r.Late(), len(g), w.Bound)
+	}
+	p.printf("  %d transactions acknowledged, %d of them lost; application: %d errors, %d times refused", r.Acked, r.Lost, r.Errors, r.Refused)
+	for _, said := range r.Said {
+		p.printf("\n    %s", said)
 	}
 	p.printf("\n")
 }

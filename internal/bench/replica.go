@@ -41,7 +41,6 @@ type PairWorkload struct {
 	Unit   string // what is counted; "": there is no speed, only a lag
 	Target float64
 	run    func(b *pairBench, ctx context.Context, round int) error
-	alone  bool // it runs only when it is named, and a round is one move of the role
 }
 
 // PairWorkloads returns all workloads of two nodes. That of a long time is run when it is named.
@@ -67,14 +66,6 @@ func PairWorkloads() []PairWorkload {
 			Name: soakName, What: "500 transactions of 1 kB a second for a long time; only when it is named",
 			run: (*pairBench).soak,
 		},
-		{
-			Name: handoverName, What: "the longest time without a commit on either node while `litefs promote` moves the role; only when it is named",
-			run: (*pairBench).handover, alone: true,
-		},
-		{
-			Name: failoverName, What: "the same while the primary's processes are killed, with a lease of 2 s; only when it is named",
-			run: (*pairBench).failover, alone: true,
-		},
 	}
 }
 
@@ -82,9 +73,7 @@ func PairWorkloads() []PairWorkload {
 type PairResult struct {
 	Workload      PairWorkload
 	Native, Nodes []Sample // one a round; none where only lag is measured
-	Lags          []Lags   // one a round; none where it is not measured. Of moves of the role: all in one
-	Lost          int64    // acknowledged transactions that did not survive the moves of the role
-	Faults        []string // what writers were told other than that the database is locked
+	Lags          []Lags   // one a round; none where it is not measured
 }
 
 // Ratio is the median over the rounds of the nodes to native.

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -72,6 +73,15 @@ func (c Config) WriteFile(path string) error {
 		return fmt.Errorf("write the configuration of a node: %w", err)
 	}
 	return nil
+}
+
+// Secret is what the nodes of a cluster with a lease server know each other by, as the node keeps it.
+func (c Config) Secret() (string, error) {
+	b, err := os.ReadFile(filepath.Join(c.Data, "secret"))
+	if err != nil {
+		return "", fmt.Errorf("secret of the cluster: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
 }
 
 // FreeAddr returns a loopback address that nobody listens on. A node keeps its address over a restart,

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -222,11 +221,11 @@ func TestFailover_HandOver(t *testing.T) {
 
 // secret is what the nodes of the cluster know each other by.
 func (n *node) secret() string {
-	b, err := os.ReadFile(filepath.Join(n.cfg.Data, "secret"))
+	secret, err := n.cfg.Secret()
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return strings.TrimSpace(string(b))
+	return secret
 }
 
 // What the primary acknowledged and nobody else got is in lost+found when it comes back, and nowhere
