@@ -38,8 +38,10 @@ type DB struct {
 	// wake tells the capture loop to look at the write-ahead log. Capacity 1:
 	// a pending wake-up covers all that came before it is taken.
 	wake chan struct{}
-	stop chan struct{}
-	done chan struct{}
+
+	captured time.Time // when the capture loop last found something; its own
+	stop     chan struct{}
+	done     chan struct{}
 
 	// unjournaled is set once SQLite was seen writing without a journal.
 	unjournaled atomic.Bool

@@ -36,6 +36,8 @@ type walFile struct {
 	file  *os.File
 	watch *watch.Watch
 	shm   *os.File // wal-index as applications see it; nil until it is needed
+
+	unwatched bool // the watch could not be armed
 }
 
 func (w *walFile) size() (int64, error) {
@@ -113,33 +115,58 @@ func (db *DB) captureLoop() {
 			return
 		case <-db.wake:
 		}
+		if time.Since(db.captured) < pauseMin && !db.sleep(timer, pauseMin) {
+			return
+		}
 		if !db.captureUntilQuiet(timer) {
 			return
 		}
 	}
 }
 
-// captureUntilQuiet captures until nothing is left to be seen. After a capture
-// it always looks once more: the wake-up that it took may have been for two
-// commits of which only the first was published yet. It reports false when the
-// database is being closed.
+// captureUntilQuiet captures until nothing is left to be seen and the next write
+// will wake it. One look comes after the watch was armed: for what was written
+// before. It reports false when the database is being closed.
 func (db *DB) captureUntilQuiet(timer *time.Timer) bool {
 	pause := pauseMin
-	first := true // nothing was captured yet: somebody may be waiting for this commit
+	first := true  // nothing was captured yet: somebody may be waiting for this commit
+	armed := false // the next write wakes the loop
 	for delay, waited := lookAgainMin, time.Duration(0); ; {
 		before := db.TXID()
 		switch db.captureOnce() {
 		case lookNone:
-			return true
+			if armed {
+				return true
+			}
+			if armed = db.armWatch(); armed {
+				continue
+			}
+			delay = lookAgainMax
 		case lookCaptured:
-			if pause = min(pause*2, pauseMax); db.TXID() < before+gathered {
+			db.captured = time.Now()
+			commits := db.TXID() - before
+			if commits <= 1 && !armed {
+				// They come one at a time: it costs less to be woken by the next one
+				// than to look for it.
+				if armed = db.armWatch(); armed {
+					first = false
+					continue
+				}
+			}
+			armed = false
+			if pause = min(pause*2, pauseMax); commits < gathered {
 				pause = pauseMin
 			}
 			delay, waited, first = pause, 0, false
 		case lookUnpublished:
 			delay = min(max(delay*2, lookAgainMin), lookAgainMax)
 			if waited > lookAgainStop {
-				return true
+				if armed {
+					return true
+				}
+				if armed = db.armWatch(); armed {
+					continue
+				}
 			}
 			waited += delay
 		}
@@ -147,13 +174,43 @@ func (db *DB) captureUntilQuiet(timer *time.Timer) bool {
 			nap(delay)
 			continue
 		}
-		timer.Reset(delay)
-		select {
-		case <-db.stop:
+		if !db.sleep(timer, delay) {
 			return false
-		case <-timer.C:
 		}
 	}
+}
+
+// sleep waits for d. It reports false when the database is being closed.
+func (db *DB) sleep(timer *time.Timer, d time.Duration) bool {
+	timer.Reset(d)
+	select {
+	case <-db.stop:
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// armWatch makes the next write to the write-ahead log wake the loop, if there is
+// one to be captured. It reports false when that failed: then the loop must not
+// wait to be woken.
+func (db *DB) armWatch() bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	w := db.wal
+	if w == nil || w.watch == nil || db.peer != nil || db.store.Role() == RoleReplica {
+		return true
+	}
+	err := w.watch.Arm()
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		w.unwatched = false
+		return true // a file that was removed has told us so
+	}
+	if !w.unwatched {
+		w.unwatched = true
+		db.log().Error("cannot watch the write-ahead log: it is looked at all the time", "error", err)
+	}
+	return false
 }
 
 // nap waits for less than a millisecond. Timers of the runtime take one at

@@ -1,14 +1,18 @@
-// Package watch calls a function when a file is written: one inotify
+// Package watch calls a function at the next write to a file: one inotify
 // descriptor and one goroutine for all the files of a node.
 //
 // A call says "look", not "something is there": inotify reports a write(2) as it
-// happens, before whatever the writer does next, reports nothing for stores to
-// a mapping, and several writes may become one call. A queue that overflowed
-// calls every function.
+// happens, before whatever the writer does next, and reports nothing for stores
+// to a mapping. A queue that overflowed calls every function.
 //
-// A watch is bound to the inode that the path named when it was added. When the
-// file is removed for good the function is called a last time; whoever makes a
-// new file under the path adds a new watch.
+// After a call the watch is silent until it is armed again: a transaction is
+// several writes, and being told of each would cost the writer's machine more
+// than the writes. Who arms it looks once more afterwards, for what was written
+// in between told nobody.
+//
+// An armed watch is bound to the inode that the path named then. When the file
+// is removed for good the function is called; whoever makes a new file under
+// the path adds a new watch.
 package watch
 
 import (
@@ -19,7 +23,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,18 +36,17 @@ type Watcher struct {
 	f      *os.File // pollable, so that Close wakes the reader
 	done   chan struct{}
 
-	closing chan struct{} // closed by Close
-
 	mu      sync.Mutex
 	closed  bool
-	watches map[int32][]*Watch // by watch descriptor: inotify gives one per inode, however often it is added
+	watches map[int32][]*Watch // armed, by watch descriptor: inotify gives one per inode, however often it is added
 }
 
-// Watch is one function waiting for writes to one file.
+// Watch is one function waiting for the next write to one file.
 type Watch struct {
-	w  *Watcher
-	wd int32
-	fn func()
+	w    *Watcher
+	path string
+	fn   func()
+	wd   int32 // silent while it is not armed; guarded by w.mu
 
 	calling sync.Mutex // held while fn runs, so that Close can wait for it
 	closed  bool       // guarded by calling
@@ -61,36 +63,68 @@ func New(logger *slog.Logger) (*Watcher, error) {
 		f:       os.NewFile(uintptr(fd), "inotify"),
 		done:    make(chan struct{}),
 		watches: map[int32][]*Watch{},
-		closing: make(chan struct{}),
 	}
 	go w.run()
 	return w, nil
 }
 
-// Add calls fn after each write to the file at path, from the Watcher's
+// silent is the descriptor of a watch that is not armed.
+const silent = -1
+
+// Add calls fn at the next write to the file at path, from the Watcher's
 // goroutine: fn must be quick and must not close a Watch or the Watcher.
-// Several watches of one file are called in the order of their Adds. The error
-// wraps unix.ENOENT when there is no such file, unix.ENOSPC when the user has
-// no inotify watch left (fs.inotify.max_user_watches).
+// Several watches of one file are called in the order in which they were armed.
+// The error wraps unix.ENOENT when there is no such file, unix.ENOSPC when the
+// user has no inotify watch left (fs.inotify.max_user_watches).
 func (w *Watcher) Add(path string, fn func()) (*Watch, error) {
+	h := &Watch{w: w, path: path, fn: fn, wd: silent}
+	if err := h.Arm(); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// Arm calls the function at the next write from now on. It does nothing to a
+// watch that is armed. The errors are those of Add; the watch is silent then.
+func (h *Watch) Arm() error {
+	w := h.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
-		return nil, fmt.Errorf("watch %s: %w", path, ErrClosed)
+		return fmt.Errorf("watch %s: %w", h.path, ErrClosed)
 	}
+	w.silence(h) // the path may name another file than last time
 	// w.mu is held over the call: an event of the new descriptor must find it
 	// in the table.
 	var wd int
 	err := w.control(func(fd int) (err error) {
-		wd, err = unix.InotifyAddWatch(fd, path, unix.IN_MODIFY|unix.IN_DELETE_SELF)
+		wd, err = unix.InotifyAddWatch(fd, h.path, unix.IN_MODIFY|unix.IN_DELETE_SELF|unix.IN_ONESHOT)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("watch %s: %w", path, err)
+		return fmt.Errorf("watch %s: %w", h.path, err)
 	}
-	watch := &Watch{w: w, wd: int32(wd), fn: fn}
-	w.watches[watch.wd] = append(w.watches[watch.wd], watch)
-	return watch, nil
+	h.wd = int32(wd)
+	w.watches[h.wd] = append(w.watches[h.wd], h)
+	return nil
+}
+
+// silence takes h out of the table and reports whether it was the last one of
+// its descriptor. w.mu is held.
+func (w *Watcher) silence(h *Watch) (last bool) {
+	list := w.watches[h.wd]
+	wd := h.wd
+	h.wd = silent
+	i := slices.Index(list, h)
+	if i < 0 {
+		return false
+	}
+	if list = slices.Delete(list, i, i+1); len(list) > 0 {
+		w.watches[wd] = list
+		return false
+	}
+	delete(w.watches, wd)
+	return true
 }
 
 // Close ends the watch. When it returns the function is not running and will
@@ -105,24 +139,15 @@ func (h *Watch) Close() error {
 func (w *Watcher) remove(h *Watch) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	list := w.watches[h.wd]
-	i := slices.Index(list, h)
-	if i < 0 || w.closed {
-		return nil // closed twice, or the file went first
+	wd := h.wd
+	if !w.silence(h) || w.closed {
+		return nil // not armed, or others wait for the same file
 	}
-	// A new slice: the reader may be walking the old one.
-	list = slices.Delete(slices.Clone(list), i, i+1)
-	if len(list) > 0 {
-		w.watches[h.wd] = list
-		return nil
-	}
-	delete(w.watches, h.wd)
 	err := w.control(func(fd int) error {
-		_, err := unix.InotifyRmWatch(fd, uint32(h.wd))
+		_, err := unix.InotifyRmWatch(fd, uint32(wd))
 		return err
 	})
-	// EINVAL: the kernel dropped the watch with its file and the reader has not
-	// come to the message yet.
+	// EINVAL: it was the kernel's last word, and the reader has not come to it yet.
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("end watch: %w", err)
 	}
@@ -138,7 +163,6 @@ func (w *Watcher) Close() error {
 		return nil
 	}
 	w.closed = true
-	close(w.closing)
 	w.mu.Unlock()
 	err := w.f.Close()
 	<-w.done
@@ -157,28 +181,11 @@ func (w *Watcher) control(fn func(fd int) error) error {
 	return inner
 }
 
-// rest is the least time between two reads of the descriptor while writes keep
-// coming. Waking up for each of them would cost the writer's machine more than
-// the writes; meanwhile they gather, and equal ones become one. The first write
-// after a quiet time is told at once.
-const rest = 300 * time.Microsecond
-
 func (w *Watcher) run() {
 	defer close(w.done)
 	buf := make([]byte, 64<<10)
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	var last time.Time
 	for {
-		if time.Since(last) < 2*rest {
-			timer.Reset(rest)
-			select {
-			case <-timer.C:
-			case <-w.closing:
-			}
-		}
 		n, err := w.f.Read(buf)
-		last = time.Now()
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				w.logger.Error("watching files ended: writes will go unnoticed until restart", "error", err)
@@ -198,17 +205,22 @@ func (w *Watcher) run() {
 func (w *Watcher) event(wd int32, mask uint32) {
 	var called []*Watch
 	w.mu.Lock()
-	switch {
-	case mask&unix.IN_Q_OVERFLOW != 0:
+	if mask&unix.IN_Q_OVERFLOW != 0 {
 		for _, list := range w.watches {
 			called = append(called, list...)
 		}
-	case mask&unix.IN_IGNORED != 0:
-		// The kernel's last word on this descriptor. Numbers are not reused
-		// before 2^31 of them were given, so nothing newer hides behind it.
-		delete(w.watches, wd)
-	default:
+	} else {
+		// IN_IGNORED is the kernel's last word on a descriptor, after what it had
+		// to tell. Who is still armed then was so in the moment between the two,
+		// when arming changes a watch that is about to end: it is called as well.
 		called = w.watches[wd]
+		delete(w.watches, wd)
+	}
+	for _, h := range called {
+		h.wd = silent
+	}
+	if mask&unix.IN_Q_OVERFLOW != 0 {
+		clear(w.watches)
 	}
 	w.mu.Unlock()
 	for _, h := range called {

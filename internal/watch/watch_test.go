@@ -72,7 +72,8 @@ func TestWriteCallsEveryWatchOfTheFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Add(path, ring2); err != nil {
+	h2, err := w.Add(path, ring2)
+	if err != nil {
 		t.Fatal(err)
 	}
 	write(t, f)
@@ -86,12 +87,67 @@ func TestWriteCallsEveryWatchOfTheFile(t *testing.T) {
 	if err := h1.Close(); err != nil {
 		t.Fatalf("second close: %v", err)
 	}
+	arm(t, h2)
 	write(t, f)
 	wait2(t)
+	arm(t, h2)
 	if err := f.Truncate(0); err != nil {
 		t.Fatal(err)
 	}
 	wait2(t)
+}
+
+func arm(t *testing.T, h *watch.Watch) {
+	t.Helper()
+	if err := h.Arm(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOneCallUntilArmed(t *testing.T) {
+	w := start(t)
+	path, f := file(t)
+	other, g := file(t)
+	calls := 0 // of the Watcher's goroutine, which rings the other bell afterwards
+	h, err := w.Add(path, func() { calls++ })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring, wait := bell()
+	o, err := w.Add(other, ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want := 1; want < 5; want++ {
+		write(t, f)
+		write(t, f)
+		write(t, f)
+		write(t, g)
+		wait(t)
+		if calls != want {
+			t.Fatalf("%d calls, want %d", calls, want)
+		}
+		arm(t, h)
+		arm(t, h) // as good as once
+		arm(t, o)
+	}
+}
+
+// A watch that is armed at the moment in which the kernel ends it is called all the same: whoever writes
+// once and waits for the call gets it.
+func TestArmedWhileItEnds(t *testing.T) {
+	w := start(t)
+	path, f := file(t)
+	ring, wait := bell()
+	h, err := w.Add(path, ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2000 {
+		write(t, f)
+		wait(t)
+		arm(t, h)
+	}
 }
 
 func TestClosedWatchIsSilent(t *testing.T) {
@@ -153,17 +209,14 @@ func TestOverflowCallsEveryWatch(t *testing.T) {
 
 	// Hold the reader in a call while more events than the queue takes come in.
 	held, release := make(chan struct{}), make(chan struct{})
-	first := true
 	if _, err := w.Add(path, func() {
-		if first {
-			first = false
-			close(held)
-			<-release
-		}
+		close(held)
+		<-release
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Add(other, func() {}); err != nil {
+	h, err := w.Add(other, func() {})
+	if err != nil {
 		t.Fatal(err)
 	}
 	ring, wait := bell()
@@ -172,9 +225,9 @@ func TestOverflowCallsEveryWatch(t *testing.T) {
 	}
 	write(t, f)
 	<-held
-	for range 20000 { // alternating: equal events in a row are merged
-		write(t, f)
+	for range 20000 {
 		write(t, g)
+		arm(t, h)
 	}
 	close(release)
 	wait(t)
