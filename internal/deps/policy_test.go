@@ -62,6 +62,7 @@ var edges = map[string][]string{
 
 	// Tests only.
 	"internal/deps":       {},
+	"internal/browser":    {},
 	"internal/faultnet":   {},
 	"internal/netns":      {},
 	"internal/sqlitetest": {"internal/sqlapp"},
@@ -85,7 +86,7 @@ var doors = map[string][]string{
 var anyPackage = []string{"*"}
 
 // testOnly packages may be imported by tests alone.
-var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps", "lease/leasetest", "internal/faultnet", "internal/netns"}
+var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps", "lease/leasetest", "internal/faultnet", "internal/netns", "internal/browser"}
 
 // pure packages hold decisions that can lose data. They read no clock, disk, socket or random number,
 // so that a million of their inputs can be replayed in a minute.
