@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build check test race fuzz demo bench soak clean left release package-test page-test
+.PHONY: help build check test race fuzz demo bench soak clean left release package-test page-test packaging-check
 
 BUILD := .build
 PKG ?= ./...
@@ -21,7 +21,7 @@ SOAK_DURATION ?= 30m
 SOAK_CLUSTERS ?= 200000
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the command, in .build/litefs
 	@mkdir -p $(BUILD)
@@ -74,6 +74,10 @@ release: ## static binaries and Debian packages for amd64 and arm64, in .build/r
 
 package-test: release ## install the package of this machine, run what it installed, remove it (root)
 	packaging/test $(BUILD)/release/*_amd64.deb
+
+packaging-check: ## manifests against the types of the Kubernetes API, alert rules by promtool (Debian: prometheus)
+	cd packaging/check && go run . ../kubernetes/*.yaml
+	promtool check rules packaging/monitoring/alerts.yaml
 
 page-test: ## the page of a node in headless Chromium; pictures go to .build/pages
 	rm -rf $(BUILD)/pages && mkdir -p $(BUILD)/pages

@@ -1,6 +1,9 @@
 package http
 
 import (
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -45,5 +48,31 @@ func TestMetrics(t *testing.T) {
 	conn.Close()
 	if got := s.metrics(); !strings.Contains(got, "litefs_replica_connected{node=\"replica1\"} 0\n") {
 		t.Errorf("a replica that is gone is not told of in\n%s", got)
+	}
+}
+
+// What the dashboard and the alert rules ask for is there.
+func TestMetrics_Monitoring(t *testing.T) {
+	src := newFakeSource("a.db")
+	src.primary = false
+	conn := src.replicas.Connect("n2", "10.0.0.2:1")
+	defer conn.Close()
+	srv := testServer(t, src, "", fastLimits())
+	told := srv.metrics()
+	name := regexp.MustCompile(`litefs_[a-z_]+`)
+	for _, file := range []string{"grafana.json", "alerts.yaml"} {
+		b, err := os.ReadFile(filepath.Join("..", "packaging", "monitoring", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := name.FindAllString(string(b), -1)
+		if len(names) < 5 {
+			t.Errorf("%s: %d names of metrics", file, len(names))
+		}
+		for _, n := range names {
+			if !strings.Contains(told, "\n"+n+"{") && !strings.Contains(told, "\n"+n+" ") && !strings.Contains(told, "# TYPE "+n+" ") {
+				t.Errorf("%s asks for %s, which the server does not tell", file, n)
+			}
+		}
 	}
 }

@@ -85,3 +85,27 @@ func TestReadme(t *testing.T) {
 		}
 	}
 }
+
+// The configuration in the manifests for Kubernetes is one.
+func TestKubernetes(t *testing.T) {
+	data, err := os.ReadFile("../../packaging/kubernetes/litefs.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(data), "  litefs.yml: |\n")
+	text, _, end := strings.Cut(rest, "\n---\n")
+	if !ok || !end {
+		t.Fatal("no litefs.yml in the manifest")
+	}
+	text = strings.ReplaceAll("\n"+text, "\n    ", "\n")
+	cfg, err := Parse([]byte(text), Source{
+		LookupEnv: func(name string) (string, bool) { return "litefs-0", name == "HOSTNAME" },
+		Hostname:  func() (string, error) { return "litefs-0", nil },
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	if cfg.Lease.AdvertiseURL != "http://litefs-0.litefs:20202" || cfg.Lease.Type != LeaseEtcd {
+		t.Errorf("%+v", cfg.Lease)
+	}
+}

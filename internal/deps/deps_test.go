@@ -63,6 +63,9 @@ func sources(t *testing.T) []source {
 		if d.IsDir() && path != base && (strings.HasPrefix(name, ".") || strings.HasPrefix(name, "_") || name == "testdata") {
 			return fs.SkipDir
 		}
+		if _, err := os.Stat(filepath.Join(path, "go.mod")); d.IsDir() && path != base && err == nil {
+			return fs.SkipDir // a module of its own
+		}
 		if d.IsDir() || !strings.HasSuffix(name, ".go") {
 			return nil
 		}
