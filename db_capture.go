@@ -89,6 +89,13 @@ func (db *DB) appendChange(c change) error {
 			return fmt.Errorf("page checksums: %w", err)
 		}
 	}
+	kept := db.store.keptPages()
+	defer db.store.pageCopies.Put(kept)
+	if c.sums == nil {
+		if err := c.readOnce(kept); err != nil {
+			return err
+		}
+	}
 	sums, err := db.hashPages(c)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/pagesum"
+	"github.com/litefs/litefs/internal/peer"
 )
 
 // Limits of a replica's write-ahead log. Readers that overlap for ever keep it
@@ -203,27 +204,21 @@ func (db *DB) setTrouble(err error, retry time.Duration) {
 
 // applyEntry makes an entry of the log visible to readers. db.mu is held.
 func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
-	pgnos, sums, err := db.entryChanges(e)
+	kept := db.store.keptPages()
+	defer db.store.pageCopies.Put(kept)
+	pgnos, sums, err := db.entryChanges(e, kept)
 	if err != nil {
 		return err
 	}
 	if e.Commit == 0 {
 		return errors.New("the entry empties the database, which is not understood")
 	}
-	keep := make(map[uint32]struct{}, len(pgnos))
-	for _, pgno := range pgnos {
-		keep[pgno] = struct{}{}
+	pages := kept.each(pgnos, e.PageSize)
+	if pages == nil {
+		pages = db.streamPages(e, pgnos)
 	}
-	err = db.peer.Apply(ctx, e.Commit, e.PageSize, func(yield func(pgno uint32, data []byte) error) error {
-		// The peer publishes nothing unless this returns nil.
-		return db.txlog.Stream(e, func(pgno uint32, data []byte) error {
-			if _, ok := keep[pgno]; !ok {
-				return nil
-			}
-			return yield(pgno, data)
-		})
-	})
-	if err != nil {
+	// The peer publishes nothing unless pages returns nil.
+	if err := db.peer.Apply(ctx, e.Commit, e.PageSize, pages); err != nil {
 		return err
 	}
 	if err := db.recordApplied(e, pgnos, sums); err != nil {
@@ -237,6 +232,22 @@ func (db *DB) applyEntry(ctx context.Context, e ltxlog.Entry) error {
 	db.store.MarkDirty(db.id)
 	db.invalidate(e.PageSize, pgnos)
 	return nil
+}
+
+// streamPages gives those pages of e that pgnos names.
+func (db *DB) streamPages(e ltxlog.Entry, pgnos []uint32) peer.Pages {
+	keep := make(map[uint32]struct{}, len(pgnos))
+	for _, pgno := range pgnos {
+		keep[pgno] = struct{}{}
+	}
+	return func(yield func(pgno uint32, data []byte) error) error {
+		return db.txlog.Stream(e, func(pgno uint32, data []byte) error {
+			if _, ok := keep[pgno]; !ok {
+				return nil
+			}
+			return yield(pgno, data)
+		})
+	}
 }
 
 // invalidate tells the store's Invalidator, if it has one, of pages that were
@@ -293,8 +304,9 @@ func (db *DB) publishAt(e ltxlog.Entry) {
 }
 
 // entryChanges returns the pages of e that differ from what is here, with
-// their checksums, after checking that e leads to the checksum it promises.
-func (db *DB) entryChanges(e ltxlog.Entry) (pgnos []uint32, sums []uint64, err error) {
+// their checksums, after checking that e leads to the checksum it promises. It
+// puts the pages into kept if they fit.
+func (db *DB) entryChanges(e ltxlog.Entry, kept *pageCopies) (pgnos []uint32, sums []uint64, err error) {
 	snapshot := e.Min == 1
 	samePages := db.sums.PageSize() == e.PageSize && !db.stale
 	rolling := uint64(ltx.ChecksumFlag)
@@ -305,6 +317,7 @@ func (db *DB) entryChanges(e ltxlog.Entry) (pgnos []uint32, sums []uint64, err e
 			return nil
 		}
 		pgnos, sums = append(pgnos, pgno), append(sums, sum)
+		kept.add(data)
 		return nil
 	})
 	if err != nil {

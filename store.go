@@ -97,6 +97,8 @@ type Store struct {
 	// half a megabyte.
 	logBuffers ltxlog.Buffers
 
+	pageCopies sync.Pool // of *pageCopies, for all databases
+
 	syncFile  func(*os.File) error // of a database; tests set it
 	nodeID    string
 	clusterID string

@@ -173,7 +173,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		if s.srv.TLSConfig != nil {
 			served <- s.srv.ServeTLS(s.ln, "", "")
 		} else {
-			served <- s.srv.Serve(s.ln)
+			served <- s.srv.Serve(bufferedListener{s.ln})
 		}
 	}()
 
