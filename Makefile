@@ -15,7 +15,7 @@ TIMEOUT ?= 20m
 FUZZ ?= 5000
 DEMO_SECONDS ?= 8
 BENCH_ARGS ?=
-# Moves of the primary role of each kind: a kill takes a lease, so 50 are a quarter of an hour.
+# Moves of the primary role of each kind: 50 take twenty minutes, for a kill takes a lease.
 MOVES ?= 5
 SOAK_DURATION ?= 30m
 SOAK_CLUSTERS ?= 200000

@@ -352,12 +352,12 @@ func choose(names []string) (one []Workload, two []PairWorkload, moving []MoveWo
 	}
 	known = slices.Compact(known)
 	for _, name := range names {
-		if !slices.Contains(known, name) {
+		if !slices.Contains(known, name) && !slices.ContainsFunc(moving, func(w MoveWorkload) bool { return w.is(name) }) {
 			return nil, nil, nil, fmt.Errorf("no workload %q: there are %s", name, strings.Join(known, ", "))
 		}
 	}
 	one = slices.DeleteFunc(one, func(w Workload) bool { return !slices.Contains(names, w.Name) })
 	two = slices.DeleteFunc(two, func(w PairWorkload) bool { return !slices.Contains(names, w.Name) })
-	moving = slices.DeleteFunc(moving, func(w MoveWorkload) bool { return !slices.Contains(names, w.Name) })
+	moving = slices.DeleteFunc(moving, func(w MoveWorkload) bool { return !slices.ContainsFunc(names, w.is) })
 	return one, two, moving, nil
 }

@@ -25,16 +25,20 @@ type MoveWorkload struct {
 	What  string        // for people
 	Bound time.Duration // in which the other node should write; 0: none
 
-	server func(context.Context, leaseserver.Options) (*leaseserver.Server, error)
-	config string // lines of the section lease, with %s for the server's URL
-	phase  time.Duration
-	do     func(ctx context.Context, m *moves, ws *writers, writing int) error
+	backend string // "etcd" or "consul"
+	server  func(context.Context, leaseserver.Options) (*leaseserver.Server, error)
+	config  string // lines of the section lease, with %s for the server's URL
+	phase   time.Duration
+	do      func(ctx context.Context, m *moves, ws *writers, writing int) error
 }
+
+// is reports whether name asks for the workload: "failover" for all of that name, "failover-etcd" for one.
+func (w MoveWorkload) is(name string) bool { return name == w.Name || name == w.Name+"-"+w.backend }
 
 // MoveWorkloads returns all of them. Two that differ in their lease have one name.
 func MoveWorkloads() []MoveWorkload {
-	etcd := MoveWorkload{Lease: "etcd, TTL 2 s", server: leaseserver.Etcd, config: "type: etcd\n  etcd:\n    url: %s\n    ttl: 2s"}
-	consul := MoveWorkload{Lease: "Consul, TTL 10 s, lock-delay 1 s", server: leaseserver.ConsulDev, config: "type: consul\n  consul:\n    url: %s"}
+	etcd := MoveWorkload{backend: "etcd", Lease: "etcd, TTL 2 s", server: leaseserver.Etcd, config: "type: etcd\n  etcd:\n    url: %s\n    ttl: 2s"}
+	consul := MoveWorkload{backend: "consul", Lease: "Consul, TTL 10 s, lock-delay 1 s", server: leaseserver.ConsulDev, config: "type: consul\n  consul:\n    url: %s"}
 	handover := func(w MoveWorkload) MoveWorkload {
 		w.Name, w.What = "handover", "`litefs promote` on the other node"
 		w.do = func(ctx context.Context, m *moves, _ *writers, writing int) error {
