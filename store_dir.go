@@ -215,12 +215,18 @@ func (s *Store) openIdentity() error {
 		return fmt.Errorf("node id: %w", err)
 	}
 	s.nodeID = strings.TrimSpace(string(b))
-	b, err = os.ReadFile(filepath.Join(s.path, "cluster-id"))
+	s.clusterID, err = ReadClusterID(s.path)
+	return err
+}
+
+// ReadClusterID returns the id of the cluster that a data directory belongs to;
+// empty if it belongs to none yet.
+func ReadClusterID(dataDir string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dataDir, "cluster-id"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("cluster id: %w", err)
+		return "", fmt.Errorf("cluster of the data directory: %w", err)
 	}
-	s.clusterID = strings.TrimSpace(string(b))
-	return nil
+	return strings.TrimSpace(string(b)), nil
 }
 
 // setClusterID records the cluster that this directory belongs to from now on.

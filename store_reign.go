@@ -37,6 +37,10 @@ type roleLoop struct {
 	unfollow context.CancelFunc
 	unawait  context.CancelFunc // ends AwaitVacant; nil when it is not running
 
+	// guarded is set once the lease service has said that the lease is this
+	// cluster's. Nothing that it says of a primary counts before.
+	guarded atomic.Bool
+
 	vacant atomic.Bool  // AwaitVacant has returned nil since the last Acquire, and may do so again
 	asking atomic.Bool  // askPrimary is running
 	able   atomic.Int64 // bootNow at the last answer of the lease service
@@ -283,7 +287,10 @@ func (l *roleLoop) look() role.Event {
 	defer cancel()
 	s := l.s
 	seen := role.Seen{Own: fullnessOf(s.Fullness())}
-	url, err := s.Leaser.PrimaryURL(ctx)
+	url, err := "", l.guard(ctx)
+	if err == nil {
+		url, err = s.Leaser.PrimaryURL(ctx)
+	}
 	if errors.Is(err, ErrNoPrimary) || err == nil && (url == s.Leaser.AdvertiseURL() || l.stillVacant(ctx)) {
 		url, err = "", nil
 	}
@@ -303,6 +310,19 @@ func (l *roleLoop) look() role.Event {
 		seen.Own = fullnessOf(s.Fullness())
 	}
 	return seen
+}
+
+// guard makes sure that the lease is this cluster's, if that could not be done at
+// the start.
+func (l *roleLoop) guard(ctx context.Context) error {
+	if l.guarded.Load() {
+		return nil
+	}
+	if err := l.s.guardCluster(ctx, l.reg); err != nil {
+		return err
+	}
+	l.guarded.Store(true)
+	return nil
 }
 
 // stillVacant reports whether the holder that the service names has lost the

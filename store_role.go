@@ -87,12 +87,17 @@ func (s *Store) settleRole(ctx context.Context) error {
 		if s.live {
 			return s.settleLive(ctx, reg)
 		}
-		if err := s.guardCluster(ctx, reg); err != nil {
+		err := s.guardCluster(ctx, reg)
+		if err != nil && (errors.Is(err, ErrOtherCluster) || s.ClusterID() == "") {
 			return err
+		}
+		if err != nil {
+			s.Logger.Warn("the lease service does not answer: this node serves reads, and asks for no lease before it does", "lease", fmt.Sprint(reg), "error", err)
 		}
 		// Whether it becomes the primary is decided when the mount is there, and
 		// others can be asked.
 		s.roles = newRoleLoop(s, reg)
+		s.roles.guarded.Store(err == nil)
 		return s.becomeReplica()
 	}
 	lease, err := s.Leaser.Acquire(ctx)

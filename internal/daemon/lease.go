@@ -119,11 +119,15 @@ func (n *Node) untilAnswered(ctx context.Context, ask func() error) error {
 	}
 }
 
-// awaitLeaseServer waits until it is known who has the lease, or that nobody has. On a mount that is taken over
-// applications wait for an answer, and may read whoever that is.
+// awaitLeaseServer waits until it is known who has the lease, or that nobody has. A node that knows its cluster
+// need not: it serves reads meanwhile. On a mount that is taken over applications wait for an answer, and may read
+// whoever that is.
 func (n *Node) awaitLeaseServer(ctx context.Context) error {
 	if _, ok := n.leaser.(litefs.Registry); !ok || n.inherited != nil {
 		return nil
+	}
+	if id, err := litefs.ReadClusterID(n.cfg.Data.Dir); err != nil || id != "" && n.newSecret == "" {
+		return err
 	}
 	return n.untilAnswered(ctx, func() error {
 		_, err := n.leaser.PrimaryURL(ctx)

@@ -219,6 +219,30 @@ func TestLeaseServerComesLater(t *testing.T) {
 	if err := n.Ready(timeout(t)); err != nil {
 		t.Fatal(err)
 	}
+	if got := n.sql(t, `CREATE TABLE movies (title TEXT, rating INT); INSERT INTO movies VALUES ('The Jerk', 10)`); got != "" {
+		t.Fatalf("write: %s", got)
+	}
+
+	// Now that it knows its cluster it serves what it has, without the server.
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.restart(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Ready(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.sql(t, `SELECT * FROM movies`); got != "The Jerk|10" {
+		t.Errorf("read without the lease server: %s", got)
+	}
+	if _, err := exec.CommandContext(timeout(t), "sqlite3", filepath.Join(n.mount, "data.db"), `DELETE FROM movies`).CombinedOutput(); err == nil {
+		t.Error("a write without the lease server is taken")
+	}
+	if err := server.Start(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the node writes again", func() bool { return n.sql(t, `INSERT INTO movies VALUES ('Election', 9)`) == "" })
 }
 
 // A node with the data of one cluster is not let into another, and is told what to do.
