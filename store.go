@@ -54,6 +54,10 @@ type Store struct {
 	// Retention bounds the log of each database; see Retention.
 	Retention Retention
 
+	// ScrubInterval is the time between two scrubs of all databases in the
+	// background. 0: there are none.
+	ScrubInterval time.Duration
+
 	// Keeper holds what must outlive this process: a replica's locks. May be
 	// nil.
 	Keeper Keeper

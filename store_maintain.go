@@ -33,6 +33,9 @@ func (s *Store) startMaintenance() {
 			}
 		}
 	})
+	if s.ScrubInterval > 0 {
+		s.goRun(s.scrubLoop)
+	}
 }
 
 // syncLog makes the log durable. It does not take db.mu while the disk works,

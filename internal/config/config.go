@@ -107,6 +107,7 @@ type Data struct {
 	Dir                      string        // absolute; neither in Fuse.Dir nor around it
 	Retention                time.Duration // log entries older than this may go
 	RetentionMonitorInterval time.Duration // how often that is looked at; > 0
+	ScrubInterval            time.Duration // between two scrubs of all databases in the background; 0: none
 	MaxSize                  int64         // bytes of log a database may keep; 0: no limit
 }
 

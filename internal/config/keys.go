@@ -46,6 +46,10 @@ func keyTable() []key {
 			c.Data.RetentionMonitorInterval, err = parsePositive(s)
 			return err
 		})},
+		{path: "data.scrub-interval", set: text(func(c *Config, s string) (err error) {
+			c.Data.ScrubInterval, err = parseDuration(s)
+			return err
+		})},
 		{path: "data.max-size", set: text(func(c *Config, s string) (err error) {
 			c.Data.MaxSize, err = parseSize(s)
 			return err

@@ -34,6 +34,7 @@ func (c *Config) YAML() ([]byte, error) {
 	add(data, "dir", str(c.Data.Dir))
 	add(data, "retention", str(c.Data.Retention.String()))
 	add(data, "retention-monitor-interval", str(c.Data.RetentionMonitorInterval.String()))
+	add(data, "scrub-interval", str(c.Data.ScrubInterval.String()))
 	add(data, "max-size", str(formatSize(c.Data.MaxSize)))
 
 	http := group("http")

@@ -232,6 +232,7 @@ func (n *Node) newStore() error {
 		Bytes:    n.cfg.Data.MaxSize,
 		Interval: n.cfg.Data.RetentionMonitorInterval,
 	}
+	n.store.ScrubInterval = n.cfg.Data.ScrubInterval
 	n.store.ReadOnlyReplica = n.cfg.ReplicaReadOnly
 	if n.cfg.Lease.Type == config.LeaseStatic {
 		n.store.PrimaryHostname = n.cfg.Lease.Hostname
