@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build check test race fuzz demo bench soak clean left release package-test page-test packaging-check
+.PHONY: help build check test race fuzz demo bench soak soak-faults clean left release package-test page-test packaging-check
 
 BUILD := .build
 PKG ?= ./...
@@ -54,10 +54,14 @@ bench: build ## the mount against the bare disk, then moves of the role; BENCH_A
 	$(BUILD)/litefs bench -only handover,failover -rounds $(MOVES)
 
 soak: ## long and random: kill -9, SIGSTOP, power cuts (loop devices, mkfs.ext4), bad networks (iproute2), contention, for SOAK_DURATION
-	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^(TestSoak|TestRandomOperations)' ./internal/e2e
+	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^(TestSoak|TestRandomOperations)' -skip '^TestSoakFaults$$' ./internal/e2e
+	@$(MAKE) --no-print-directory soak-faults
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestRecoverRandom' .
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v ./internal/netns
 	go test -count=1 -timeout 24h -v -run "^TestCluster$$" ./internal/role -role.seeds $(SOAK_CLUSTERS) -role.from $$(date +%s)
+
+soak-faults: ## nodes and lease server in network namespaces that fail, under clients whose history is judged, for SOAK_DURATION; LITEFS_SEED
+	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestSoakFaults$$' ./internal/e2e
 
 # The version that is built: that of the tag, as dpkg orders versions.
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null | sed 's/^v//; s/-/+/' | grep . || echo 0.0.0)

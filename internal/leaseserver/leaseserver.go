@@ -4,6 +4,7 @@
 package leaseserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,11 @@ import (
 type Options struct {
 	Dir string    // where its data goes; exists
 	Log io.Writer // gets what it prints; may be nil
+
+	// Of an etcd in a network of its own: the address that it listens on (default 127.0.0.1), and what
+	// makes a command line run there.
+	Addr   string
+	Inside func(args ...string) []string
 }
 
 // Server is one server process, or the place of one that is down.
@@ -102,7 +108,7 @@ func Etcd(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, peer := "http://127.0.0.1:"+ports[0], "http://127.0.0.1:"+ports[1]
+	client, peer := "http://"+cmp.Or(o.Addr, "127.0.0.1")+":"+ports[0], "http://127.0.0.1:"+ports[1]
 	s := &Server{
 		URL: client,
 		argv: []string{
@@ -112,6 +118,9 @@ func Etcd(ctx context.Context, o Options) (*Server, error) {
 		},
 		log:   o.Log,
 		probe: etcdAnswers,
+	}
+	if o.Inside != nil {
+		s.argv = o.Inside(s.argv...)
 	}
 	return s, s.Start(ctx)
 }
