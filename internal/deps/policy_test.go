@@ -35,11 +35,12 @@ var edges = map[string][]string{
 	"proxy":        {},
 
 	// Lease services, and what their clients and tests need.
-	"lease/consul":         {"", "internal/boottime", "internal/leasehttp"},
-	"lease/etcd":           {"", "internal/boottime", "internal/leasehttp"},
+	"lease/consul":         {"", "internal/boottime", "internal/leasehttp", "internal/leaseterm"},
+	"lease/etcd":           {"", "internal/boottime", "internal/leasehttp", "internal/leaseterm"},
 	"lease/leasetest":      {"", "internal/leaseserver"},
 	"internal/boottime":    {},
 	"internal/leasehttp":   {},
+	"internal/leaseterm":   {},
 	"internal/leaseserver": {"internal/childnode"},
 
 	// A node, and the tools around it.

@@ -24,6 +24,7 @@ import (
 	"github.com/litefs/litefs"
 	"github.com/litefs/litefs/internal/boottime"
 	"github.com/litefs/litefs/internal/leasehttp"
+	"github.com/litefs/litefs/internal/leaseterm"
 )
 
 // Defaults, as LiteFS has them.
@@ -67,12 +68,10 @@ type Leaser struct {
 	token string // ACL token; empty: the agent's default
 	api   *leasehttp.Client
 
-	mu    sync.Mutex
-	lease *Lease   // held by this leaser; nil between leases
-	seen  sighting // how long another's lease has been standing
+	slot leaseterm.Slot[Lease, string]
 
-	// former is the session of a lease of this node that has ended and may still be at the server.
-	former string
+	mu   sync.Mutex // guards what is below
+	seen sighting   // how long another's lease has been standing
 
 	// refusedUntil is when to try again after Consul refused a free key: a lock-delay is running.
 	refusedUntil time.Duration
@@ -111,9 +110,9 @@ func New(o Options) (*Leaser, error) {
 		opt: o,
 		key: strings.Trim(path.Join(u.Path, o.Key), "/"),
 		// A third: a renewal that hangs leaves time for another one.
-		api:    leasehttp.New("consul", u, o.TTL/3),
-		former: o.Former,
+		api: leasehttp.New("consul", u, o.TTL/3),
 	}
+	l.slot.Had(o.Former)
 	if u.User != nil {
 		l.token, _ = u.User.Password()
 	}
@@ -149,7 +148,7 @@ func (l *Leaser) PrimaryURL(ctx context.Context) (string, error) {
 // litefs.ErrPrimaryExists if another node has it, if a lock-delay is running, while this leaser itself
 // holds it, and if this node is a follower.
 func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
-	if l.opt.Follower || l.held() {
+	if l.opt.Follower || l.slot.Lease() != nil {
 		return nil, litefs.ErrPrimaryExists
 	}
 	e, _, err := l.get(ctx, l.key)
@@ -165,7 +164,7 @@ func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
 	}
 
 	// Before the first request of which Consul could count the TTL.
-	lease := &Lease{leaser: l, sent: l.opt.Now(), renewedAt: time.Now(), renewing: make(chan struct{}, 1)}
+	lease := &Lease{leaser: l, term: leaseterm.Begin(l.opt.TTL, l.opt.Now), renewing: make(chan struct{}, 1)}
 	if lease.session, err = l.createSession(ctx); err != nil {
 		return nil, err
 	}
@@ -173,7 +172,7 @@ func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
 		l.opt.Remember(lease.session)
 	}
 	lease.token, err = take(ctx, lease, e)
-	if err == nil && !l.adopt(lease) {
+	if err == nil && !l.slot.Adopt(lease) {
 		err = litefs.ErrPrimaryExists
 	}
 	if err != nil {
@@ -185,24 +184,6 @@ func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
 		_ = l.destroySession(ctx, e.Session)
 	}
 	return lease, nil
-}
-
-// held reports whether this leaser has a lease that has not ended.
-func (l *Leaser) held() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.lease != nil
-}
-
-// adopt makes lease the one that is held, unless there is one.
-func (l *Leaser) adopt(lease *Lease) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.lease != nil {
-		return false
-	}
-	l.lease = lease
-	return true
 }
 
 // takeFree locks a key that nobody holds.
@@ -277,11 +258,11 @@ func (l *Leaser) pause() time.Duration {
 // note remembers that another node's lease was seen in this state and returns how much longer it must
 // be seen in it before it may be taken.
 func (l *Leaser) note(e entry) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if e.Session == l.former {
+	if l.slot.IsFormer(e.Session) {
 		return 0
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	return l.seen.note(e, l.opt.Now(), l.opt.TTL, l.opt.LockDelay)
 }
 
@@ -335,9 +316,7 @@ func (l *Leaser) beside(name string) string {
 
 // Close gives back the lease, if it is held, and lets go of the connections.
 func (l *Leaser) Close() error {
-	l.mu.Lock()
-	lease := l.lease
-	l.mu.Unlock()
+	lease := l.slot.Lease()
 	defer l.api.Close()
 	if lease == nil {
 		return nil

@@ -6,16 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/litefs/litefs"
 	"github.com/litefs/litefs/internal/leasehttp"
+	"github.com/litefs/litefs/internal/leaseterm"
 )
 
 // Lease is a key locked by a session. It is safe for concurrent use.
 type Lease struct {
 	leaser  *Leaser
+	term    *leaseterm.Term
 	session string
 	token   uint64 // the key's ModifyIndex of the acquisition
 
@@ -23,11 +24,6 @@ type Lease struct {
 	// taking each other's renewal back.
 	renewing chan struct{}
 	renewals uint64
-
-	mu        sync.Mutex    // guards what is below
-	sent      time.Duration // when the last renewal that succeeded was sent, by the leaser's clock
-	renewedAt time.Time     // the same moment
-	ended     bool          // given back, or known to be lost
 }
 
 var _ litefs.FencedLease = (*Lease)(nil)
@@ -37,24 +33,13 @@ var _ litefs.FencedLease = (*Lease)(nil)
 func (l *Lease) Token() uint64 { return l.token }
 
 // TTL is how long the lease lasts after a renewal.
-func (l *Lease) TTL() time.Duration { return l.leaser.opt.TTL }
+func (l *Lease) TTL() time.Duration { return l.term.TTL() }
 
 // RenewedAt is the moment before the last renewal that succeeded was sent.
-func (l *Lease) RenewedAt() time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.renewedAt
-}
+func (l *Lease) RenewedAt() time.Time { return l.term.RenewedAt() }
 
 // Remaining is how much longer no other node can have the lease; 0 or less once it has ended.
-func (l *Lease) Remaining() time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ended {
-		return 0
-	}
-	return l.sent + l.leaser.opt.TTL - l.leaser.opt.Now()
-}
+func (l *Lease) Remaining() time.Duration { return l.term.Remaining() }
 
 // Renew resets the TTL: of the session, by which Consul counts, and of the key, by which candidates do.
 // It returns litefs.ErrLeaseExpired once the lease is another's, or nobody's. After any other error the
@@ -68,7 +53,7 @@ func (l *Lease) Renew(ctx context.Context) error {
 	// Both calls together in the time of one: a renewal that hangs leaves time for another one.
 	ctx, cancel := context.WithTimeoutCause(ctx, l.leaser.api.Timeout(), leasehttp.ErrNoAnswer)
 	defer cancel()
-	sent, renewedAt := l.leaser.opt.Now(), time.Now()
+	sent := l.term.Mark()
 	_, err = l.leaser.api.Do(ctx, leasehttp.Request{
 		Method: http.MethodPut, Path: "/v1/session/renew/" + l.session, Header: l.leaser.header(),
 	}, nil)
@@ -82,9 +67,7 @@ func (l *Lease) Renew(ctx context.Context) error {
 	if err := l.write(ctx, kvOp{Verb: "set", Key: l.leaser.key, Value: l.value()}); err != nil {
 		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.sent, l.renewedAt = sent, renewedAt
+	l.term.Renewed(sent)
 	return nil
 }
 
@@ -110,9 +93,7 @@ func (l *Lease) alone(ctx context.Context) (unlock func(), err error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ended {
+	if l.term.Ended() {
 		<-l.renewing
 		return nil, litefs.ErrLeaseExpired
 	}
@@ -152,18 +133,9 @@ func (l *Lease) expire() error {
 
 // end reports whether the lease had not ended before.
 func (l *Lease) end() bool {
-	l.mu.Lock()
-	was := l.ended
-	l.ended = true
-	l.mu.Unlock()
-	l.leaser.mu.Lock()
-	defer l.leaser.mu.Unlock()
-	if l.leaser.lease == l {
-		l.leaser.lease = nil
-		// Nobody believes in it any more: if it could not be given back, it need not be waited for.
-		l.leaser.former = l.session
-	}
-	return !was
+	first := l.term.End()
+	l.leaser.slot.Leave(l, l.session)
+	return first
 }
 
 // Close gives the lease back: another node can have it at once, without a lock-delay. It must not be

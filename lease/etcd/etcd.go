@@ -14,12 +14,12 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/litefs/litefs"
 	"github.com/litefs/litefs/internal/boottime"
 	"github.com/litefs/litefs/internal/leasehttp"
+	"github.com/litefs/litefs/internal/leaseterm"
 )
 
 // Defaults.
@@ -59,12 +59,7 @@ type Leaser struct {
 	key string // with the prefix of the URL
 	api *api
 
-	mu    sync.Mutex
-	lease *Lease // held by this leaser; nil between leases
-
-	// former is the etcd lease of a lease of this node that has ended and may still be at the server;
-	// 0: none.
-	former int64
+	slot leaseterm.Slot[Lease, int64]
 }
 
 var (
@@ -101,7 +96,7 @@ func New(o Options) (*Leaser, error) {
 	}
 	// What is no number was another service's: the configuration has changed since.
 	if id, err := strconv.ParseInt(o.Former, 10, 64); err == nil {
-		l.former = id
+		l.slot.Had(id)
 	}
 	if u.User != nil {
 		l.api.user = u.User.Username()
@@ -144,25 +139,25 @@ func (l *Leaser) PrimaryURL(ctx context.Context) (string, error) {
 // Acquire takes the lease if nobody has it. It returns litefs.ErrPrimaryExists if another node does,
 // while this leaser itself holds it, and if this node is a follower.
 func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
-	if l.opt.Follower || l.held() {
+	if l.opt.Follower || l.slot.Lease() != nil {
 		return nil, litefs.ErrPrimaryExists
 	}
 	kv, _, err := l.api.get(ctx, l.key)
 	if err != nil {
 		return nil, err
 	}
-	if kv.exists() && !l.isFormer(kv) {
+	if kv.exists() && !l.slot.IsFormer(kv.Lease) {
 		return nil, litefs.ErrPrimaryExists
 	}
 	// Before the first request of which etcd could count the TTL.
-	lease := &Lease{leaser: l, sent: l.opt.Now(), renewedAt: time.Now(), renewing: make(chan struct{}, 1)}
+	lease := &Lease{leaser: l, term: leaseterm.Begin(l.opt.TTL, l.opt.Now), renewing: make(chan struct{}, 1)}
 	if lease.id, err = l.api.grant(ctx, l.opt.TTL); err != nil {
 		return nil, err
 	}
 	if l.opt.Remember != nil {
 		l.opt.Remember(strconv.FormatInt(lease.id, 10))
 	}
-	if err = l.take(ctx, lease, kv); err == nil && !l.adopt(lease) {
+	if err = l.take(ctx, lease, kv); err == nil && !l.slot.Adopt(lease) {
 		err = litefs.ErrPrimaryExists
 	}
 	if err != nil {
@@ -194,31 +189,6 @@ func (l *Leaser) take(ctx context.Context, lease *Lease, seen keyValue) error {
 	return err
 }
 
-// held reports whether this leaser has a lease that has not ended.
-func (l *Leaser) held() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.lease != nil
-}
-
-// adopt makes lease the one that is held, unless there is one.
-func (l *Leaser) adopt(lease *Lease) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.lease != nil {
-		return false
-	}
-	l.lease = lease
-	return true
-}
-
-// isFormer reports whether the key belongs to a lease of this node that has ended.
-func (l *Leaser) isFormer(kv keyValue) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return kv.Lease != 0 && kv.Lease == l.former
-}
-
 // AwaitVacant returns nil when nobody has the key.
 func (l *Leaser) AwaitVacant(ctx context.Context) error {
 	for {
@@ -226,7 +196,7 @@ func (l *Leaser) AwaitVacant(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !kv.exists() || l.isFormer(kv) {
+		if !kv.exists() || l.slot.IsFormer(kv.Lease) {
 			return nil
 		}
 		// A watch ends with the first event. One that is silent may be of a server that hangs: it is
@@ -285,9 +255,7 @@ func (l *Leaser) beside(name string) string { return l.key + "/" + name }
 
 // Close gives back the lease, if it is held, and lets go of the connections.
 func (l *Leaser) Close() error {
-	l.mu.Lock()
-	lease := l.lease
-	l.mu.Unlock()
+	lease := l.slot.Lease()
 	defer l.api.client.Close()
 	if lease == nil {
 		return nil

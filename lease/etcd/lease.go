@@ -4,52 +4,37 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/litefs/litefs"
 	"github.com/litefs/litefs/internal/leasehttp"
+	"github.com/litefs/litefs/internal/leaseterm"
 )
 
 // Lease is an etcd lease with the key bound to it. It is safe for concurrent use.
 type Lease struct {
 	leaser *Leaser
+	term   *leaseterm.Term
 	id     int64  // of the etcd lease
 	token  uint64 // the revision at which the key was written
 
 	renewing chan struct{} // held by whoever renews
-
-	mu        sync.Mutex    // guards what is below
-	sent      time.Duration // when the last renewal that succeeded was sent, by the leaser's clock
-	renewedAt time.Time     // the same moment
-	ended     bool          // given back, or known to be lost
 }
 
 var _ litefs.FencedLease = (*Lease)(nil)
 
-// Token is the revision of etcd at which the key was written, which each lease does once. The revision counts every change of the
-// store, so that a later lease has a greater one.
+// Token is the revision of etcd at which the key was written, which each lease does once. The revision
+// counts every change of the store, so that a later lease has a greater one.
 func (l *Lease) Token() uint64 { return l.token }
 
 // TTL is how long the lease lasts after a renewal.
-func (l *Lease) TTL() time.Duration { return l.leaser.opt.TTL }
+func (l *Lease) TTL() time.Duration { return l.term.TTL() }
 
 // RenewedAt is the moment before the last renewal that succeeded was sent.
-func (l *Lease) RenewedAt() time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.renewedAt
-}
+func (l *Lease) RenewedAt() time.Time { return l.term.RenewedAt() }
 
 // Remaining is how much longer no other node can have the lease; 0 or less once it has ended.
-func (l *Lease) Remaining() time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ended {
-		return 0
-	}
-	return l.sent + l.leaser.opt.TTL - l.leaser.opt.Now()
-}
+func (l *Lease) Remaining() time.Duration { return l.term.Remaining() }
 
 // Renew resets the TTL and makes sure that the key is still there: an operator can remove it, and the
 // etcd lease alone would live on. It returns litefs.ErrLeaseExpired once the lease is another's, or
@@ -64,10 +49,10 @@ func (l *Lease) Renew(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if l.hasEnded() {
+	if l.term.Ended() {
 		return litefs.ErrLeaseExpired
 	}
-	sent, renewedAt := l.leaser.opt.Now(), time.Now()
+	sent := l.term.Mark()
 	alive, err := l.leaser.api.keepAlive(ctx, l.id)
 	if err != nil {
 		return err
@@ -78,9 +63,7 @@ func (l *Lease) Renew(ctx context.Context) error {
 	if err := l.ifHeld(ctx); err != nil {
 		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.sent, l.renewedAt = sent, renewedAt
+	l.term.Renewed(sent)
 	return nil
 }
 
@@ -91,7 +74,7 @@ func (l *Lease) SetRecord(ctx context.Context, r litefs.Record) error {
 	if err != nil {
 		return err
 	}
-	if l.hasEnded() {
+	if l.term.Ended() {
 		return litefs.ErrLeaseExpired
 	}
 	return l.ifHeld(ctx, put(l.leaser.beside(recordName), value, 0))
@@ -109,12 +92,6 @@ func (l *Lease) ifHeld(ctx context.Context, ops ...op) error {
 	return err
 }
 
-func (l *Lease) hasEnded() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.ended
-}
-
 func (l *Lease) expire() error {
 	l.end()
 	return litefs.ErrLeaseExpired
@@ -122,18 +99,9 @@ func (l *Lease) expire() error {
 
 // end reports whether the lease had not ended before.
 func (l *Lease) end() bool {
-	l.mu.Lock()
-	was := l.ended
-	l.ended = true
-	l.mu.Unlock()
-	l.leaser.mu.Lock()
-	defer l.leaser.mu.Unlock()
-	if l.leaser.lease == l {
-		l.leaser.lease = nil
-		// Nobody believes in it any more: if it could not be given back, it need not be waited for.
-		l.leaser.former = l.id
-	}
-	return !was
+	first := l.term.End()
+	l.leaser.slot.Leave(l, l.id)
+	return first
 }
 
 // Close gives the lease back: another node can have it at once. It must not be called before the last
