@@ -37,6 +37,15 @@ func badDataDir(format string, args ...any) error {
 	return &dataDirError{fmt.Sprintf(format, args...)}
 }
 
+// MarkDataDir makes dir, whose files/ may hold databases, a data directory of this program. A store that opens
+// it puts them on record.
+func MarkDataDir(dir string) error {
+	if err := writeFileSync(filepath.Join(dir, "FORMAT"), []byte(formatMarker)); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	return nil
+}
+
 // openDir prepares the data directory and takes its lock.
 func (s *Store) openDir() error {
 	fresh, err := s.checkFormat()
@@ -193,8 +202,10 @@ func (s *Store) checkFormat() (fresh bool, err error) {
 		switch ent.Name() {
 		case "LOCK", "FORMAT.tmp":
 			// a first start that was cut off
+		case "litefs-0.5":
+			return false, badDataDir("data directory %s is half taken over from LiteFS 0.x: run litefs adopt %s again", s.path, s.path)
 		case "dbs", "clusterid":
-			return false, badDataDir("data directory %s was written by LiteFS 0.x, whose log cannot be read here: export its databases with that version, then copy them into the mount of a new directory", s.path)
+			return false, badDataDir("data directory %s was written by LiteFS 0.x: litefs adopt %s takes its databases over, and -dry-run says what it would do", s.path, s.path)
 		default:
 			return false, badDataDir("data directory %s holds %s but no FORMAT: it is not a litefs data directory; choose an empty one", s.path, ent.Name())
 		}

@@ -78,6 +78,7 @@ func commands(signals *signals) []command {
 		{"repair", "fetch a replica's damaged pages from its primary", runRepair},
 		{"promote", "make the running node the primary", runPromote},
 		{"demote", "make the primary hand over to another node", runDemote},
+		{"adopt", "take over a data directory of LiteFS 0.5", runAdopt},
 		{"doctor", "check this machine for what a node needs", runDoctor},
 		{"lost", "transactions that the cluster did not keep: list, export", runLost},
 		{"verify", "check logs, checksums and databases of a node", runVerify},

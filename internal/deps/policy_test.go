@@ -48,6 +48,7 @@ var edges = map[string][]string{
 	"internal/supervise": {},
 	"internal/guardian":  {},
 	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "proxy", "internal/config", "internal/vfs"},
+	"internal/adopt":     {"sqlitefile"},
 	"internal/doctor":    {"", "fuse", "http", "internal/config", "internal/daemon"},
 	"internal/sqlapp":    {},
 	"internal/childnode": {},
@@ -58,7 +59,7 @@ var edges = map[string][]string{
 	// The command: the only place that ends the process.
 	"cmd/litefs": {
 		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/guardian", "internal/dbfile", "internal/sqlapp",
-		"internal/verify", "internal/demo", "internal/bench", "internal/doctor", "internal/lostfound",
+		"internal/verify", "internal/demo", "internal/bench", "internal/adopt", "internal/doctor", "internal/lostfound",
 	},
 
 	// Tests only.
