@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/superfly/ltx"
 
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/pagesum"
-	"github.com/litefs/litefs/sqlitefile"
 )
 
 // PageSums returns the checksums on record, and the position that they lead to
@@ -248,30 +248,12 @@ func (d *pageDiff) encode(pgnos []uint32) (*LTXReader, error) {
 }
 
 func (d *pageDiff) encodeTo(w io.Writer, head ltxlog.Entry, pgnos []uint32) (int64, error) {
-	enc, err := ltx.NewEncoder(w)
-	if err != nil {
-		return 0, err
-	}
-	err = enc.EncodeHeader(ltx.Header{
+	return encodeFile(w, ltx.Header{
 		Version: ltx.Version, PageSize: d.base.PageSize, Commit: head.Commit,
 		MinTXID: ltx.TXID(head.Max), MaxTXID: ltx.TXID(head.Max), Timestamp: head.Timestamp.UnixMilli(),
 		PreApplyChecksum: ltx.Checksum(d.base.Checksum()), NodeID: head.Epoch,
+	}, slices.Values(pgnos), head.Post, func(pgno uint32, b []byte) error {
+		_, err := d.tmp.ReadAt(b, d.have[pgno].slot*int64(len(b)))
+		return err
 	})
-	b := make([]byte, d.base.PageSize)
-	for _, pgno := range pgnos {
-		if err != nil || pgno == sqlitefile.LockPgno(d.base.PageSize) {
-			continue
-		}
-		if _, err = d.tmp.ReadAt(b, d.have[pgno].slot*int64(len(b))); err == nil {
-			err = enc.EncodePage(ltx.PageHeader{Pgno: pgno}, b)
-		}
-	}
-	if err == nil {
-		enc.SetPostApplyChecksum(ltx.Checksum(head.Post))
-		err = enc.Close()
-	}
-	if err != nil {
-		return 0, errors.Join(err, enc.Cleanup())
-	}
-	return enc.N(), nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"time"
@@ -250,25 +251,41 @@ func (s *snapshot) encode() (*LTXReader, error) {
 }
 
 func (s *snapshot) encodeTo(w io.Writer, head ltxlog.Entry) (int64, error) {
+	every := func(yield func(uint32) bool) {
+		for pgno := uint32(1); pgno <= head.Commit && yield(pgno); pgno++ {
+		}
+	}
+	return encodeFile(w, ltx.Header{
+		Version: ltx.Version, PageSize: s.pageSize, Commit: head.Commit,
+		MinTXID: 1, MaxTXID: ltx.TXID(head.Max), Timestamp: head.Timestamp.UnixMilli(), NodeID: head.Epoch,
+	}, every, head.Post, func(pgno uint32, b []byte) error {
+		_, err := s.tmp.ReadAt(b, int64(pgno-1)*int64(len(b)))
+		return err
+	})
+}
+
+// encodeFile writes an LTX file of the pages, ascending, that leads to the checksum
+// post, and returns its size in bytes. The lock page is left out.
+func encodeFile(w io.Writer, hdr ltx.Header, pgnos iter.Seq[uint32], post uint64, read func(pgno uint32, b []byte) error) (int64, error) {
 	enc, err := ltx.NewEncoder(w)
 	if err != nil {
 		return 0, err
 	}
-	err = enc.EncodeHeader(ltx.Header{
-		Version: ltx.Version, PageSize: s.pageSize, Commit: head.Commit,
-		MinTXID: 1, MaxTXID: ltx.TXID(head.Max), Timestamp: head.Timestamp.UnixMilli(), NodeID: head.Epoch,
-	})
-	b := make([]byte, s.pageSize)
-	for pgno := uint32(1); err == nil && pgno <= head.Commit; pgno++ {
-		if pgno == sqlitefile.LockPgno(s.pageSize) {
+	err = enc.EncodeHeader(hdr)
+	b := make([]byte, hdr.PageSize)
+	for pgno := range pgnos {
+		if err != nil {
+			break
+		}
+		if pgno == sqlitefile.LockPgno(hdr.PageSize) {
 			continue
 		}
-		if _, err = s.tmp.ReadAt(b, int64(pgno-1)*int64(s.pageSize)); err == nil {
+		if err = read(pgno, b); err == nil {
 			err = enc.EncodePage(ltx.PageHeader{Pgno: pgno}, b)
 		}
 	}
 	if err == nil {
-		enc.SetPostApplyChecksum(ltx.Checksum(head.Post))
+		enc.SetPostApplyChecksum(ltx.Checksum(post))
 		err = enc.Close()
 	}
 	if err != nil {
