@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -251,4 +252,51 @@ func write(t *testing.T, path string) {
 	if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A command on a running node: with its code, its words as they are, and only where it is to run.
+func TestRun(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "http://" + ln.Addr().String()
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r := newMount(t, nil)
+	r.cmd.Args[3] = "http.addr=" + strings.TrimPrefix(url, "http://")
+	r.start()
+	r.read(r.log, "msg=ready")
+	here := litefs{dir: t.TempDir()}
+	for _, tt := range []struct {
+		args         []string
+		code         int
+		stdout, says string
+	}{
+		{[]string{"run", "--", "sh", "-c", "exit 7"}, 7, "", ""},
+		{[]string{"run", "--", "sh", "-c", "kill -9 $$"}, 128 + 9, "", ""},
+		{[]string{"run", "--", "printf", "%s|", "a b", "", "$HOME"}, 0, "a b||$HOME|", ""},
+		{[]string{"run", "--", "no-such-program-here"}, 127, "", "litefs: start no-such-program-here"},
+		{[]string{"run", "-promote", "-if-candidate", "-url", url, "--", "echo", "primary"}, 0, "primary\n", ""},
+		{[]string{"run", "-promote", "-url", "http://127.0.0.1:1", "--", "echo", "primary"}, 1, "", "litefs: info of http://127.0.0.1:1"},
+	} {
+		code, stdout, stderr := here.run(t, tt.args...)
+		if code != tt.code || stdout != tt.stdout || !strings.HasPrefix(stderr, tt.says) || strings.Count(stderr, "\n") > 1 {
+			t.Errorf("%q: exit code %d, %q, %q", tt.args, code, stdout, stderr)
+		}
+	}
+	r.signal(syscall.SIGTERM)
+	r.wantEnd(0)
+
+	// A follower is no candidate.
+	f := newMount(t, []string{"-set", "lease.candidate=false", "-set", "lease.advertise-url=http://127.0.0.1:1"})
+	f.cmd.Args[3] = r.cmd.Args[3]
+	f.start()
+	f.read(f.log, "msg=ready")
+	if code, stdout, stderr := here.run(t, "run", "-if-candidate", "-url", url, "--", "echo", "x"); code != 0 || stdout != "" || !strings.Contains(stderr, "may not become the primary") {
+		t.Errorf("on a follower: exit code %d, %q, %q", code, stdout, stderr)
+	}
+	f.signal(syscall.SIGTERM)
+	f.wantEnd(0)
 }

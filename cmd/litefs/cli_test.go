@@ -91,7 +91,11 @@ func TestBadInput(t *testing.T) {
 	}{
 		{"no command at all", "", "", 0, "litefs: no command given: litefs help lists the commands"},
 		{"no such command", "", "mout", 0, `litefs: unknown command "mout": litefs help lists the commands`},
-		{"command not built", "", "run", 0, `litefs: "run" is not built yet: litefs help lists what is`},
+		{"halt lock", "", "run -with-halt-lock-on app.db -- true", 0, "litefs: -with-halt-lock-on is not built: run the command on the primary, or with -promote"},
+		{"nothing to run", "", "run -promote", 0, "litefs: want: litefs run [flags] -- COMMAND ARGS"},
+		{"import without a name", "", "import a.db", 0, "litefs: want: litefs import -name DB FILE"},
+		{"import of nothing", "", "import -url http://127.0.0.1:1 -name a.db none.db", 0, "litefs: open none.db: no such file or directory"},
+		{"no such shell", "", "completion csh", 0, "litefs: want: litefs completion bash, zsh or fish"},
 		{"no such flag", "", "mount -confg x", 0, "litefs: mount: flag provided but not defined: -confg: see litefs help mount"},
 		{"no such file", "", "mount -config x.yml", 0, "litefs: open x.yml: no such file or directory"},
 		{"no file", "", "mount", 0, "litefs: no configuration file: name one with -config, or a directory to mount; looked for litefs.yml, DIR/litefs.yml, /etc/litefs.yml"},
@@ -164,20 +168,62 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
+// Every command has an example of itself, and every flag a word.
 func TestHelp(t *testing.T) {
 	code, usage, stderr := litefs{dir: t.TempDir()}.run(t, "help")
 	if code != 0 || stderr != "" {
 		t.Fatalf("litefs help: exit code %d, %q", code, stderr)
 	}
-	for _, cmd := range []string{"mount", "config", "demo", "bench", "status", "verify", "ltx", "version"} {
-		if !strings.Contains(usage, "\n  "+cmd+" ") {
-			t.Errorf("litefs help does not list %s", cmd)
-		}
+	_, list, _ := strings.Cut(usage, "\nCommands:\n")
+	list, _, _ = strings.Cut(list, "\n\n")
+	commands := strings.Split(list, "\n")
+	if len(commands) < 20 {
+		t.Fatalf("the commands are %q", commands)
+	}
+	for _, line := range commands {
+		cmd := strings.Fields(line)[0]
 		for _, args := range [][]string{{"help", cmd}, {cmd, "-h"}, {cmd, "--help"}} {
 			code, stdout, stderr := litefs{dir: t.TempDir()}.run(t, args...)
 			if code != 0 || stderr != "" || !strings.HasPrefix(stdout, "usage: litefs "+cmd) || !strings.Contains(stdout, "\nExample:\n  litefs "+cmd) {
 				t.Errorf("%q: exit code %d\n%s%s", args, code, stdout, stderr)
 			}
+		}
+		_, flags, _ := litefs{dir: t.TempDir()}.run(t, cmd, "-describe-flags")
+		for _, flag := range strings.Split(strings.TrimSpace(flags), "\n") {
+			f := strings.Split(flag, "\t")
+			if flag != "" && (len(f) != 3 || len(f[2]) < 5) {
+				t.Errorf("litefs %s -%s is not told in its help: %q", cmd, f[0], flag)
+			}
+		}
+	}
+}
+
+// What a shell completes: commands, flags of a command, nothing of a program.
+func TestCompletion(t *testing.T) {
+	code, script, stderr := litefs{dir: t.TempDir()}.run(t, "completion", "bash")
+	if code != 0 || stderr != "" {
+		t.Fatalf("exit code %d, %s", code, stderr)
+	}
+	for line, want := range map[string]string{
+		"litefs st":                "status",
+		"litefs status -w":         "-watch",
+		"litefs mount -fuse":       "-fuse.debug",
+		"litefs completion z":      "zsh",
+		"litefs help exp":          "export",
+		"litefs mount -- myapp -f": "",
+	} {
+		words := strings.Fields(line)
+		cmd := exec.Command("bash", "-c", script+`
+			COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _litefs; echo "${COMPREPLY[@]}"`, "bash")
+		cmd.Args = append(cmd.Args, words...)
+		out, err := cmd.CombinedOutput()
+		if got := strings.TrimSpace(string(out)); err != nil || got != want {
+			t.Errorf("%s: completed to %q (%v), want %q", line, got, err, want)
+		}
+	}
+	for shell, want := range map[string]string{"zsh": "'-watch[print again each second", "fish": "complete -c litefs -n '__fish_seen_subcommand_from status' -o watch -d"} {
+		if _, script, _ := (litefs{dir: t.TempDir()}).run(t, "completion", shell); !strings.Contains(script, want) {
+			t.Errorf("%s: %q is missing in\n%s", shell, want, script)
 		}
 	}
 }

@@ -13,6 +13,7 @@ func runConfig(_ context.Context, args []string, std stdio) error {
 		"litefs config -config litefs.yml")
 	var c configFlags
 	c.register(f)
+	check := f.Bool("check", false, "print nothing: the exit code says whether it is valid")
 	positional, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -20,6 +21,9 @@ func runConfig(_ context.Context, args []string, std stdio) error {
 	cfg, err := c.load(positional)
 	if err != nil {
 		return err
+	}
+	if *check {
+		return nil
 	}
 	text, err := cfg.YAML()
 	if err != nil {

@@ -29,6 +29,10 @@ func newFlags(name, synopsis, about, example string) *flags {
 // parse reads args. Flags may stand before, between and after the positional
 // arguments. A fault is a *usageError; -h prints the help and gives errHelp.
 func (f *flags) parse(args []string, std stdio) (positional []string, err error) {
+	if len(args) == 1 && args[0] == describeFlags {
+		f.describe(std.out)
+		return nil, errHelp
+	}
 	for {
 		if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
 			f.printHelp(std.out)
@@ -42,6 +46,14 @@ func (f *flags) parse(args []string, std stdio) (positional []string, err error)
 		positional = append(positional, f.Arg(0))
 		args = f.Args()[1:]
 	}
+}
+
+// describe prints the flags for a program.
+func (f *flags) describe(w io.Writer) {
+	f.VisitAll(func(fl *flag.Flag) {
+		value, usage := flag.UnquoteUsage(fl)
+		fmt.Fprintf(w, "%s\t%s\t%s\n", fl.Name, value, usage)
+	})
 }
 
 func (f *flags) printHelp(w io.Writer) {

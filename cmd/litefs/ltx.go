@@ -15,6 +15,7 @@ func runLTX(ctx context.Context, args []string, std stdio) error {
 		"litefs ltx list -config litefs.yml app.db")
 	var n nodeFlags
 	n.register(f)
+	asJSON := f.Bool("json", false, "list: print one JSON object an entry")
 	args, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -29,11 +30,11 @@ func runLTX(ctx context.Context, args []string, std stdio) error {
 		if err != nil {
 			return err
 		}
-		return n.blame(verify.List(ctx, std.out, dir, args))
+		return n.blame(verify.List(ctx, std.out, dir, args, *asJSON))
 
 	case "dump":
-		if len(args) != 2 {
-			return usagef("want: litefs ltx dump DATABASE TXID")
+		if len(args) != 2 || *asJSON {
+			return usagef("want: litefs ltx dump DATABASE TXID, without -json")
 		}
 		txid, err := strconv.ParseUint(args[1], 16, 64)
 		if err != nil || txid == 0 {

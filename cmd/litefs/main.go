@@ -6,7 +6,7 @@
 //	litefs help                       everything else
 //
 // One file a subcommand. Exit codes: 0, 2 for a fault of usage or
-// configuration, 1 for any other; of "mount -- COMMAND", the command's own.
+// configuration, 1 for any other; of "mount" and "run -- COMMAND", the command's own.
 package main
 
 import (
@@ -67,6 +67,10 @@ func commands(signals *signals) []command {
 			func(ctx context.Context, args []string, std stdio) error {
 				return runMount(ctx, args, std, signals)
 			}},
+		{"run", "run a command on a node, as its primary",
+			func(ctx context.Context, args []string, std stdio) error {
+				return runRun(ctx, args, std, signals)
+			}},
 		{"config", "check a configuration and print what is in force", runConfig},
 		{"demo", "two nodes on this machine, for a first look", runDemo},
 		{"bench", "measure the mount against a plain directory", runBench},
@@ -84,12 +88,13 @@ func commands(signals *signals) []command {
 		{"verify", "check logs, checksums and databases of a node", runVerify},
 		{"ltx", "list and dump the transactions of a database", runLTX},
 		{"upgrade", "replace the daemon of a running node by another binary", runUpgrade},
+		{"completion", "print a script for the completion of a shell",
+			func(ctx context.Context, args []string, std stdio) error {
+				return runCompletion(ctx, args, std, signals)
+			}},
 		{"version", "print the version", runVersion},
 	}
 }
-
-// absent are LiteFS's commands that this program does not have.
-var absent = []string{"run"}
 
 // run dispatches to a subcommand.
 func run(ctx context.Context, args []string, std stdio, signals *signals) error {
@@ -114,11 +119,6 @@ func run(ctx context.Context, args []string, std stdio, signals *signals) error 
 			return cmd.run(ctx, rest, std)
 		}
 	}
-	for _, a := range absent {
-		if a == name {
-			return usagef("%q is not built yet: litefs help lists what is", name)
-		}
-	}
 	return usagef("unknown command %q: litefs help lists the commands", name)
 }
 
@@ -136,9 +136,9 @@ func runHelp(ctx context.Context, args []string, std stdio, signals *signals) er
 func printUsage(w io.Writer, signals *signals) {
 	fmt.Fprint(w, "usage: litefs COMMAND [flags]\n\nReplicated SQLite through a mounted directory.\n\nCommands:\n")
 	for _, cmd := range commands(signals) {
-		fmt.Fprintf(w, "  %-10s%s\n", cmd.name, cmd.summary)
+		fmt.Fprintf(w, "  %-12s%s\n", cmd.name, cmd.summary)
 	}
-	fmt.Fprint(w, "\nExample:\n  litefs mount /srv/app/data -- /usr/bin/app\n\nlitefs help COMMAND tells more.\n")
+	fmt.Fprint(w, "\nExample:\n  litefs mount /srv/app/data -- /usr/bin/app\n\nlitefs help COMMAND tells more. Exit codes: 0; 1 a fault; 2 a wrong command line or\nconfiguration, nothing was touched; of mount and run, their command's own.\n")
 }
 
 // report prints err as one line and returns the exit code it stands for.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -70,7 +71,7 @@ func (m *mount) leaveOut(ctx context.Context, cmd config.Command, isPrimary role
 func (m *mount) runAgain(ctx context.Context, cmd config.Command) error {
 	for pause := restartMin; ; pause = min(2*pause, restartMax) {
 		began := time.Now()
-		err := m.runProgram(ctx, cmd.Argv)
+		err := m.programs().run(ctx, cmd.Argv)
 		var exit *exitError
 		failed := errors.As(err, &exit)
 		again := failed && cmd.Restart == config.RestartOnFailure || (failed || err == nil) && cmd.Restart == config.RestartAlways
@@ -94,10 +95,23 @@ func (m *mount) runAgain(ctx context.Context, cmd config.Command) error {
 	}
 }
 
-// runProgram runs one program to its end. It starts nothing when the word to end
-// has come already.
-func (m *mount) runProgram(ctx context.Context, argv []string) error {
-	in, release, ok := m.signals.handOver()
+func (m *mount) programs() programs {
+	return programs{signals: m.signals, std: m.std, grace: m.grace, logger: m.logger}
+}
+
+// programs runs programs in place of this process: they have its streams and get
+// its signals.
+type programs struct {
+	signals *signals
+	std     stdio
+	grace   time.Duration
+	logger  *slog.Logger
+}
+
+// run runs one program to its end: an *exitError if its code is not 0. It starts
+// nothing when the word to end has come already.
+func (p programs) run(ctx context.Context, argv []string) error {
+	in, release, ok := p.signals.handOver()
 	if !ok {
 		return nil
 	}
@@ -105,21 +119,21 @@ func (m *mount) runProgram(ctx context.Context, argv []string) error {
 	if ctx.Err() != nil {
 		return nil
 	}
-	m.logger.Info("starting the command", "program", argv[0])
+	p.logger.Info("starting the command", "program", argv[0])
 	code, err := supervise.Run(ctx, supervise.Options{
 		Argv:    argv,
 		Env:     programEnv(os.Environ()),
-		Stdin:   m.std.in,
-		Stdout:  m.std.out,
-		Stderr:  m.std.err,
+		Stdin:   p.std.in,
+		Stdout:  p.std.out,
+		Stderr:  p.std.err,
 		Signals: in,
-		Grace:   m.grace,
-		Logger:  m.logger,
+		Grace:   p.grace,
+		Logger:  p.logger,
 	})
 	if err != nil {
 		return err
 	}
-	m.logger.Info("the command has ended", "program", argv[0], "code", code)
+	p.logger.Info("the command has ended", "program", argv[0], "code", code)
 	if code != 0 {
 		return &exitError{code}
 	}

@@ -18,6 +18,7 @@ func runVerify(ctx context.Context, args []string, std stdio) error {
 	var n nodeFlags
 	n.register(f)
 	temp := f.String("temp", "", "`DIR` for copies, each as large as its database (default the system's)")
+	asJSON := f.Bool("json", false, "print one JSON object a database")
 	names, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -30,11 +31,21 @@ func runVerify(ctx context.Context, args []string, std stdio) error {
 	if sqlapp.Available {
 		o.Integrity = integrityCheck
 	}
+	bar := newProgress(std.err, "verifying")
+	o.Progress = func(name string, done, total int64) {
+		bar.what = "verifying " + name
+		bar.report(done, total)
+	}
 	report, err := verify.Run(ctx, o)
+	bar.end()
 	if err != nil {
 		return n.blame(err)
 	}
-	if err := report.Print(std.out); err != nil {
+	write := report.Print
+	if *asJSON {
+		write = report.PrintJSON
+	}
+	if err := write(std.out); err != nil {
 		return fmt.Errorf("print the report: %w", err)
 	}
 	for _, db := range report.Databases {

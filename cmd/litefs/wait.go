@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -22,6 +23,7 @@ func runWait(ctx context.Context, args []string, std stdio) error {
 	c.register(f)
 	timeout := f.Duration("timeout", 10*time.Second, "give up after this `duration`")
 	epoch := f.Uint64("epoch", 0, "the position is of this `epoch`: in a later one what is missing is not waited for")
+	asJSON := f.Bool("json", false, "print what the node answers")
 	rest, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -47,6 +49,9 @@ func runWait(ctx context.Context, args []string, std stdio) error {
 	w, err := waitFor(ctx, t, rest[0], pos, *epoch, *timeout)
 	if err != nil {
 		return err
+	}
+	if *asJSON {
+		return json.NewEncoder(std.out).Encode(w)
 	}
 	_, err = fmt.Fprintln(std.out, w.Pos)
 	return err

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,14 +17,18 @@ import (
 var ErrNoEntry = errors.New("no such transaction in the log")
 
 // List prints the entries of the logs in a data directory, oldest first. names restricts it to those
-// databases. It reads the ends of the entries only; Run proves that they are whole.
-func List(ctx context.Context, w io.Writer, dataDir string, names []string) error {
+// databases. It reads the ends of the entries only; Run proves that they are whole. asJSON: an object a
+// line in place of a table.
+func List(ctx context.Context, w io.Writer, dataDir string, names []string, asJSON bool) error {
 	if err := checkDataDir(dataDir); err != nil {
 		return err
 	}
 	records, err := findRecords(dataDir, names)
 	if err != nil {
 		return err
+	}
+	if asJSON {
+		return listJSON(ctx, json.NewEncoder(w), records)
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "DATABASE\tMIN\tMAX\tPAGES\tBYTES\tPRE\tPOST\tEPOCH\tTIME")
@@ -39,6 +44,41 @@ func List(ctx context.Context, w io.Writer, dataDir string, names []string) erro
 }
 
 func listRecord(w io.Writer, rec record) error {
+	return eachEntry(rec, func(e ltxlog.Entry) error {
+		_, err := fmt.Fprintf(w, "%s\t%016x\t%016x\t%d\t%d\t%016x\t%016x\t%d\t%s\n",
+			rec.name, e.Min, e.Max, e.Commit, e.Size, e.Pre, e.Post, e.Epoch, e.Timestamp.UTC().Format(time.RFC3339Nano))
+		return err
+	})
+}
+
+// listJSON writes an object for each entry.
+func listJSON(ctx context.Context, enc *json.Encoder, records []record) error {
+	for _, rec := range records {
+		err := eachEntry(rec, func(e ltxlog.Entry) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return enc.Encode(struct {
+				Database  string    `json:"database"`
+				Min       string    `json:"min"`
+				Max       string    `json:"max"`
+				Pages     uint32    `json:"pages"` // of the database
+				PageSize  uint32    `json:"pageSize"`
+				Bytes     int64     `json:"bytes"` // of the entry
+				Pre       string    `json:"pre"`
+				Post      string    `json:"post"`
+				Epoch     uint64    `json:"epoch"`
+				Timestamp time.Time `json:"timestamp"`
+			}{rec.name, hex16(e.Min), hex16(e.Max), e.Commit, e.PageSize, e.Size, hex16(e.Pre), hex16(e.Post), e.Epoch, e.Timestamp.UTC()})
+		})
+		if err != nil {
+			return fmt.Errorf("list the log of %s: %w", rec.name, err)
+		}
+	}
+	return nil
+}
+
+func eachEntry(rec record, fn func(ltxlog.Entry) error) error {
 	log, err := openLog(rec.ltx)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -47,8 +87,9 @@ func listRecord(w io.Writer, rec record) error {
 		return err
 	}
 	for _, e := range log.Entries() {
-		fmt.Fprintf(w, "%s\t%016x\t%016x\t%d\t%d\t%016x\t%016x\t%d\t%s\n",
-			rec.name, e.Min, e.Max, e.Commit, e.Size, e.Pre, e.Post, e.Epoch, e.Timestamp.UTC().Format(time.RFC3339Nano))
+		if err := fn(e); err != nil {
+			return errors.Join(err, log.Close())
+		}
 	}
 	return log.Close()
 }

@@ -20,6 +20,8 @@ type replay struct {
 	// posts are the checksums after each entry seen, by which files of an earlier position are known.
 	posts map[uint64]uint64
 
+	progress func(done, total int64) // bytes of the log
+
 	complete bool     // the log began with a snapshot, so the fields below are known
 	pages    []pageAt // of page i+1
 	sum      uint64   // XOR of all sums
@@ -31,12 +33,12 @@ type pageAt struct {
 	txid uint64 // the entry that wrote it last, by its first transaction
 }
 
-func newReplay(dir string) (*replay, error) {
+func newReplay(dir string, progress func(done, total int64)) (*replay, error) {
 	f, err := os.CreateTemp(dir, "litefs-verify-*.db")
 	if err != nil {
 		return nil, fmt.Errorf("make a file to replay the log into: %w", err)
 	}
-	return &replay{file: f, posts: map[uint64]uint64{}}, nil
+	return &replay{file: f, posts: map[uint64]uint64{}, progress: progress}, nil
 }
 
 // close removes the file.
@@ -81,10 +83,16 @@ func (r *replay) advance(ctx context.Context, dir string, db *Database) (ok bool
 		return false, nil
 	}
 	r.restartIfReplaced(entries)
+	done, total := int64(0), int64(0)
 	for _, e := range entries {
+		total += e.Size
+	}
+	for _, e := range entries {
+		done += e.Size
 		if e.Max <= r.head.Max {
 			continue
 		}
+		r.progress(done, total)
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}

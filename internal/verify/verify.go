@@ -43,6 +43,9 @@ type Options struct {
 	// nil: the sqlite3 command, when there is one.
 	Integrity func(ctx context.Context, path string) ([]string, error)
 
+	// Progress, if not nil, is told for a database how many bytes of its log have been read.
+	Progress func(name string, done, total int64)
+
 	Logger *slog.Logger // default: discard
 }
 
@@ -115,6 +118,9 @@ var ErrNoDatabase = errors.New("no such database")
 func Run(ctx context.Context, o Options) (*Report, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Progress == nil {
+		o.Progress = func(string, int64, int64) {}
 	}
 	if err := checkDataDir(o.DataDir); err != nil {
 		return nil, err
@@ -255,7 +261,7 @@ const (
 // verifyRecord verifies one database.
 func verifyRecord(ctx context.Context, o Options, rec record, running, replica bool) (*Database, error) {
 	db := &Database{ID: rec.id, Name: rec.name, Integrity: "not run"}
-	r, err := newReplay(o.TempDir)
+	r, err := newReplay(o.TempDir, func(done, total int64) { o.Progress(rec.name, done, total) })
 	if err != nil {
 		return nil, err
 	}

@@ -459,7 +459,7 @@ func TestListAndDump(t *testing.T) {
 	head, _ := d.log.Head()
 	d.stop()
 	var out bytes.Buffer
-	if err := verify.List(t.Context(), &out, d.dir, nil); err != nil {
+	if err := verify.List(t.Context(), &out, d.dir, nil, false); err != nil {
 		t.Fatal(err)
 	}
 	if lines := strings.Split(strings.TrimSpace(out.String()), "\n"); len(lines) != 3 || !strings.Contains(lines[2], fmt.Sprintf("%016x", head.Post)) {
