@@ -46,14 +46,13 @@ func (c Config) YAML() string {
 		for _, line := range c.Lease {
 			fmt.Fprintf(&b, "  %s\n", line)
 		}
-		fmt.Fprintf(&b, "log:\n  debug: %t\n", c.Debug)
-		return b.String()
+	} else {
+		url := c.PrimaryURL
+		if url == "" {
+			url = "http://" + c.Addr
+		}
+		fmt.Fprintf(&b, "lease:\n  type: static\n  candidate: %t\n  advertise-url: %s\n", c.PrimaryURL == "", strconv.Quote(url))
 	}
-	url := c.PrimaryURL
-	if url == "" {
-		url = "http://" + c.Addr
-	}
-	fmt.Fprintf(&b, "lease:\n  type: static\n  candidate: %t\n  advertise-url: %s\n", c.PrimaryURL == "", strconv.Quote(url))
 	for _, line := range c.LeaseKeys {
 		fmt.Fprintf(&b, "  %s\n", line)
 	}
