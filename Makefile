@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build check test race fuzz demo bench soak soak-faults clean left release package-test page-test packaging-check
+.PHONY: frameworks help build check test race fuzz demo bench soak soak-faults clean left release package-test page-test packaging-check
 
 BUILD := .build
 PKG ?= ./...
@@ -62,6 +62,9 @@ soak: ## long and random: kill -9, SIGSTOP, power cuts (loop devices, mkfs.ext4)
 
 soak-faults: ## nodes and lease server in network namespaces that fail, under clients whose history is judged, for SOAK_DURATION; LITEFS_SEED
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestSoakFaults$$' ./internal/e2e
+
+frameworks: ## drivers and frameworks of other languages on mounts, with what they need installed first (Debian, npm)
+	.ci/frameworks
 
 # The version that is built: that of the tag, as dpkg orders versions.
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null | sed 's/^v//; s/-/+/' | grep . || echo 0.0.0)

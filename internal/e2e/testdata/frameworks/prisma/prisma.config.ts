@@ -1,0 +1,10 @@
+import { defineConfig } from 'prisma/config'
+import { PrismaBetterSQLite3 } from '@prisma/adapter-better-sqlite3'
+
+export default defineConfig({
+  experimental: { adapter: true },
+  engine: 'js',
+  schema: 'schema.prisma',
+  migrations: { path: 'migrations' },
+  adapter: async () => new PrismaBetterSQLite3({ url: process.env.DATABASE_URL!, timeout: 3000 }),
+})
