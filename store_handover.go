@@ -133,6 +133,7 @@ func (l *roleLoop) askPrimary(url string) {
 	defer l.asking.Store(false)
 	ctx, cancel := context.WithTimeout(l.ctx, askLong)
 	defer cancel()
+	s.lighten(ctx)
 	for {
 		err := l.ask(ctx, d.Demote, cmp.Or(s.PrimaryURL(), url))
 		if err == nil || s.IsPrimary() {
@@ -153,6 +154,19 @@ func (l *roleLoop) ask(ctx context.Context, demote func(ctx context.Context, url
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	return demote(ctx, url, l.s.nodeID)
+}
+
+// lighten does, while the primary still writes, what the first commit here would
+// otherwise wait for: a replica's write-ahead log is long, so that the commit
+// checkpoints it, and syncs the log of transactions before. What fails here is
+// done then.
+func (s *Store) lighten(ctx context.Context) {
+	err := s.each(func(db *DB) error {
+		return errors.Join(db.makeDurable(), db.checkpointReplica(ctx))
+	})
+	if err != nil && ctx.Err() == nil {
+		s.Logger.Warn("the first commit after the hand-over will take longer", "error", err)
+	}
 }
 
 // errStatic is why a role cannot be moved.
