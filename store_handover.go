@@ -19,7 +19,8 @@ const drainTimeout = 3 * time.Second
 // For how long, and how often, a node asks the primary to hand over.
 const (
 	askLong  = 25 * time.Second
-	askPause = 300 * time.Millisecond
+	askPause = 300 * time.Millisecond // after a refusal
+	tookLong = 3 * time.Second        // after a hand-over that has not made this node the primary
 )
 
 var (
@@ -134,19 +135,32 @@ func (l *roleLoop) askPrimary(url string) {
 	ctx, cancel := context.WithTimeout(l.ctx, askLong)
 	defer cancel()
 	s.lighten(ctx)
-	for {
-		err := l.ask(ctx, d.Demote, cmp.Or(s.PrimaryURL(), url))
-		if err == nil || s.IsPrimary() {
-			return
+	sub := s.Subscribe()
+	defer sub.Close() //nolint:errcheck // forgets the subscription
+	reign := s.reign.Load()
+	for s.reign.Load() == reign && !s.IsPrimary() {
+		pause := tookLong
+		if err := l.ask(ctx, d.Demote, cmp.Or(s.PrimaryURL(), url)); err != nil {
+			s.Logger.Warn("the primary does not hand over", "primary", url, "error", err)
+			err = fmt.Errorf("the primary does not hand over: %w", err)
+			s.notAsked.Store(&err)
+			pause = askPause
 		}
-		s.Logger.Warn("the primary does not hand over", "primary", url, "error", err)
-		err = fmt.Errorf("the primary does not hand over: %w", err)
-		s.notAsked.Store(&err)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(askPause):
+		// A primary that lost its lease meanwhile has not handed over, though it is none any more: it
+		// may get the lease again.
+		again := time.NewTimer(pause)
+		for waiting := true; waiting && s.reign.Load() == reign; {
+			select {
+			case <-sub.NotifyCh():
+				sub.DirtySet()
+			case <-again.C:
+				waiting = false
+			case <-ctx.Done():
+				again.Stop()
+				return
+			}
 		}
+		again.Stop()
 	}
 }
 
