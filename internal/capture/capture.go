@@ -65,6 +65,14 @@ func Published(h sqlitefile.IndexHeader) Limit {
 	}
 }
 
+// Known reports whether the limit is one that a wal-index sets.
+func (l Limit) Known() bool { return l.trusted }
+
+// Covers reports whether a known limit publishes the frame at pos.
+func (l Limit) Covers(pos WALPos) bool {
+	return l.trusted && l.maxFrame >= pos.Frame && l.salt1 == pos.Salt1 && l.salt2 == pos.Salt2
+}
+
 // PageFrame names the frame that holds the content of a page.
 type PageFrame struct {
 	Pgno, Frame uint32
@@ -132,6 +140,45 @@ func Scan(wal io.ReaderAt, walSize int64, from WALPos, limit Limit) (Batch, erro
 		return scanPublished(wal, h, from, limit)
 	}
 	return scanChain(wal, walSize, h, from)
+}
+
+// ScanUnpublished returns what the transaction changes whose commit frame is upto and which nobody has published: all
+// frames after from are its own. SQLite writes frames behind one that it has overwritten with zeros for salts and
+// checksum, and the real ones last of all (walEncodeFrame, walRewriteChecksums): so neither is looked at, and the
+// checksum in To may be zero.
+func ScanUnpublished(wal io.ReaderAt, from WALPos, upto uint32) (Batch, error) {
+	h, err := sqlitefile.ReadWALHeader(wal)
+	if err != nil {
+		return Batch{}, err
+	}
+	if !from.ofHeader(h) {
+		from = WALPos{} // the log began anew: what it held before is captured
+	}
+	if upto <= from.Frame {
+		return Batch{}, fmt.Errorf("%w: frame %d commits, frame %d was captured", ErrBroken, upto, from.Frame)
+	}
+	var c collector
+	var last sqlitefile.Frame
+	err = eachHeader(wal, h.PageSize, from.Frame+1, upto, func(frame uint32, b []byte) error {
+		last = sqlitefile.ParseFrame(b)
+		fresh := last.Salt1 == h.Salt1 && last.Salt2 == h.Salt2
+		later := last.Salt1 == 0 && last.Salt2 == 0 && last.Cksum == sqlitefile.Cksum{}
+		if !fresh && !later || last.Pgno == 0 {
+			return fmt.Errorf("%w: frame %d of %d: page %d, salts %08x-%08x, want %08x-%08x", ErrBroken, frame, upto, last.Pgno, last.Salt1, last.Salt2, h.Salt1, h.Salt2)
+		}
+		c.add(frame, last)
+		return nil
+	})
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("%w: it ends before frame %d: %w", ErrBroken, upto, err)
+	}
+	if err == nil && last.Commit == 0 {
+		err = fmt.Errorf("%w: frame %d is no commit", ErrBroken, upto)
+	}
+	if err != nil {
+		return Batch{}, err
+	}
+	return c.batch(h, from), nil
 }
 
 // At returns the position after a frame that is known to end a transaction, and

@@ -19,14 +19,16 @@ var edges = map[string][]string{
 	"internal/locktab": {},
 	"internal/pagesum": {"internal/isocrc", "sqlitefile"},
 	"internal/capture": {"sqlitefile"},
-	"internal/peer":    {"sqlitefile"},
-	"internal/ltxlog":  {"internal/isocrc", "internal/vfs", "sqlitefile"},
+
+	"internal/walwrite": {"sqlitefile"},
+	"internal/peer":     {"sqlitefile"},
+	"internal/ltxlog":   {"internal/isocrc", "internal/vfs", "sqlitefile"},
 
 	"internal/lostfound": {"internal/ltxlog", "sqlitefile"},
 	"internal/dbfile":    {"internal/pagesum", "sqlitefile"},
 
 	// The façade: orchestrates the algorithms.
-	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/peer", "internal/ltxlog", "internal/lostfound", "internal/dbfile", "internal/role", "sqlitefile"},
+	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/walwrite", "internal/peer", "internal/ltxlog", "internal/lostfound", "internal/dbfile", "internal/role", "sqlitefile"},
 
 	// Edges: the kernel, the network, the lease. They meet in the daemon.
 	"fuse":         {},
@@ -74,15 +76,14 @@ var edges = map[string][]string{
 
 // doors lists who may import an outside module: one package knows it, so it can be replaced there.
 var doors = map[string][]string{
-	"github.com/hanwen/go-fuse":        {"fuse", "internal/cutdisk"},
-	"github.com/mattn/go-sqlite3":      {"internal/sqlapp"},
-	"go.yaml.in/yaml":                  {"internal/config"},
-	"github.com/superfly/ltx":          {"", "http", "internal/ltxlog", "internal/pagesum", "internal/verify"},
-	"github.com/pierrec/lz4":           {"http", "internal/ltxlog"},
-	"gopkg.in/natefinch/lumberjack.v2": {"cmd/litefs"},
-	"golang.org/x/sys":                 anyPackage,
-	"golang.org/x/sync":                anyPackage,
-	"golang.org/x/net":                 {"http"},
+	"github.com/hanwen/go-fuse":   {"fuse", "internal/cutdisk"},
+	"github.com/mattn/go-sqlite3": {"internal/sqlapp"},
+	"go.yaml.in/yaml":             {"internal/config"},
+	"github.com/superfly/ltx":     {"", "http", "internal/ltxlog", "internal/pagesum", "internal/verify"},
+	"github.com/pierrec/lz4":      {"http", "internal/ltxlog"},
+	"golang.org/x/sys":            anyPackage,
+	"golang.org/x/sync":           anyPackage,
+	"golang.org/x/net":            {"http"},
 }
 
 // anyPackage stands for every package.

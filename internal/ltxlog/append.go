@@ -24,7 +24,26 @@ func (l *Log) AppendConfirmed(h Header, pages Pages, post uint64, confirm func()
 	return l.append(h, pages, post, true, confirm)
 }
 
+// AppendAhead is Append with sync that lists the entry, and then calls listed, before the entry is durable: readers have
+// it while the disk is at it. added says whether the entry is in the log, where it stays; with an error beside it, it is
+// not known to be durable. A snapshot is not added this way. listed must not change the log.
+func (l *Log) AppendAhead(h Header, pages Pages, post uint64, listed func()) (e Entry, added bool, err error) {
+	if h.Min == 1 {
+		return Entry{}, false, fmt.Errorf("append %s: a snapshot is durable before it counts", entryName(h.Min, h.Max))
+	}
+	e, err = l.appendWith(h, pages, post, func(e Entry, w *writer) (err error) {
+		added, err = l.publishAhead(e, w, listed)
+		return err
+	})
+	return e, added, err
+}
+
 func (l *Log) append(h Header, pages Pages, post uint64, sync bool, confirm func() error) (Entry, error) {
+	return l.appendWith(h, pages, post, func(e Entry, w *writer) error { return l.publish(e, w, sync, confirm) })
+}
+
+// appendWith encodes an entry that joins and has publish make it part of the log.
+func (l *Log) appendWith(h Header, pages Pages, post uint64, publish func(Entry, *writer) error) (Entry, error) {
 	l.change.Lock()
 	defer l.change.Unlock()
 	if err := l.ready(); err != nil {
@@ -40,7 +59,7 @@ func (l *Log) append(h Header, pages Pages, post uint64, sync bool, confirm func
 		return Entry{}, err
 	}
 	e := h.entry(post, w.enc.n)
-	if err := l.publish(e, w, sync, confirm); err != nil {
+	if err := publish(e, w); err != nil {
 		return Entry{}, fmt.Errorf("append %s: %w", entryName(h.Min, h.Max), err)
 	}
 	return e, nil

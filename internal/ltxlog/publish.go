@@ -170,6 +170,33 @@ func (l *Log) publish(e Entry, w *writer, sync bool, confirm func() error) error
 	return nil
 }
 
+// publishAhead makes the entry in w part of the log, tells, and makes it durable then. The caller holds change and has
+// checked that the entry joins.
+func (l *Log) publishAhead(e Entry, w *writer, listed func()) (added bool, err error) {
+	room, err := l.roomInRecent(w)
+	if err != nil {
+		return false, err
+	}
+	if err := w.put(entryName(e.Min, e.Max), false, false); err != nil {
+		return false, err
+	}
+	l.keepLive(e, w)
+	l.list(e)
+	listed()
+	if !room {
+		l.sync.Lock()
+		defer l.sync.Unlock()
+		return true, l.syncLocked()
+	}
+	if err := l.putRecord(e, w.enc.buf, unconditionally); err != nil {
+		return true, err
+	}
+	l.mu.Lock()
+	l.mu.durable = max(l.mu.durable, e.Max)
+	l.mu.Unlock()
+	return true, nil
+}
+
 // publishReplacing adds a snapshot to a log that is not empty. What goes beyond the snapshot, or
 // ends where it ends with another checksum, belongs to another history and is dropped first:
 // found beside the snapshot after a crash it would be a broken chain. So is an entry of the same
