@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"errors"
 	"os"
 	"strconv"
 
@@ -58,6 +59,10 @@ func (c Caller) Own() bool {
 	return unix.Tgkill(os.Getpid(), int(c.PID), 0) == nil
 }
 
+// ErrTaken is what Writing returns when it has taken the bytes: they are not written, and the caller is told that they
+// were.
+var ErrTaken = errors.New("the write was taken")
+
 // Backend decides what requests mean. Paths are relative to Options.Root ("app.db", "sub/app.db").
 //
 // Methods are called from many goroutines at once and may wait: only the request itself waits with them. An error
@@ -84,7 +89,7 @@ type Backend interface {
 	// except that Opened for a handle of this process does not wait for a Released in progress.
 	Released(path string, writable bool, last bool)
 	// Writing is called before a WRITE that reaches the daemon touches the file. data is valid until it returns.
-	// Never called in Passthrough.
+	// Never called in Passthrough. ErrTaken: see there.
 	Writing(c Caller, path string, off int64, data []byte) error
 	// Wrote is called after n bytes were written at off.
 	Wrote(path string, off int64, n int)
