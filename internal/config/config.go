@@ -78,7 +78,9 @@ type Config struct {
 	Lease Lease
 	Proxy Proxy
 	Log   Log
-	Trace Trace
+
+	// Durability gives databases a level; the first rule that matches counts, async is that of the others.
+	Durability []DurabilityRule
 
 	// ReplicaReadOnly: databases of a replica do not open for writing.
 	ReplicaReadOnly bool
@@ -93,6 +95,21 @@ type Config struct {
 	// SkipSync starts Exec before a replica has caught up with its primary.
 	SkipSync bool
 }
+
+// DurabilityRule is what is promised of transactions of the databases that match.
+type DurabilityRule struct {
+	Match   string // pattern, as path.Match has it
+	Level   string // LevelAsync or LevelQuorum
+	N       int    // of LevelQuorum: replicas, from 1 to 16
+	Memory  bool   // of LevelQuorum: ack: memory
+	Timeout time.Duration
+}
+
+// Levels of durability.
+const (
+	LevelAsync  = "async"
+	LevelQuorum = "quorum"
+)
 
 // Fuse says where the databases are seen and how the kernel serves them.
 type Fuse struct {
@@ -180,18 +197,6 @@ type Log struct {
 	Debug     bool
 }
 
-// Trace is a file with all that can be said, whatever Log leaves out.
-type Trace struct {
-	Enabled  bool
-	Path     string // absolute; "": there is none
-	MaxSize  int    // megabytes, after which another file is begun
-	MaxCount int    // files that are kept beside it
-	Compress bool   // those with gzip
-}
-
-// Live reports whether there is a trace.
-func (t Trace) Live() bool { return t.Enabled && t.Path != "" }
-
 // Command is a program and its arguments: already split, never split again.
 type Command struct {
 	Argv []string // at least one, the first not empty
@@ -250,7 +255,6 @@ func defaults() *Config {
 		},
 		Proxy:       proxyDefaults(),
 		Log:         Log{Format: LogText},
-		Trace:       Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
 		ExitOnError: true,
 	}
 }

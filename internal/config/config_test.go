@@ -61,7 +61,6 @@ func TestDefault(t *testing.T) {
 		HTTP:        config.HTTP{Addr: "127.0.0.1:20202"},
 		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd},
 		Log:         config.Log{Format: "text"},
-		Trace:       config.Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
 		ExitOnError: true,
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -117,7 +116,6 @@ log:
 		},
 		SkipSync: true,
 		Log:      config.Log{Format: "json", Timestamp: true, Debug: true},
-		Trace:    config.Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -257,8 +255,7 @@ func TestErrors(t *testing.T) {
 		{"proxy write", dir + "proxy:\n  write: carefully\n", "f.yml: proxy.write at line 3: \"carefully\" is neither forward, fly-replay nor redirect"},
 		{"proxy path", dir + "proxy:\n  passthrough: [\"/a\", \"b\"]\n", "f.yml: proxy.passthrough at line 3: \"b\" begins neither with / nor with *: it matches no path"},
 		{"backup", dir + "backup: {type: file}\n", "f.yml: backup.type at line 2: backup is not built yet; remove the key"},
-		{"trace size", dir + "tracing: {max-size: 64MB}\n", `f.yml: tracing.max-size at line 2: "64MB" is not a number from 1 to 1048576`},
-		{"trace count", dir + "tracing: {max-count: 0}\n", `f.yml: tracing.max-count at line 2: "0" is not a number from 1 to 10000`},
+		{"tracing", dir + "tracing: {path: x}\n", "f.yml: tracing.path at line 2: the trace log is not built yet; remove the key and use log.debug"},
 		{"no consul", dir + "lease: {type: consul}\n", "f.yml: lease.consul.url is missing: where is the server? For one on this machine: http://127.0.0.1:8500"},
 		{"no etcd", dir + "lease: {type: etcd, consul: {key: x}}\n", "f.yml: lease.etcd.url is missing: where is the server? For one on this machine: http://127.0.0.1:2379"},
 		{"server of another type", dir + "lease: {consul: {url: 'http://a'}}\n", "f.yml: lease.consul.url has no use with lease.type: static: set lease.type: consul, or remove it"},
@@ -275,6 +272,15 @@ func TestErrors(t *testing.T) {
 		{"guardian with a lease server", "fuse: {dir: /srv/app, guardian: true}\nlease: {type: etcd, advertise-url: 'http://n:1', etcd: {url: 'http://a:1'}}\n", "f.yml: fuse.guardian: true is not built yet for lease.type: etcd, whose roles may change while a mount is taken over; remove the key"},
 		{"filter of a candidate", dir + "lease: {databases: [a]}\n", "f.yml: lease.databases is for nodes with lease.candidate: false; a candidate has all databases"},
 		{"bad pattern", dir + "lease: {databases: ['[']}\n", `f.yml: lease.databases at line 2: "[" is no pattern: syntax error in pattern`},
+		{"durability is no list", dir + "durability: quorum\n", `f.yml: durability at line 2: must be a list, like - {match: "orders*.db", level: quorum, n: 1}`},
+		{"durability without match", dir + "durability: [{level: quorum}]\n", `f.yml: durability at line 2: line 2: the rule has no match: name the databases, like "*.db"`},
+		{"level", dir + "durability: [{match: a, level: sync}]\n", `f.yml: durability at line 2: line 2: level "sync" is neither async nor quorum`},
+		{"level not built", dir + "durability: [{match: a, level: max-lag}]\n", `f.yml: durability at line 2: line 2: level max-lag is not built yet: use async or quorum`},
+		{"quorum of none", dir + "durability: [{match: a, level: quorum, n: 0}]\n", `f.yml: durability at line 2: line 2: n: "0" is no number from 1 to 16`},
+		{"ack", dir + "durability: [{match: a, level: quorum, ack: maybe}]\n", `f.yml: durability at line 2: line 2: ack: "maybe" is neither durable nor memory`},
+		{"async with n", dir + "durability: [{match: a, level: async, n: 1}]\n", `f.yml: durability at line 2: line 2: n is for level quorum`},
+		{"key of a rule", dir + "durability: [{match: a, level: async, x: 1}]\n", `f.yml: durability at line 2: unknown key "x" at line 2: a rule has match, level, n, ack and timeout`},
+		{"quorum and guardian", "fuse: {dir: /srv/app, guardian: true}\ndurability: [{match: a, level: quorum}]\n", "f.yml: durability: level quorum and fuse.guardian: true do not go together yet: remove one of them"},
 		{"compress", dir + "data: {compress: false}\n", "f.yml: data.compress at line 2: a log without compression is not built yet; remove the key"},
 		{"strict", dir + "strict-verify: true\n", "f.yml: strict-verify at line 2: verification of each transaction is not built yet; remove the key and use litefs verify"},
 		{"restart", dir + "exec:\n  - cmd: a\n    restart: often\n", `f.yml: exec at line 2: line 3: restart: "often" is neither never, on-failure nor always`},
@@ -434,6 +440,25 @@ func TestLoad(t *testing.T) {
 	}
 	if _, err := config.Load(path, config.Source{}); err == nil || !strings.HasPrefix(err.Error(), path+": unknown key") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestDurabilityRoundTrip(t *testing.T) {
+	want := mustParse(t, "fuse: {dir: /mnt/a}\ndurability:\n  - {match: 'a*', level: quorum, n: 2, ack: memory, timeout: 90s}\n  - match: b\n    level: quorum\n  - {match: '*', level: async}\n", source())
+	rules := []config.DurabilityRule{
+		{Match: "a*", Level: config.LevelQuorum, N: 2, Memory: true, Timeout: 90 * time.Second},
+		{Match: "b", Level: config.LevelQuorum, N: 1, Timeout: 5 * time.Second},
+		{Match: "*", Level: config.LevelAsync},
+	}
+	if !reflect.DeepEqual(want.Durability, rules) {
+		t.Fatalf("%+v", want.Durability)
+	}
+	text, err := want.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := mustParse(t, string(text), source()); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v\n%s", got, want, text)
 	}
 }
 

@@ -86,6 +86,10 @@ func (c *Config) YAML() ([]byte, error) {
 		add(server, "ttl", str(c.Lease.Etcd.TTL.String()))
 	}
 
+	if len(c.Durability) > 0 {
+		add(root, "durability", durabilityYAML(c.Durability))
+	}
+
 	open := "writable"
 	if c.ReplicaReadOnly {
 		open = "readonly"
@@ -106,15 +110,6 @@ func (c *Config) YAML() ([]byte, error) {
 	add(log, "format", str(c.Log.Format))
 	add(log, "timestamp", plain(fmt.Sprint(c.Log.Timestamp)))
 	add(log, "debug", plain(fmt.Sprint(c.Log.Debug)))
-
-	trace := group("tracing")
-	add(trace, "enabled", plain(fmt.Sprint(c.Trace.Enabled)))
-	if c.Trace.Path != "" {
-		add(trace, "path", str(c.Trace.Path))
-	}
-	add(trace, "max-size", plain(fmt.Sprint(c.Trace.MaxSize)))
-	add(trace, "max-count", plain(fmt.Sprint(c.Trace.MaxCount)))
-	add(trace, "compress", plain(fmt.Sprint(c.Trace.Compress)))
 
 	var out bytes.Buffer
 	dumper, err := yaml.NewDumper(&out, yaml.WithIndent(2), yaml.WithLineWidth(-1))

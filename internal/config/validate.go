@@ -47,6 +47,9 @@ func (p *parser) conclude() error {
 	if c.Fuse.Guardian && c.Lease.Type != LeaseStatic {
 		return fmt.Errorf("fuse.guardian: true is not built yet for lease.type: %s, whose roles may change while a mount is taken over; remove the key", c.Lease.Type)
 	}
+	if c.Fuse.Guardian && c.promises() {
+		return errors.New("durability: level quorum and fuse.guardian: true do not go together yet: remove one of them")
+	}
 	if c.Lease.Candidate && len(c.Lease.Databases) > 0 {
 		return errors.New("lease.databases is for nodes with lease.candidate: false; a candidate has all databases")
 	}

@@ -1,0 +1,140 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// Bounds of a quorum.
+const (
+	defaultQuorumTimeout = 5 * time.Second
+	maxQuorumTimeout     = 5 * time.Minute
+	maxQuorum            = 16
+	maxRules             = 1000
+)
+
+// setDurability takes a list of {match, level, n, ack, timeout}.
+func setDurability(p *parser, n *yaml.Node) error {
+	if n.Kind != yaml.SequenceNode {
+		return errors.New("must be a list, like - {match: \"orders*.db\", level: quorum, n: 1}")
+	}
+	if len(n.Content) > maxRules {
+		return fmt.Errorf("has %d rules, at most %d are allowed", len(n.Content), maxRules)
+	}
+	p.cfg.Durability = nil
+	for _, item := range n.Content {
+		r, err := p.durabilityRule(resolve(item))
+		if err != nil {
+			return err
+		}
+		p.cfg.Durability = append(p.cfg.Durability, r)
+	}
+	return nil
+}
+
+func (p *parser) durabilityRule(item *yaml.Node) (DurabilityRule, error) {
+	var r DurabilityRule
+	if item.Kind != yaml.MappingNode {
+		return r, fmt.Errorf("line %d: each rule must be of the form - {match: \"orders*.db\", level: quorum}", item.Line)
+	}
+	values := make(map[string]string)
+	for i := 0; i+1 < len(item.Content); i += 2 {
+		name := item.Content[i]
+		if _, twice := values[name.Value]; twice {
+			return r, fmt.Errorf("%s at line %d is given twice", name.Value, name.Line)
+		}
+		v, err := p.scalar(resolve(item.Content[i+1]))
+		if err != nil {
+			return r, fmt.Errorf("line %d: %w", name.Line, err)
+		}
+		switch name.Value {
+		case "match", "level", "n", "ack", "timeout":
+			values[name.Value] = v
+		default:
+			return r, fmt.Errorf("unknown key %q at line %d: a rule has match, level, n, ack and timeout", name.Value, name.Line)
+		}
+	}
+	if err := r.read(values); err != nil {
+		return r, fmt.Errorf("line %d: %w", item.Line, err)
+	}
+	return r, nil
+}
+
+func (r *DurabilityRule) read(values map[string]string) (err error) {
+	if r.Match = values["match"]; r.Match == "" {
+		return errors.New("the rule has no match: name the databases, like \"*.db\"")
+	}
+	if err := checkPattern(r.Match); err != nil {
+		return err
+	}
+	switch r.Level = values["level"]; r.Level {
+	case LevelAsync:
+		for _, name := range []string{"n", "ack", "timeout"} {
+			if values[name] != "" {
+				return fmt.Errorf("%s is for level quorum", name)
+			}
+		}
+		return nil
+	case LevelQuorum:
+	case "max-lag":
+		return errors.New("level max-lag is not built yet: use async or quorum")
+	default:
+		return fmt.Errorf("level %q is neither async nor quorum", r.Level)
+	}
+	r.N, r.Timeout = 1, defaultQuorumTimeout
+	if v := values["n"]; v != "" {
+		if r.N, err = strconv.Atoi(v); err != nil || r.N < 1 || r.N > maxQuorum {
+			return fmt.Errorf("n: %q is no number from 1 to %d", v, maxQuorum)
+		}
+	}
+	switch v := values["ack"]; v {
+	case "", "durable":
+	case "memory":
+		r.Memory = true
+	default:
+		return fmt.Errorf("ack: %q is neither durable nor memory", v)
+	}
+	if v := values["timeout"]; v != "" {
+		if r.Timeout, err = parsePositive(v); err != nil {
+			return fmt.Errorf("timeout: %w", err)
+		}
+		if r.Timeout < time.Millisecond || r.Timeout > maxQuorumTimeout {
+			return fmt.Errorf("timeout: %v is not from 1ms to %v", r.Timeout, maxQuorumTimeout)
+		}
+	}
+	return nil
+}
+
+// promises reports whether any commit is to wait for replicas.
+func (c *Config) promises() bool {
+	for _, r := range c.Durability {
+		if r.Level == LevelQuorum {
+			return true
+		}
+	}
+	return false
+}
+
+func durabilityYAML(rules []DurabilityRule) *yaml.Node {
+	list := &yaml.Node{Kind: yaml.SequenceNode}
+	for _, r := range rules {
+		item := &yaml.Node{Kind: yaml.MappingNode}
+		add(item, "match", str(r.Match))
+		add(item, "level", str(r.Level))
+		if r.Level == LevelQuorum {
+			ack := "durable"
+			if r.Memory {
+				ack = "memory"
+			}
+			add(item, "n", plain(strconv.Itoa(r.N)))
+			add(item, "ack", str(ack))
+			add(item, "timeout", str(r.Timeout.String()))
+		}
+		list.Content = append(list.Content, item)
+	}
+	return list
+}
