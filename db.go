@@ -96,10 +96,27 @@ type DB struct {
 	// loadProgress is how far load is, for those who must not wait for mu.
 	loadProgress atomic.Pointer[loadProgress]
 
+	// levelOwn is the level that was set for this database, nil: that of the rules.
+	levelOwn atomic.Pointer[Level]
+
+	// hold is up to which transaction a replica may apply: those after it are not decided.
+	hold atomic.Uint64
+
+	// ended is closed, for those who must not wait for mu, and unproved that sumsErr is set: the checksums prove no page.
+	ended, unproved atomic.Bool
+
+	// wrote is what was seen of the writes to a write-ahead log that commits wait at.
+	wrote walWrites
+
 	mu     sync.Mutex // guards everything below
 	closed bool
-	txlog  *ltxlog.Log
-	sums   *pagesum.File
+
+	// undecided is the newest transaction of the log while nobody can say that it is committed; nil: all are.
+	// While it is set, the position that others see is the one before it.
+	undecided *undecided
+
+	txlog *ltxlog.Log
+	sums  *pagesum.File
 
 	// wal is the write-ahead log that captures read, nil while there is none;
 	// at is how far it has been captured.
@@ -160,6 +177,7 @@ func NewDB(store *Store, id uint32, path string) *DB {
 
 		peering: newSemaphore(),
 	}
+	db.hold.Store(AllDecided)
 	name := ""
 	db.name.Store(&name)
 	db.pos.Store(&Pos{})
@@ -250,7 +268,7 @@ func (db *DB) openRecord() (err error) {
 	if db.sums, err = db.openSums(); err != nil {
 		return errors.Join(fmt.Errorf("page checksums: %w", err), db.txlog.Close())
 	}
-	if err := db.openEpochs(); err != nil {
+	if err := errors.Join(db.openEpochs(), db.openLevel()); err != nil {
 		return errors.Join(err, db.sums.Close(false), db.txlog.Close())
 	}
 	return nil
@@ -288,6 +306,7 @@ func (db *DB) close() error {
 		return nil
 	}
 	db.closed = true
+	db.ended.Store(true)
 	db.mu.Unlock()
 	close(db.stop)
 	<-db.done
@@ -346,6 +365,11 @@ func (db *DB) publish() {
 		first := db.redo[0]
 		db.pos.Store(&Pos{TXID: first.Min - 1, Chksum: first.Pre})
 		db.epoch.Store(first.Epoch)
+		return
+	}
+	if u := db.undecided; u != nil {
+		db.pos.Store(&u.before)
+		db.epoch.Store(u.epoch)
 		return
 	}
 	if head, ok := db.txlog.Head(); ok {

@@ -74,13 +74,12 @@ func (db *DB) Base(ctx context.Context, pos Pos, next uint32, notify func()) (Ba
 
 // startBase decides where a base begins.
 func (db *DB) startBase(pos Pos, next uint32) (BaseStreamFrame, error) {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if db.closed {
+	// Not under db.mu, which a commit holds that waits for replicas: their streams must go on meanwhile.
+	if db.ended.Load() {
 		return BaseStreamFrame{}, ErrDatabaseNotFound
 	}
 	head, ok := db.txlog.Head()
-	if !ok || head.Max < 2 || db.sumsErr != nil || db.stale {
+	if !ok || head.Max < 2 || db.unproved.Load() {
 		return BaseStreamFrame{}, errNoBase
 	}
 	start := BaseStreamFrame{

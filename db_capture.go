@@ -3,6 +3,7 @@ package litefs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"time"
@@ -31,12 +32,31 @@ type change struct {
 	// confirm is asked when the entry of a durable change is on disk and before it
 	// counts: an error takes it back. It may be nil.
 	confirm func() error
+
+	// ahead is called when the entry is in the log and others can read it, but not yet on disk: docs/promises.md. nil:
+	// nobody is told before.
+	ahead func()
 }
+
+// notDurable is the error of a change that is in the log, and not known to be on disk.
+type notDurable struct{ error }
+
+func (e notDurable) Unwrap() error { return e.error }
 
 // appendBatch logs the transactions that a scan of the write-ahead log found.
 // db.mu is held.
 func (db *DB) appendBatch(b capture.Batch) error {
-	c := change{
+	c, done, err := db.changeOf(b, db.wal.file)
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.appendChange(c), done())
+}
+
+// changeOf is the change that a scan of a write-ahead log found; its pages are read from there until done is called.
+// db.mu is held.
+func (db *DB) changeOf(b capture.Batch, wal io.ReaderAt) (c change, done func() error, err error) {
+	c = change{
 		commits:  b.Commits,
 		pageSize: b.PageSize,
 		count:    b.PageCount,
@@ -59,22 +79,21 @@ func (db *DB) appendBatch(b capture.Batch) error {
 		}
 	}
 	var file *os.File
+	done = func() error { return nil }
 	if grown {
 		slices.Sort(c.pgnos)
-		f, err := os.Open(db.DatabasePath())
-		if err != nil {
-			return fmt.Errorf("open the database: %w", err)
+		if file, err = os.Open(db.DatabasePath()); err != nil {
+			return c, nil, fmt.Errorf("open the database: %w", err)
 		}
-		defer f.Close() //nolint:errcheck // read only
-		file = f
+		done = file.Close
 	}
 	c.read = func(pgno uint32, buf []byte) error {
 		if frame, ok := frames[pgno]; ok {
-			return capture.ReadPage(db.wal.file, frame, b.PageSize, buf)
+			return capture.ReadPage(wal, frame, b.PageSize, buf)
 		}
 		return readFilePage(file, pgno, buf)
 	}
-	return db.appendChange(c)
+	return c, done, nil
 }
 
 // appendChange writes c to the log, then to the page checksums, then publishes
@@ -115,7 +134,8 @@ func (db *DB) appendChange(c change) error {
 	if err != nil {
 		return err
 	}
-	if err := db.appendEntry(hdr, c, post); err != nil {
+	var late notDurable
+	if err := db.appendEntry(hdr, c, post); err != nil && !errors.As(err, &late) {
 		return errors.Join(fmt.Errorf("write the log: %w", err), undo())
 	}
 	for i, pgno := range c.pgnos {
@@ -134,6 +154,9 @@ func (db *DB) appendChange(c change) error {
 	db.counts.commits.Add(c.commits)
 	db.publish()
 	db.store.MarkDirty(db.id)
+	if late.error != nil {
+		return fmt.Errorf("write the log: %w", late)
+	}
 	return nil
 }
 
@@ -164,6 +187,13 @@ func (db *DB) entryHeader(c change, head ltxlog.Entry) ltxlog.Header {
 
 // appendEntry adds the entry of c to the log.
 func (db *DB) appendEntry(hdr ltxlog.Header, c change, post uint64) error {
+	if c.ahead != nil {
+		_, added, err := db.txlog.AppendAhead(hdr, db.pageSeq(c), post, c.ahead)
+		if added && err != nil {
+			return notDurable{err}
+		}
+		return err
+	}
 	if c.confirm != nil {
 		_, err := db.txlog.AppendConfirmed(hdr, db.pageSeq(c), post, c.confirm)
 		return err
@@ -219,6 +249,7 @@ func (db *DB) page(size uint32) []byte {
 // would be wrong.
 func (db *DB) sumsFailed(err error) error {
 	db.sumsErr = fmt.Errorf("page checksums are behind the log until the next start: %w", err)
+	db.unproved.Store(true)
 	return db.sumsErr
 }
 

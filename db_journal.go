@@ -41,12 +41,15 @@ func (db *DB) noteUnseen() {
 // removed, truncated or zeroed, which is its commit or the end of its
 // rollback; after a rollback the pages are what they were and nothing is
 // logged. An error refuses the commit: the journal stays, and SQLite rolls the
-// transaction back.
-func (db *DB) journalEnds() error {
+// transaction back. member: see Store.journalEnds.
+func (db *DB) journalEnds(member bool) error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if db.closed || db.peer != nil {
 		return db.settleSync()
+	}
+	if level := db.Level(); level.Kind == LevelQuorum || db.undecided != nil {
+		return db.promiseJournal(level, member)
 	}
 	return errors.Join(db.captureFile(), db.settleSync())
 }

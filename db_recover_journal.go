@@ -23,7 +23,11 @@ func (db *DB) endHotJournal(logged bool) error {
 	if err != nil {
 		return err
 	}
-	if pending {
+	refused, err := db.wasRefused()
+	if err != nil {
+		return err
+	}
+	if pending || refused {
 		return db.settleJournal()
 	}
 	db.log().Info("a commit is finished: its journal is removed")

@@ -67,7 +67,8 @@ func (db *DB) apply(ctx context.Context, r io.Reader, size int64) error {
 	if err := db.dropUnfinishedLoad(); err != nil {
 		return err
 	}
-	e, err := db.txlog.Import(io.LimitReader(r, size), size, false)
+	// What is prepared is waited for on disk.
+	e, err := db.txlog.Import(io.LimitReader(r, size), size, db.hold.Load() != AllDecided)
 	if err != nil {
 		return err
 	}
@@ -101,13 +102,45 @@ func (db *DB) catchUp(ctx context.Context) (Pos, error) {
 		db.stale = true
 		return db.noPos(), nil
 	}
-	for _, e := range entries {
-		if err := db.applyEntry(ctx, e); err != nil {
+	for len(entries) > 0 && entries[0].Max <= db.hold.Load() {
+		e := entries[0]
+		if n := takenBack(entries, db.hold.Load()); n > 0 {
+			// Nobody is to see it: the files are what they were before it already.
+			e, entries = entries[n], entries[n:]
+			if err := db.passOver(e); err != nil {
+				return Pos{}, err
+			}
+		} else if err := db.applyEntry(ctx, e); err != nil {
 			db.stale = db.stale || errors.Is(err, errChecksum)
 			return Pos{}, err
 		}
+		entries = entries[1:]
 	}
 	return db.wantedPosLocked(), nil
+}
+
+// takenBack returns the index of the entry that takes the first one back, with all between; 0: none does. Entries
+// behind hold are not looked at.
+func takenBack(entries []ltxlog.Entry, hold uint64) int {
+	for i := 1; i < len(entries) && i < maxBack && entries[i].Max <= hold; i++ {
+		if entries[0].Pre != 0 && entries[i].Post == entries[0].Pre {
+			return i
+		}
+	}
+	return 0
+}
+
+// passOver makes the end of e the position of files that are there already. db.mu is held.
+func (db *DB) passOver(e ltxlog.Entry) error {
+	if db.sums.Sum() != e.Post || db.sums.Count() != e.Commit || db.sums.PageSize() != e.PageSize {
+		return fmt.Errorf("%w at %016x: have %016x and %d pages, want %016x and %d", errChecksum, e.Max, db.sums.Sum(), db.sums.Count(), e.Post, e.Commit)
+	}
+	if err := db.sums.Mark(e.Max); err != nil {
+		return err
+	}
+	db.publishAt(e)
+	db.store.MarkDirty(db.id)
+	return nil
 }
 
 // unapplied returns the entries of the log that the files lack; false when the
@@ -438,18 +471,6 @@ func (s *Store) renameReplica(ctx context.Context, db *DB, name string) error {
 		return errors.Join(err, renameTogether(to, from))
 	}
 	return db.takePeer(ctx)
-}
-
-// checkpointReplica copies what it can of a replica's write-ahead log into the
-// database file.
-func (db *DB) checkpointReplica(ctx context.Context) error {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if db.closed || db.peer == nil || db.load != nil {
-		return nil
-	}
-	_, err := db.peer.Checkpoint(ctx)
-	return err
 }
 
 // renameTogether renames a database with its write-ahead log and its wal-index.

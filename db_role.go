@@ -79,6 +79,9 @@ func (db *DB) captureLast() error {
 	if err := db.captureWAL(false); err != nil {
 		return err
 	}
+	if err := db.settleForGood(); err != nil {
+		return err
+	}
 	unseen, err := db.writtenUnseen()
 	if err != nil {
 		return err
@@ -173,6 +176,7 @@ func (db *DB) endLate() error {
 // the log cannot be brought to are what readers have seen here, and become a
 // new history.
 func (db *DB) readyToWrite(ctx context.Context) error {
+	db.hold.Store(AllDecided) // what is in the log of the next primary is history
 	if _, err := db.catchUp(ctx); err != nil {
 		return err
 	}
@@ -206,6 +210,7 @@ func (db *DB) readyToWrite(ctx context.Context) error {
 // admit lets local writers in. The node is the primary already: what they write
 // from the moment at which the locks are gone is captured.
 func (db *DB) admit(ctx context.Context) error {
+	db.forgetWrites()
 	db.mu.Lock()
 	p := db.peer
 	if p == nil || db.closed {

@@ -99,7 +99,7 @@ func (db *DB) CommitJournal(mode JournalMode) error {
 	if _, err := os.Stat(db.JournalPath()); err != nil {
 		return fmt.Errorf("commit without a journal: %w", err)
 	}
-	if err := db.journalEnds(); err != nil {
+	if err := db.journalEnds(false); err != nil {
 		return err
 	}
 	switch mode {

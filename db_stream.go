@@ -24,10 +24,10 @@ const closeTimeout = 5 * time.Second
 // NextLTX returns the log entry that continues from pos. It returns io.EOF
 // when there is nothing after pos, and ErrSnapshotNeeded when pos is not on
 // this log: too old, too new, or on another history.
+//
+// It does not take db.mu, which a commit holds that waits for the replicas which ask here.
 func (db *DB) NextLTX(pos Pos) (*LTXReader, error) {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if db.closed {
+	if db.ended.Load() {
 		return nil, ErrDatabaseNotFound
 	}
 	head, ok := db.txlog.Head()

@@ -243,6 +243,12 @@ func (db *DB) captureOnce() look {
 	if db.indexUnread() {
 		return lookUnpublished // opened before the next look
 	}
+	if settled, err := db.settleUndecided(); err != nil || !settled {
+		if err != nil && !db.behind.Swap(true) {
+			db.log().Error("a transaction that was refused is not taken back in the log yet; tried again", "error", err)
+		}
+		return lookUnpublished
+	}
 	before := db.at
 	err := db.captureSettled()
 	if errors.Is(err, errDoubt) {
@@ -336,6 +342,9 @@ func (db *DB) captureWAL(durable bool) error {
 func (db *DB) captureFrames() error {
 	if db.closing.Load() {
 		return nil
+	}
+	if settled, err := db.settleUndecided(); err != nil || !settled {
+		return err // nothing is published behind it
 	}
 	return db.takeBatch(db.scanNew())
 }
@@ -464,6 +473,9 @@ func (db *DB) barrier(size int64) error {
 		return err
 	}
 	db.settled = db.at
+	if u := db.undecided; u != nil && u.letIn {
+		db.settled = u.beforeAt // nothing is checkpointed that is not published
+	}
 	if db.at.Frame == 0 && size < int64(db.sums.Count())*int64(db.sums.PageSize()) {
 		db.allDirty = true
 	}
@@ -478,11 +490,21 @@ func (db *DB) walRemoved() {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.closing.Store(false)
+	u := db.undecided
+	if u != nil && u.letIn {
+		db.at = u.beforeAt // it was never published
+	}
 	if db.at != db.settled {
 		db.allDirty = true
 	}
 	db.closeWAL()
 	db.at = capture.WALPos{}
+	if u != nil && u.letIn {
+		u.beforeAt = capture.WALPos{}
+		if err := db.takeBack(); err != nil {
+			db.log().Error("a transaction that died with its write-ahead log is not taken back in the log yet; tried again", "error", err)
+		}
+	}
 	db.leftWAL = db.store.writesUnseen(db.Name())
 }
 

@@ -37,11 +37,18 @@ func (b backend) Creating(c fuse.Caller, path string) error {
 	return b.store.Creating(b.own(c), path)
 }
 func (b backend) Opened(path string, mode fuse.Mode, writable, _ bool) {
+	if mode == fuse.Direct {
+		b.store.OpenedDirect(path)
+	}
 	b.store.Opened(path, mode == fuse.Passthrough, writable)
 }
 func (b backend) Released(path string, writable, last bool) { b.store.Released(path, writable, last) }
 func (b backend) Writing(c fuse.Caller, path string, off int64, data []byte) error {
-	return b.store.Writing(b.own(c), path, off, data)
+	err := b.store.Writing(b.own(c), path, off, data)
+	if errors.Is(err, ErrTaken) {
+		return fuse.ErrTaken
+	}
+	return err
 }
 func (b backend) Wrote(path string, off int64, n int) { b.store.Wrote(path, off, n) }
 func (b backend) Syncing(c fuse.Caller, path string) fuse.Sync {
@@ -78,14 +85,20 @@ type mounted struct {
 
 func mountNode(t *testing.T, dir string, noPassthrough bool) *mounted {
 	t.Helper()
+	return mountNodeAs(t, dir, noPassthrough, func(s *Store) fuse.Backend { return backend{s} })
+}
+
+// mountNodeAs is mountNode with a store and a backend of the test's own.
+func mountNodeAs(t *testing.T, dir string, noPassthrough bool, as func(*Store) fuse.Backend, opts ...nodeOption) *mounted {
+	t.Helper()
 	m := &mounted{dir: filepath.Join(t.TempDir(), "mnt"), disk: &disk{}}
-	m.node = openNode(t, dir, func(s *Store) { s.logFS = vfs.NewFaulty(vfs.OS(), m.disk.op) })
+	m.node = openNode(t, dir, append(opts, func(s *Store) { s.logFS = vfs.NewFaulty(vfs.OS(), m.disk.op) })...)
 	if err := os.Mkdir(m.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	session, err := fuse.Mount(t.Context(), fuse.Options{
 		Dir: m.dir, Root: m.store.FilesDir(), NoPassthrough: noPassthrough,
-		Backend: backend{m.store}, Logger: m.store.Logger,
+		Backend: as(m.store), Logger: m.store.Logger,
 	})
 	if err != nil {
 		t.Fatal(err)

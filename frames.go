@@ -25,6 +25,7 @@ const (
 	StreamFrameTypeBase      = StreamFrameType(12)
 	StreamFrameTypePages     = StreamFrameType(13)
 	StreamFrameTypeBaseEnd   = StreamFrameType(14)
+	StreamFrameTypeDecided   = StreamFrameType(15)
 
 	// From the replica to the primary.
 	StreamFrameTypeAck    = StreamFrameType(16)
@@ -100,6 +101,8 @@ func newStreamFrame(typ StreamFrameType) (StreamFrame, error) {
 		return &PagesStreamFrame{}, nil
 	case StreamFrameTypeBaseEnd:
 		return &BaseEndStreamFrame{}, nil
+	case StreamFrameTypeDecided:
+		return &DecidedStreamFrame{}, nil
 	case StreamFrameTypeResumeBase:
 		return &ResumeBaseStreamFrame{}, nil
 	}

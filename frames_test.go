@@ -25,6 +25,7 @@ var streamFrames = []struct {
 	{&litefs.ChunkStreamFrame{DBID: 1, Size: 1 << 32, Offset: 256, Len: 1000}, "00000005 00000001 0000000100000000 0000000000000100 000003e8"},
 	{&litefs.ChunkStreamFrame{DBID: 1, Size: 5, Offset: 5}, "00000005 00000001 0000000000000005 0000000000000005 00000000"},
 	{&litefs.ResumedStreamFrame{DBID: 1, Ask: 2}, "00000006 00000001 00000002"},
+	{&litefs.DecidedStreamFrame{DBID: 0xdeadbeef, TXID: 9}, "0000000f deadbeef 0000000000000009"},
 	{&litefs.OffLogStreamFrame{DBID: 0xdeadbeef}, "00000009 deadbeef"},
 	{&litefs.NodesStreamFrame{}, "00000007 00000004 6e756c6c"},
 	{&litefs.HandoffStreamFrame{NodeID: "abc"}, "00000008 00000003 616263"},

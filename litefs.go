@@ -116,6 +116,12 @@ type StreamPeer interface {
 	Epoch() uint64 // the other node's epoch when the stream began
 }
 
+// StreamPromises is what a StreamReader may know beyond the frames: whether the other end tells what is decided
+// (DecidedStreamFrame).
+type StreamPromises interface {
+	Promises() bool
+}
+
 // LTXReader is one LTX file about to be read: Size bytes that move a database to the position
 // {MaxTXID, Post}. The receiver of an LTXReader closes it.
 type LTXReader struct {

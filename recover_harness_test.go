@@ -133,7 +133,7 @@ func (n *node) capture(name string) {
 		return
 	}
 	db.noteUnseen()
-	if err := db.journalEnds(); err != nil {
+	if err := db.journalEnds(false); err != nil {
 		n.t.Fatalf("capture %s: %v", name, err)
 	}
 }

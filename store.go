@@ -88,6 +88,12 @@ type Store struct {
 	// followers that do not answer; they may have what it lost. 0: none is asked.
 	RollForwardTimeout time.Duration
 
+	// Levels are what is promised of transactions, by the name of the database; the first rule that matches counts.
+	Levels []LevelRule
+
+	// Guarded says that the mount outlives this process: see ErrGuarded.
+	Guarded bool
+
 	known  knownReplicas
 	reigns reigns
 	noted  bool // the file run says that the store is open; of Open and Close
@@ -134,6 +140,9 @@ type Store struct {
 	mountDev atomic.Uint64 // st_dev of the mount; 0 without one
 	stats    Stats
 	replicas ReplicaRegistry
+
+	insync   inSync
+	levelSet atomic.Bool // a database had its level set to quorum by hand
 
 	scrubbing sync.Mutex // held by the one scrub at work
 	importing sync.Mutex // held by the one import at work
@@ -312,6 +321,15 @@ func (s *Store) Stats() *Stats { return &s.stats }
 // refuse to open, and the others go on.
 func (s *Store) Open() (err error) {
 	s.Retention = s.Retention.withDefaults()
+	for _, r := range s.Levels {
+		if err := r.Level.Validate(); err != nil {
+			return fmt.Errorf("level of %q: %w", r.Match, err)
+		}
+		if r.Level.Kind == LevelQuorum && s.Guarded {
+			return ErrGuarded
+		}
+	}
+	s.insync.begin()
 	if err := s.openDir(); err != nil {
 		return err
 	}
@@ -374,6 +392,7 @@ func (s *Store) Mounted(dir string, passthrough bool) error {
 	live := s.live
 	s.mu.Unlock()
 	s.startRole()
+	s.goRun(s.keepInSync)
 	if live {
 		s.dropStrayLocks()
 		s.takenOver()

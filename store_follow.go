@@ -107,6 +107,11 @@ func (s *Store) consume(ctx context.Context, primary string, stream StreamReader
 	if w, ok := stream.(StreamWriter); ok {
 		f.wg.Go(func() { f.acknowledge(w) })
 	}
+	if p, ok := stream.(StreamPromises); !ok || !p.Promises() {
+		for _, db := range s.DBs() {
+			db.hold.Store(AllDecided) // it will not tell what is decided: all is
+		}
+	}
 	// What a last connection left in the logs, or could not apply, is taken up
 	// before the primary says anything of it.
 	for _, db := range s.DBs() {
@@ -156,6 +161,14 @@ func (f *upstream) read() error {
 			}
 		case *BaseStreamFrame, *PagesStreamFrame, *BaseEndStreamFrame:
 			if err := f.readBase(fr); err != nil {
+				return err
+			}
+		case *DecidedStreamFrame:
+			w := f.worker(fr.DBID)
+			if w == nil {
+				return fmt.Errorf("what is decided of database %s, which was not named", FormatDBID(fr.DBID))
+			}
+			if err := w.push(piece{decided: fr}); err != nil {
 				return err
 			}
 		case *ResumedStreamFrame:

@@ -405,7 +405,7 @@ func (l *roleLoop) renew(reign uint64, until role.Time) role.Event {
 	}
 	err := lease.Renew(ctx)
 	if err == nil {
-		err = lease.SetRecord(ctx, l.s.recordOf(""))
+		err = l.s.writeRecord(ctx, lease, "")
 	}
 	if err != nil {
 		if l.ctx.Err() == nil {
@@ -468,13 +468,15 @@ func (l *roleLoop) prepare(ctx context.Context, epoch uint64) error {
 	}
 	s.epoch.Store(epoch)
 	s.reign.Store(epoch)
+	s.replicas.newReign()
+	s.insync.begin()
 	lease := l.held()
 	if lease == nil {
 		return ErrLeaseExpired
 	}
 	g = errgroup.Group{}
 	g.Go(func() error {
-		if err := lease.SetRecord(ctx, s.recordOf("")); err != nil {
+		if err := s.writeRecord(ctx, lease, ""); err != nil {
 			return fmt.Errorf("record of this reign: %w", err)
 		}
 		return nil

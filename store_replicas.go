@@ -19,6 +19,7 @@ type ReplicaRegistry struct {
 	replicas map[string]*replica // by node id
 	notify   chan struct{}       // closed at the next change; nil: nobody waits
 	version  uint64              // of the list of nodes
+	reign    uint64              // counts the reigns of this node
 }
 
 // Bounds of the registry: what replicas tell is remembered, but not for ever,
@@ -39,6 +40,7 @@ type replica struct {
 	connections int
 	contact     time.Time
 	dbs         map[uint32]AckStreamFrame
+	live        map[uint32]AckStreamFrame // of dbs: told since it last connected, in this reign
 	transfers   map[uint32]Transfer
 }
 
@@ -65,6 +67,7 @@ type ReplicaStatus struct {
 type ReplicaConn struct {
 	registry *ReplicaRegistry
 	r        *replica
+	reign    uint64 // in which it began
 }
 
 // Connect notes that a replica is connected. Close ends it.
@@ -85,8 +88,50 @@ func (g *ReplicaRegistry) Connect(nodeID, remote string) *ReplicaConn {
 	r.connections++
 	r.remote, r.contact = remote, time.Now()
 	r.handoff = make(chan struct{})
+	r.live = make(map[uint32]AckStreamFrame)
 	g.wake()
-	return &ReplicaConn{g, r}
+	return &ReplicaConn{g, r, g.reign}
+}
+
+// newReign forgets what replicas have told of where they are: they may have followed somebody else since.
+func (g *ReplicaRegistry) newReign() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.reign++
+	for _, r := range g.replicas {
+		r.live = make(map[uint32]AckStreamFrame)
+	}
+	g.wake()
+}
+
+// acksOf returns what replicas have told of a database in this reign, by node id.
+func (g *ReplicaRegistry) acksOf(dbID uint32) map[string]AckStreamFrame {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	acks := make(map[string]AckStreamFrame, len(g.replicas))
+	for id, r := range g.replicas {
+		if ack, ok := r.live[dbID]; ok {
+			acks[id] = ack
+		}
+	}
+	return acks
+}
+
+// acksFrom returns what a replica has told in this reign, by database.
+func (g *ReplicaRegistry) acksFrom(nodeID string) map[uint32]AckStreamFrame {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.replicas[nodeID]; r != nil {
+		return maps.Clone(r.live)
+	}
+	return nil
+}
+
+// poke wakes who waits for a change: something else than a replica has changed.
+func (g *ReplicaRegistry) poke() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.wake()
 }
 
 // Describe notes where others reach the replica, "" for nowhere, and whether it
@@ -116,6 +161,9 @@ func (c *ReplicaConn) Acked(ack AckStreamFrame) {
 	c.r.contact = time.Now()
 	if known {
 		c.r.dbs[ack.DBID] = ack
+		if c.reign == c.registry.reign {
+			c.r.live[ack.DBID] = ack
+		}
 		c.registry.wake()
 	}
 }
@@ -178,6 +226,7 @@ func (c *ReplicaConn) Forget(dbID uint32) {
 	c.registry.mu.Lock()
 	defer c.registry.mu.Unlock()
 	delete(c.r.dbs, dbID)
+	delete(c.r.live, dbID)
 }
 
 // Sending notes how far a snapshot or base of a database is; the zero Transfer,

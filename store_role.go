@@ -181,6 +181,7 @@ func (s *Store) setRole(r Role, primaryURL string) {
 	s.mu.Unlock()
 	s.role.Store(int32(r))
 	s.roleChanged()
+	s.replicas.poke() // commits that wait for replicas look at the role
 }
 
 func (s *Store) readEpoch() (uint64, error) {

@@ -23,6 +23,8 @@ type Status struct {
 	Failed    map[string]error // databases that were set aside, by name, and why
 	Replicas  []ReplicaStatus  // on a primary
 
+	InSync, Waited []string // node ids: see Store.InSync
+
 	Subscribers int // listeners for changes: replicas and readers of events
 }
 
@@ -43,6 +45,10 @@ type DBStatus struct {
 	// Waiting: a transaction waits for readers to leave the write-ahead log, which
 	// is at its hard limit.
 	Waiting bool
+
+	// Level is what is promised of its commits. LevelPending: not yet, see DB.LevelPending.
+	Level        Level
+	LevelPending bool
 
 	// LoadBytes of LoadSize bytes of the first copy have come; 0 of 0: it is here.
 	LoadBytes, LoadSize int64
@@ -70,6 +76,9 @@ func (s *Store) Status() Status {
 		Replicas: s.Replicas(),
 
 		Subscribers: s.Subscribers(),
+	}
+	if st.Role == RolePrimary {
+		st.InSync, st.Waited = s.InSync()
 	}
 	s.mu.Lock()
 	st.PrimaryURL, st.Passthrough = s.primaryURL, s.passthrough
@@ -104,6 +113,7 @@ func (db *DB) Status() DBStatus {
 		st.Repairing = *r
 	}
 	st.Waiting = db.waiting.Load()
+	st.Level, st.LevelPending = db.Level(), db.LevelPending()
 	if p := db.loadProgress.Load(); p != nil {
 		st.LoadBytes, st.LoadSize = p.bytes, p.size
 	}

@@ -45,8 +45,13 @@ func (s *Store) superEnds(own bool, path string) error {
 		return s.refuse(path, err)
 	}
 	for _, name := range members {
-		if err := s.journalEnds(own, name); err != nil {
+		if err := s.journalEnds(own, name, true); err != nil {
 			return err
+		}
+	}
+	for _, name := range members {
+		if db := s.DBByName(name); db != nil {
+			db.decideMember()
 		}
 	}
 	return nil

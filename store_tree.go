@@ -34,6 +34,9 @@ type openFile struct {
 	handles, writers int
 	own              int // of handles, those that captures read a wal-index through
 
+	// direct: each write comes to us as SQLite makes it.
+	direct bool
+
 	// begun: the size of the file was set since an application first opened it.
 	// Until then a -shm is what a connection that is gone has left there: whoever
 	// opens it first empties it, and recovers (SQLite: unixLockSharedMemory).
@@ -108,6 +111,9 @@ func (s *Store) Opening(own bool, path string, writable, first bool) (IOMode, er
 		if writable && s.DBByName(name) == nil {
 			s.warnForeign(name)
 		}
+		if s.level(name).Kind == LevelQuorum {
+			return IODirect, nil
+		}
 		return IOPassthrough, nil
 	case FileTypeSHM:
 		return IOPassthrough, nil
@@ -155,6 +161,34 @@ func (s *Store) journalMode(path string) IOMode {
 		return IOCached
 	}
 	return IODirect
+}
+
+// OpenedDirect is called before Opened for a file that is open for direct I/O.
+func (s *Store) OpenedDirect(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.opens[path]
+	if f == nil {
+		f = &openFile{}
+		s.opens[path] = f
+	}
+	f.direct = true
+}
+
+// gatedWAL reports whether each write to the write-ahead log at path comes to us as SQLite makes it; ungatedWAL, that
+// it is open otherwise.
+func (s *Store) gatedWAL(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.opens[path]
+	return f != nil && f.direct
+}
+
+func (s *Store) ungatedWAL(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.opens[path]
+	return f != nil && !f.direct
 }
 
 // Opened is called after a file was opened, with passthrough or not.
@@ -267,9 +301,20 @@ func (s *Store) writableName(own bool, name string) error {
 func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 	name, typ := fileOf(path)
 	switch typ {
+	case FileTypeWAL:
+		if own || !s.gatedWAL(path) {
+			return nil
+		}
+		if db := s.DBByName(name); db != nil {
+			return db.writeWAL(off, data)
+		}
+		if s.level(name).Kind != LevelQuorum {
+			return nil
+		}
+		return fmt.Errorf("%s is at level quorum and not on record: its commits cannot be promised: %w", name, syscall.EIO)
 	case FileTypeJournal:
 		if off == 0 && sqlitefile.IsZeroed(data) && journalHot(filepath.Join(s.FilesDir(), path)) {
-			return s.journalEnds(own, name) // PERSIST: the zeroed header is the commit
+			return s.journalEnds(own, name, false) // PERSIST: the zeroed header is the commit
 		}
 	case FileTypeDatabase:
 		if own {
@@ -285,6 +330,9 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 		}
 		switch {
 		case s.Role() != RoleReplica:
+			if !db.mayPromise() {
+				return fmt.Errorf("%s is at level quorum and is written without a journal (journal_mode OFF or MEMORY, or by something else than SQLite): such a commit cannot wait for replicas: %w", name, syscall.EIO)
+			}
 			db.awaitCapture()
 		case s.isOpen(name + "-shm"):
 			// The write is a reader's checkpoint, which writes what is there already.
@@ -329,7 +377,7 @@ func (s *Store) Truncating(own bool, path string, size int64) error {
 		s.mu.Unlock()
 	case FileTypeJournal:
 		if size == 0 && journalHot(filepath.Join(s.FilesDir(), path)) {
-			return s.journalEnds(own, name)
+			return s.journalEnds(own, name, false)
 		}
 	}
 	return nil
@@ -341,7 +389,7 @@ func (s *Store) Unlinking(own bool, path string) error {
 	db := s.DBByName(name)
 	switch typ {
 	case FileTypeJournal:
-		return s.journalEnds(own, name)
+		return s.journalEnds(own, name, false)
 	case FileTypeWAL:
 		if db != nil && !own {
 			if s.Role() == RoleReplica {
@@ -396,8 +444,9 @@ func (s *Store) Unlinked(path string, err error) {
 }
 
 // journalEnds captures the transaction of a rollback journal that is about to
-// end, making the file a database on record if it was not one yet.
-func (s *Store) journalEnds(own bool, name string) error {
+// end, making the file a database on record if it was not one yet. member: it is one of several databases that commit
+// together, and is decided with them.
+func (s *Store) journalEnds(own bool, name string, member bool) error {
 	if own {
 		return nil
 	}
@@ -413,14 +462,17 @@ func (s *Store) journalEnds(own bool, name string) error {
 			return syscall.EROFS
 		}
 		db, err := s.adopt(name)
+		if err == nil {
+			err = db.promiseFirst()
+		}
 		if !errors.Is(err, ErrDatabaseExists) {
 			return s.refuse(name, err)
 		}
 		// Recorded by somebody else meanwhile, perhaps before this transaction.
-		return s.refuse(name, db.journalEnds())
+		return s.refuse(name, db.journalEnds(member))
 	}
 	if s.Role() != RoleReplica {
-		return s.refuse(name, db.journalEnds())
+		return s.refuse(name, db.journalEnds(member))
 	}
 	if db.local.Load() {
 		return s.refuse(name, db.endLate())

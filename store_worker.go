@@ -55,6 +55,8 @@ type piece struct {
 	start *BaseStreamFrame    // the beginning of a base
 	pages *PagesStreamFrame   // data is pages of a base
 	end   *BaseEndStreamFrame // the end of a base
+
+	decided *DecidedStreamFrame // what came before it may be applied up to there
 }
 
 // ofBase reports whether the piece is not of a file.
@@ -359,6 +361,16 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	if db == nil {
 		return errInterrupted
 	}
+	if first.decided != nil {
+		db.hold.Store(first.decided.TXID)
+		applyCtx, cancel := context.WithTimeout(ctx, applyTimeout)
+		defer cancel()
+		if _, err := db.catchUp(applyCtx); err != nil {
+			return err
+		}
+		w.f.note(w, false)
+		return nil
+	}
 	if first.ofBase() {
 		if err := w.takeBase(ctx, db, first); err != nil {
 			return err
@@ -381,7 +393,7 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	}
 	db.ours.Store(false) // it joined what was here
 	db.setTrouble(nil, 0)
-	w.f.note(w, false)
+	w.f.note(w, db.hold.Load() != AllDecided) // a commit may be waiting
 	return nil
 }
 
@@ -502,7 +514,7 @@ func (r *fileReader) Read(b []byte) (int, error) {
 		switch {
 		case err != nil:
 			return 0, err
-		case p.ofBase() || p.size != r.size || p.offset != r.read || len(p.data) == 0:
+		case p.decided != nil || p.ofBase() || p.size != r.size || p.offset != r.read || len(p.data) == 0:
 			return 0, errGivenUp
 		}
 		r.rest = p.data

@@ -16,13 +16,15 @@ import (
 
 // ackSource is the replica's half of a stream, after its positions.
 type ackSource struct {
-	r      *bufio.Reader
-	rc     *http.ResponseController
-	stall  time.Duration // a replica that says nothing for so long is gone
-	conn   *litefs.ReplicaConn
-	pages  bool   // the replica fetches pages that differ
-	id     string // node id of the replica
-	remote string // address of the replica
+	r     *bufio.Reader
+	rc    *http.ResponseController
+	stall time.Duration // a replica that says nothing for so long is gone
+	conn  *litefs.ReplicaConn
+	pages bool // the replica fetches pages that differ
+
+	promises bool   // the replica keeps what is not decided
+	id       string // node id of the replica
+	remote   string // address of the replica
 }
 
 // maxAcked bounds how many databases a replica may speak of between two looks at it.

@@ -50,6 +50,7 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	h.Set(headerClusterID, s.src.ClusterID())
 	h.Set(headerID, s.src.NodeID())
 	h.Set(headerEpoch, strconv.FormatUint(s.src.Epoch(), 10))
+	h.Set(headerPromises, "1")
 	h.Set(headerSum, handshakeSum(h))
 
 	conn := s.src.ReplicaRegistry().Connect(r.Header.Get(headerID), r.RemoteAddr)
@@ -63,7 +64,7 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	logger.Info("replica connected", "databases", len(posMap))
 	out := newBlockStreamWriter(w, rc, s.limits.stall)
 	err = s.runSession(r.Context(), out, posMap, wanted, ackSource{
-		r: body, rc: rc, stall: s.limits.stall, pages: r.Header.Get(headerPages) != "", remote: r.RemoteAddr,
+		r: body, rc: rc, stall: s.limits.stall, pages: r.Header.Get(headerPages) != "", promises: r.Header.Get(headerPromises) != "", remote: r.RemoteAddr,
 		conn: conn, id: r.Header.Get(headerID),
 	}, logger)
 	level := slog.LevelInfo

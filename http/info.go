@@ -32,6 +32,11 @@ type Info struct {
 	Passthrough bool   `json:"passthrough"`
 	LagMillis   *int64 `json:"lagMillis"` // null: never had all that the primary had
 
+	// InSync are the replicas that the lease record names as having every acknowledged transaction, Waited those that
+	// commits at level quorum wait for; on a primary.
+	InSync []string `json:"inSync,omitempty"`
+	Waited []string `json:"waitedFor,omitempty"`
+
 	Databases []DatabaseInfo `json:"databases"`
 	Failed    []FailedInfo   `json:"failed,omitempty"`   // set aside: not open
 	Replicas  []ReplicaInfo  `json:"replicas,omitempty"` // on a primary
@@ -58,6 +63,9 @@ type DatabaseInfo struct {
 
 	LoadBytes int64 `json:"loadBytes,omitempty"` // of its first copy, on the way here: those that have come
 	LoadSize  int64 `json:"loadSize,omitempty"`
+
+	Level        string `json:"level"`                  // what is promised of its commits: "async", or like "quorum:1,durable,5s"
+	LevelPending bool   `json:"levelPending,omitempty"` // the level waits for the last close of the write-ahead log that is open
 
 	Error string     `json:"error,omitempty"` // why it does not follow the primary
 	Since *time.Time `json:"since,omitempty"` // when that began
@@ -132,6 +140,7 @@ func (s *Server) info() Info {
 	for _, db := range st.Databases {
 		info.Databases = append(info.Databases, databaseInfo(db))
 	}
+	info.InSync, info.Waited = st.InSync, st.Waited
 	for name, err := range st.Failed {
 		info.Failed = append(info.Failed, FailedInfo{name, err.Error()})
 	}
@@ -158,6 +167,7 @@ func databaseInfo(db litefs.DBStatus) DatabaseInfo {
 		Repairing:  db.Repairing,
 	}
 	d.Waiting = db.Waiting
+	d.Level, d.LevelPending = db.Level.String(), db.LevelPending
 	if db.LoadSize > 0 {
 		d.LoadBytes, d.LoadSize = db.LoadBytes, db.LoadSize
 	}

@@ -209,8 +209,8 @@ func TestInfo(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `{"clusterID":"c1","nodeID":"primary1","isPrimary":true,"candidate":false,"role":"primary","primaryURL":"http://self","hostname":"host1","primary":{"hostname":"host1"},"epoch":3,"passthrough":false,"lagMillis":0,"databases":[` +
-		`{"id":"0000000000000001","name":"a.db","txid":"0000000000000001","checksum":"8000000100000001","received":"0000000000000001","durable":"0000000000000000","walBytes":0,"logEntries":0,"logBytes":0},` +
-		`{"id":"0000000000000002","name":"b.db","txid":"0000000000000000","checksum":"0000000000000000","received":"0000000000000000","durable":"0000000000000000","walBytes":0,"logEntries":0,"logBytes":0}]}`
+		`{"id":"0000000000000001","name":"a.db","txid":"0000000000000001","checksum":"8000000100000001","received":"0000000000000001","durable":"0000000000000000","walBytes":0,"logEntries":0,"logBytes":0,"level":"async"},` +
+		`{"id":"0000000000000002","name":"b.db","txid":"0000000000000000","checksum":"0000000000000000","received":"0000000000000000","durable":"0000000000000000","walBytes":0,"logEntries":0,"logBytes":0,"level":"async"}]}`
 	if string(b) != want {
 		t.Fatalf("got  %s\nwant %s", b, want)
 	}

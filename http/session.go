@@ -70,6 +70,10 @@ type session struct {
 	pages         bool
 	offLog, whole map[uint32]struct{}
 
+	// promises: the replica keeps what is not decided. told is what it was told to be.
+	promises bool
+	told     map[uint32]uint64
+
 	handoff <-chan struct{} // closed when this replica is to take the lease
 	nodes   uint64          // version of the list of nodes that the replica was told, plus 1
 
@@ -125,6 +129,8 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 		taken:    make(map[uint32]int64),
 		blocked:  make(map[uint32]struct{}),
 		pages:    up.pages,
+		promises: up.promises,
+		told:     make(map[uint32]uint64),
 		offLog:   make(map[uint32]struct{}),
 		whole:    make(map[uint32]struct{}),
 		chunk:    make([]byte, litefs.MaxStreamChunkSize),
@@ -310,6 +316,9 @@ func (s *session) turn(ctx context.Context, id uint32) error {
 	if begun, err := s.beginBase(ctx, db); begun || err != nil {
 		return err
 	}
+	if err := s.tellDecided(db); err != nil {
+		return err
+	}
 	ltx, err := db.NextLTX(s.pos[id])
 	switch {
 	case err == nil:
@@ -341,6 +350,29 @@ func (s *session) turn(ctx context.Context, id uint32) error {
 		s.fail(db, err)
 		return nil
 	}
+}
+
+// errPromises ends the stream of a replica that would show what may be taken back.
+var errPromises = errors.New("the replica's version cannot keep transactions of level quorum until they are decided: run the same version of litefs on both nodes")
+
+// tellDecided tells the replica up to where it may apply what it was sent, if that is news.
+func (s *session) tellDecided(db Database) error {
+	id := db.ID()
+	decided := db.Decided(s.pos[id].TXID)
+	if !s.promises {
+		if decided != litefs.AllDecided {
+			return fmt.Errorf("database %s: %w", db.Name(), errPromises)
+		}
+		return nil
+	}
+	if told, ok := s.told[id]; ok && told == decided {
+		return nil
+	}
+	s.told[id] = decided
+	if err := litefs.WriteStreamFrame(s.out, &litefs.DecidedStreamFrame{DBID: id, TXID: decided}); err != nil {
+		return fmt.Errorf("database %s: %w", db.Name(), err)
+	}
+	return nil
 }
 
 // mayFetchPages reports whether the replica has files of the database, of which most pages may be right.
@@ -408,6 +440,7 @@ func (s *session) resume(id uint32, f litefs.ResumeStreamFrame) error {
 	}
 	s.pos[id] = f.Pos
 	delete(s.failures, id)
+	delete(s.told, id)
 	delete(s.offLog, id)
 	if f.Pos.Chksum == 0 {
 		s.whole[id] = struct{}{}
@@ -444,6 +477,7 @@ func (s *session) forget(id uint32) {
 	delete(s.failures, id)
 	delete(s.offLog, id)
 	delete(s.whole, id)
+	delete(s.told, id)
 }
 
 // drop tells the replica, if it has the database, to drop it.

@@ -62,6 +62,9 @@ type Database interface {
 	// litefs.ErrSnapshotNeeded if only a snapshot leads on. It does not wait for anything long.
 	NextLTX(pos litefs.Pos) (*litefs.LTXReader, error)
 
+	// Decided returns up to which transaction a replica may apply that was sent all up to sent.
+	Decided(sent uint64) uint64
+
 	// EventsAfter returns what became visible after txid, oldest first.
 	EventsAfter(txid uint64) []litefs.TxEvent
 

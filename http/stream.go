@@ -22,6 +22,7 @@ import (
 type Stream struct {
 	clusterID, nodeID string
 	epoch             uint64
+	promises          bool
 
 	cancel context.CancelCauseFunc
 	conn   *connection
@@ -38,6 +39,8 @@ var (
 	_ litefs.StreamReader = (*Stream)(nil)
 	_ litefs.StreamPeer   = (*Stream)(nil)
 	_ litefs.StreamWriter = (*Stream)(nil)
+
+	_ litefs.StreamPromises = (*Stream)(nil)
 )
 
 // readHeader takes the primary's half of the handshake.
@@ -48,6 +51,7 @@ func (s *Stream) readHeader(h http.Header) error {
 	if got := h.Get(headerLTX); got != ltxVersion {
 		return fmt.Errorf("the node sends LTX version %.32q, want %s: is it a litefs of the same version?", got, ltxVersion)
 	}
+	s.promises = h.Get(headerPromises) != ""
 	s.clusterID, s.nodeID = h.Get(headerClusterID), h.Get(headerID)
 	for _, id := range []string{s.clusterID, s.nodeID} {
 		if id == "" || len(id) > maxIDLen || id != printable(id) {
@@ -70,6 +74,9 @@ func (s *Stream) ClusterID() string { return s.clusterID }
 
 // NodeID returns the primary's node id.
 func (s *Stream) NodeID() string { return s.nodeID }
+
+// Promises reports whether the primary tells what is decided.
+func (s *Stream) Promises() bool { return s.promises }
 
 // Epoch returns the primary's epoch at the start of the stream.
 func (s *Stream) Epoch() uint64 { return s.epoch }
@@ -182,6 +189,8 @@ func (fr *frameReader) take(f litefs.StreamFrame) error {
 	case *litefs.BaseStreamFrame:
 		return fr.named(f.DBID)
 	case *litefs.BaseEndStreamFrame:
+		return fr.named(f.DBID)
+	case *litefs.DecidedStreamFrame:
 		return fr.named(f.DBID)
 	case *litefs.HeartbeatStreamFrame, *litefs.ResumedStreamFrame, *litefs.OffLogStreamFrame, *litefs.NodesStreamFrame, *litefs.HandoffStreamFrame:
 	default:

@@ -23,6 +23,9 @@ const (
 	headerEpoch     = "Litefs-Epoch"
 	headerSum       = "Litefs-Sum" // handshakeSum of the others
 
+	// headerPromises is set by a replica that keeps what is not decided, and by a primary that tells what is.
+	headerPromises = "Litefs-Promises"
+
 	headerPages = "Litefs-Pages" // set by a replica that fetches pages that differ
 
 	headerURL       = "Litefs-Url"       // of a replica: where other nodes reach it

@@ -22,6 +22,7 @@ type Config struct {
 	Lease       []string // lines of the section lease, as "key: value"; nil: static, as PrimaryURL says
 	DataKeys    []string // further lines of the section data, as "key: value"
 	LeaseKeys   []string // likewise of the section lease
+	Durability  []string // items of the list durability, as "{match: ..., level: ...}"
 	Proxy       []string // lines of the section proxy, as "key: value"; none: no proxy
 }
 
@@ -39,6 +40,12 @@ func (c Config) YAML() string {
 	fmt.Fprintf(&b, "data:\n  dir: %s\n", strconv.Quote(c.Data))
 	for _, line := range c.DataKeys {
 		fmt.Fprintf(&b, "  %s\n", line)
+	}
+	if len(c.Durability) > 0 {
+		b.WriteString("durability:\n")
+	}
+	for _, item := range c.Durability {
+		fmt.Fprintf(&b, "  - %s\n", item)
 	}
 	fmt.Fprintf(&b, "http:\n  addr: %s\n", strconv.Quote(c.Addr))
 	if c.Lease != nil {

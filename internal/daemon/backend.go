@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"errors"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/litefs/litefs"
@@ -38,13 +40,20 @@ func (b backend) Creating(c fuse.Caller, path string) error {
 }
 
 func (b backend) Opened(path string, mode fuse.Mode, writable, _ bool) {
+	if mode == fuse.Direct {
+		b.store.OpenedDirect(path)
+	}
 	b.store.Opened(path, mode == fuse.Passthrough, writable)
 }
 
 func (b backend) Released(path string, writable, last bool) { b.store.Released(path, writable, last) }
 
 func (b backend) Writing(c fuse.Caller, path string, off int64, data []byte) error {
-	return b.store.Writing(b.own(c), path, off, data)
+	err := b.store.Writing(b.own(c), path, off, data)
+	if errors.Is(err, litefs.ErrTaken) {
+		return fuse.ErrTaken
+	}
+	return err
 }
 
 func (b backend) Wrote(path string, off int64, n int) { b.store.Wrote(path, off, n) }

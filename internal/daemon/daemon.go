@@ -234,6 +234,8 @@ func (n *Node) newStore() error {
 	}
 	n.store.ScrubInterval = n.cfg.Data.ScrubInterval
 	n.store.ReadOnlyReplica = n.cfg.ReplicaReadOnly
+	n.store.Guarded = n.cfg.Fuse.Guardian
+	n.store.Levels = levelRules(n.cfg.Durability)
 	if n.cfg.Lease.Type == config.LeaseStatic {
 		n.store.PrimaryHostname = n.cfg.Lease.Hostname
 	}
@@ -250,6 +252,19 @@ func (n *Node) newStore() error {
 	n.store.RollForwardTimeout = n.cfg.Lease.RollForwardTimeout
 	n.store.Client, n.client = client, client
 	return nil
+}
+
+// levelRules are the rules of the configuration as the store has them.
+func levelRules(rules []config.DurabilityRule) []litefs.LevelRule {
+	var levels []litefs.LevelRule
+	for _, r := range rules {
+		l := litefs.Level{}
+		if r.Level == config.LevelQuorum {
+			l = litefs.Level{Kind: litefs.LevelQuorum, N: r.N, Memory: r.Memory, Timeout: r.Timeout}
+		}
+		levels = append(levels, litefs.LevelRule{Match: r.Match, Level: l})
+	}
+	return levels
 }
 
 // deathTimeout is how long a killed process may take to close its files.

@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/litefs/litefs"
@@ -155,13 +154,10 @@ func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
 	if lease.id, err = l.api.grant(ctx, l.opt.TTL); err != nil {
 		return nil, err
 	}
-	var noted sync.WaitGroup // a disk and a server: applications may be waiting for both
 	if l.opt.Remember != nil {
-		noted.Go(func() { l.opt.Remember(strconv.FormatInt(lease.id, 10)) })
+		l.opt.Remember(strconv.FormatInt(lease.id, 10))
 	}
-	err = l.take(ctx, lease, kv)
-	noted.Wait()
-	if err == nil && !l.slot.Adopt(lease) {
+	if err = l.take(ctx, lease, kv); err == nil && !l.slot.Adopt(lease) {
 		err = litefs.ErrPrimaryExists
 	}
 	if err != nil {

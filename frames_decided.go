@@ -1,0 +1,40 @@
+package litefs
+
+import (
+	"encoding/binary"
+	"io"
+	"math"
+)
+
+// AllDecided is the TXID of a Decided frame for a database that no commit is held back for.
+const AllDecided = uint64(math.MaxUint64)
+
+// DecidedStreamFrame tells up to which transaction a replica may apply what it has, and is about to get, of a database.
+// What comes after it is prepared: it is kept in the log until it is decided.
+//
+// On the wire: id uint32, TXID uint64.
+type DecidedStreamFrame struct {
+	DBID uint32
+	TXID uint64 // AllDecided: all, always
+}
+
+// Type returns the type of stream frame.
+func (*DecidedStreamFrame) Type() StreamFrameType { return StreamFrameTypeDecided }
+
+// ReadFrom reads the frame from r.
+func (f *DecidedStreamFrame) ReadFrom(r io.Reader) (int64, error) {
+	var b [12]byte
+	n, err := io.ReadFull(r, b[:])
+	if err != nil {
+		return int64(n), err
+	}
+	f.DBID, f.TXID = binary.BigEndian.Uint32(b[:]), binary.BigEndian.Uint64(b[4:])
+	return int64(n), nil
+}
+
+// WriteTo writes the frame to w.
+func (f *DecidedStreamFrame) WriteTo(w io.Writer) (int64, error) {
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, 12), f.DBID)
+	n, err := w.Write(binary.BigEndian.AppendUint64(b, f.TXID))
+	return int64(n), err
+}

@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"fmt"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/litefs/litefs/internal/childnode"
+	"github.com/litefs/litefs/internal/sqlitetest"
+)
+
+// quorum makes commits of all databases wait for so many replicas.
+func quorum(n int, timeout string) option {
+	return func(c *childnode.Config) {
+		c.Durability = []string{fmt.Sprintf(`{match: "*", level: quorum, n: %d, timeout: %s}`, n, timeout)}
+	}
+}
+
+// modes are the journal modes in which a commit can wait.
+var modes = []string{"wal", "delete", "truncate", "persist"}
+
+// A commit returns when a replica has it, in every journal mode. Without one it fails, the transaction is not there,
+// and the next one that can be kept is.
+func TestQuorum(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			primary := startNode(t, quorum(1, "20s"))
+			replica := startNode(t, quorum(1, "20s"), follows(primary))
+			app := sqlitetest.Start(t)
+			c := openPatient(app, primary.path("app.db"), "journal_mode="+mode)
+			c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)")
+			for i := range 20 {
+				c.MustExec(fmt.Sprintf("INSERT INTO t(v) VALUES ('%d')", i))
+			}
+			caughtUp(primary, replica, "app.db")
+			if got := app.Open(replica.path("app.db")).MustInt("SELECT count(*) FROM t"); got != 20 {
+				t.Fatalf("the replica has %d rows, want 20", got)
+			}
+		})
+	}
+}
+
+// Without a replica that answers, COMMIT fails and the transaction is not there: for this connection, for others, and
+// after the node was killed and started anew. When the replica answers again the next commit is kept.
+func TestQuorumRefused(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			primary := startNode(t, quorum(1, "2s"))
+			replica := startNode(t, quorum(1, "2s"), follows(primary))
+			c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode="+mode)
+			mustCommit(t, c, "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)")
+			mustCommit(t, c, "INSERT INTO t(v) VALUES ('kept')")
+
+			if err := replica.proc.Signal(syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if _, err := c.Exec("INSERT INTO t(v) VALUES ('refused')"); err == nil {
+					t.Fatal("a commit that no replica has was acknowledged")
+				}
+				if n := c.MustInt("SELECT count(*) FROM t"); n != 1 {
+					t.Fatalf("%d rows after the refusal, want 1", n)
+				}
+			}
+			other := openPatient(sqlitetest.Start(t), primary.path("app.db"))
+			if n := other.MustInt("SELECT count(*) FROM t"); n != 1 {
+				t.Fatalf("another connection sees %d rows, want 1", n)
+			}
+			primary.killAll()
+			primary.start()
+			again := openPatient(sqlitetest.Start(t), primary.path("app.db"))
+			if n := again.MustInt("SELECT count(*) FROM t"); n != 1 {
+				t.Fatalf("%d rows after the node was killed, want 1", n)
+			}
+			if err := replica.proc.Signal(syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			mustCommit(t, again, "INSERT INTO t(v) VALUES ('kept')")
+			caughtUp(primary, replica, "app.db")
+			got := openPatient(sqlitetest.Start(t), replica.path("app.db")).MustText("SELECT group_concat(v) FROM t")
+			if got != "kept,kept" {
+				t.Fatalf("the replica has %q", got)
+			}
+			sqlitetest.CheckIntegrity(t, replica.path("app.db"))
+		})
+	}
+}
+
+// mustCommit tries until enough replicas are in sync.
+func mustCommit(t testing.TB, c *sqlitetest.Conn, sql string) {
+	t.Helper()
+	eventually(t, sql, func() (bool, string) {
+		_, err := c.Exec(sql)
+		return err == nil, fmt.Sprint(err)
+	})
+}
+
+// answered is what a writer was told.
+type answered struct {
+	mu   sync.Mutex
+	rows []int64
+}
+
+// write inserts numbers from n on until it is refused, by SQLite or because its node is gone.
+func (a *answered) write(c *sqlitetest.Conn, n int64) {
+	for {
+		if _, err := c.Exec("INSERT INTO t(id) VALUES (?)", n); err != nil {
+			return
+		}
+		a.mu.Lock()
+		a.rows = append(a.rows, n)
+		a.mu.Unlock()
+		n++
+	}
+}
+
+func (a *answered) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.rows)
+}
+
+// The primary is killed with all its processes under writers, again and again; another node takes over. Every
+// transaction whose COMMIT has returned is there. With LITEFS_SOAK it goes on as long as that says.
+func TestQuorumFailover(t *testing.T) {
+	c := newCluster(t, 3*time.Second)
+	var nodes []*node
+	for range 3 {
+		nodes = append(nodes, c.start(quorum(1, "5s")))
+	}
+	databases := map[string]string{"wal.db": "wal", "delete.db": "delete"}
+	told := map[string]*answered{"wal.db": {}, "delete.db": {}}
+	primaryOf := func() *node {
+		var p *node
+		eventually(t, "a node is the primary", func() (bool, string) {
+			for _, n := range nodes {
+				if info, ok := n.info(); ok && info.IsPrimary {
+					p = n
+				}
+			}
+			return p != nil, "none"
+		})
+		return p
+	}
+	for name, mode := range databases {
+		conn := openPatient(sqlitetest.Start(t), primaryOf().path(name), "journal_mode="+mode)
+		mustCommit(t, conn, "CREATE TABLE t(id INTEGER PRIMARY KEY)")
+		conn.Close()
+	}
+	started, soak := time.Now(), soakFor(t)
+	for round := 0; round < 2 || time.Since(started) < soak; round++ {
+		p := primaryOf()
+		var wg sync.WaitGroup
+		before := told["wal.db"].count() + told["delete.db"].count()
+		for name := range databases {
+			conn := openPatient(sqlitetest.Start(t), p.path(name))
+			mustCommit(t, conn, fmt.Sprintf("INSERT INTO t(id) VALUES (%d)", -round-1))
+			wg.Go(func() { told[name].write(conn, int64(round+1)*1_000_000) })
+		}
+		eventually(t, "writers get on", func() (bool, string) {
+			n := told["wal.db"].count() + told["delete.db"].count() - before
+			return n > 40, fmt.Sprintf("%d commits", n)
+		})
+		p.killAll()
+		wg.Wait()
+		next := primaryOf()
+		if next == p {
+			t.Fatal("the node that was killed is the primary")
+		}
+		lost := 0
+		for name := range databases {
+			have := make(map[int64]bool)
+			for _, row := range openPatient(sqlitetest.Start(t), next.path(name)).MustQuery("SELECT id FROM t") {
+				have[row[0].(int64)] = true
+			}
+			for _, id := range told[name].rows {
+				if !have[id] {
+					lost++
+					t.Errorf("round %d: %s: %d was acknowledged and is lost", round, name, id)
+				}
+			}
+			sqlitetest.CheckIntegrity(t, next.path(name))
+		}
+		if lost > 0 {
+			t.Fatalf("round %d: %d acknowledged transactions are lost", round, lost)
+		}
+		p.start()
+	}
+	t.Logf("%d commits acknowledged", told["wal.db"].count()+told["delete.db"].count())
+}
