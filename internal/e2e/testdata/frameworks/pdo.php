@@ -26,6 +26,7 @@ case "work":
                 throw new Exception("$got rows, want $n");
             }
             echo "$n\n";
+            usleep(5000); // two that never pause starve each other, on any disk
         }
     } catch (PDOException $e) {
         echo "error: ", $e->getMessage(), "\n";

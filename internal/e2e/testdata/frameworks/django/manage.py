@@ -1,5 +1,6 @@
 import os
 import sys
+import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.dont_write_bytecode = True
@@ -11,7 +12,7 @@ from django.db import DatabaseError, connection, transaction
 command, path = sys.argv[1], sys.argv[2]
 settings.configure(
     INSTALLED_APPS=["app"],
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": path, "OPTIONS": {"timeout": 3}}},
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": path, "OPTIONS": {"timeout": 5}}},
     DEFAULT_AUTO_FIELD="django.db.models.AutoField",
     USE_TZ=True,
 )
@@ -33,6 +34,7 @@ elif command == "work":
                 count = Item.objects.only("id").filter(who=who).count()
             assert count == n, (count, n)
             print(n, flush=True)
+            time.sleep(0.005)  # two that never pause starve each other, on any disk
     except DatabaseError as e:
         print("error:", e, flush=True)
 elif command == "check":
