@@ -47,13 +47,24 @@ func (db *DB) releasePeer() error {
 
 // leaveMount closes what the database has open on the mount.
 func (db *DB) leaveMount() error {
+	var err error
+	db.mu.Lock()
+	held := db.peer != nil
+	db.mu.Unlock()
+	if held && db.store.Role() == RolePrimary {
+		// A hand-over that came to nothing at the stop has left the locks with a primary. What the peer removes then
+		// is told to this database as an application's doing is: not under db.mu.
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		err = db.admit(ctx)
+	}
 	db.shmGone()
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if db.peer == nil {
-		return nil
+		return err
 	}
-	return db.releasePeer()
+	return errors.Join(err, db.releasePeer())
 }
 
 // errChecksum reports an entry that does not lead to the checksum it promises.

@@ -98,7 +98,7 @@ func TestBadInput(t *testing.T) {
 			write(t, filepath.Join(data, "clusterid"), "LFSC1234567890\n")
 			mkdir(t, filepath.Join(dir, "mnt"))
 			return []string{"mount", "-config", config(t, dir, "fuse:\n  dir: "+dir+"/mnt\ndata:\n  dir: "+data+"\n")}
-		}, -1, []string{"LiteFS", "export"}},
+		}, -1, []string{"LiteFS", "litefs adopt"}},
 		{"data directory of something else", func(t *testing.T, dir string) []string {
 			data := filepath.Join(dir, "data")
 			mkdir(t, data)

@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/litefs/litefs/internal/childnode"
 	"github.com/litefs/litefs/internal/leaseserver"
@@ -53,7 +55,14 @@ trap 'for p in $(jobs -p); do kill $p || true; done; wait || true' EXIT
 	cmd := exec.CommandContext(timeout(t), "bash", "-c", text)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(binary(t))+":"+os.Getenv("PATH"), "HOME="+dir)
+	// What the page starts is in one group. One that hangs says where.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGQUIT) }
+	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()
+	if kill := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); kill != nil && kill != syscall.ESRCH {
+		t.Error(kill)
+	}
 	mounts, globErr := filepath.Glob(filepath.Join(dir, "*"))
 	if globErr != nil {
 		t.Fatal(globErr)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -277,4 +278,36 @@ func TestFailover_TailIsKept(t *testing.T) {
 	if kept, err := os.ReadDir(filepath.Join(b.cfg.Data, "lost+found")); err == nil && len(kept) > 0 {
 		t.Fatalf("the new primary has lost %v", kept)
 	}
+}
+
+// All nodes stop at once: a primary has its locks for a hand-over when the candidate goes.
+func TestFailover_StopTogether(t *testing.T) {
+	c := newCluster(t, patience)
+	first := c.start()
+	becomesPrimary(first)
+	for _, mode := range []string{"delete", "wal"} {
+		db := sqlitetest.Open(t, first.path(mode+".db"), "journal_mode="+mode)
+		db.MustExec("CREATE TABLE t (a)")
+		db.Close()
+	}
+	second := c.start()
+	if err := second.move("/promote"); err != nil {
+		t.Fatal(err)
+	}
+	becomesPrimary(second)
+	for _, mode := range []string{"delete", "wal"} {
+		db := sqlitetest.Open(t, second.path(mode+".db"), "busy_timeout=30000")
+		db.MustExec("INSERT INTO t VALUES (1)")
+		db.Close()
+	}
+	ended := make(chan error)
+	for _, n := range []*node{first, second} {
+		proc := n.proc
+		n.proc = nil
+		go func() { ended <- proc.Stop(timeout(t)) }()
+	}
+	if err := errors.Join(<-ended, <-ended); err != nil {
+		t.Fatal(err)
+	}
+	second.verified()
 }
