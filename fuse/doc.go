@@ -9,7 +9,7 @@
 //   - one I/O mode per inode from its first open to its last close (see Mode): the kernel answers EIO otherwise;
 //   - no path of the outside is ever followed: every node is pinned by an O_PATH|O_NOFOLLOW descriptor, so a symbolic
 //     link in the tree cannot lead the daemon, which is root, out of it;
-//   - a request that may wait (for the Backend or for the disk) never keeps another request from being read.
+//   - a request that waits (for the Backend or for the disk) keeps another from being read for a few milliseconds at most.
 //
 // File locks are not negotiated with the kernel: fcntl, OFD and flock locks live on the FUSE inode, cost no request, and
 // a process that wants to take part in them (this one too) opens the file through the mount.
@@ -21,7 +21,7 @@
 // How a request is served:
 //
 //	/dev/fuse --read--> serve loop --ProtocolServer--> loopback methods --*at(2), /proc/self/fd--> files under Root
-//	                      |  two goroutines wait in read(2); one that takes a request which may wait
-//	                      |  first makes sure that another one is reading
+//	                      |  one goroutine reads and answers; when a request is kept waiting by another one,
+//	                      |  a second reads, and those that wait are handed over for a while (relief.go)
 //	                      '--write--> answer; notifications are written to the same descriptor
 package fuse

@@ -14,8 +14,8 @@ import (
 
 const (
 	// maxReading bounds the goroutines that wait in read(2). The kernel wakes them in turn, so each one more is one more
-	// cold thread; one alone would leave nobody to read while it answers.
-	maxReading = 2
+	// cold thread.
+	maxReading = 1
 
 	inHeaderSize  = int(unsafe.Sizeof(gofuse.InHeader{}))
 	outHeaderSize = int(unsafe.Sizeof(gofuse.OutHeader{}))
@@ -97,11 +97,9 @@ func (s *Session) initialize() (uint64, error) {
 	return (*gofuse.InitOut)(unsafe.Pointer(&b.out[outHeaderSize])).Flags64(), nil
 }
 
-// serve reads requests and answers them until the connection ends or enough others are reading.
+// serve reads requests and answers them until the connection ends or another one reads.
 //
-// Invariant: while the connection lives, somebody is reading or is about to, and nobody who may wait is counted among
-// them. A goroutine leaves the count when it has a request; the one that leaves it empty with a request that may wait
-// starts another one first.
+// Invariant: while the connection lives, somebody is reading, or answers a request and reads then, or is relieved.
 func (s *Session) serve() {
 	defer s.workers.Done()
 	for s.joinReading() {
@@ -110,6 +108,7 @@ func (s *Session) serve() {
 		left := s.reading.Add(-1)
 		if err != nil {
 			b.put()
+			s.relief.stop()
 			s.connectionEnded(err)
 			return
 		}
@@ -118,9 +117,13 @@ func (s *Session) serve() {
 		if h.Opcode < maxOpcode {
 			s.counts[h.Opcode].Add(1)
 		}
-		if left == 0 && mayWait(h.Opcode) {
-			s.workers.Add(1)
-			go s.serve()
+		if left == 0 {
+			if waits(b.in) && s.relief.isWary() {
+				s.workers.Add(1)
+				go s.serve()
+			} else {
+				s.relief.taken()
+			}
 		}
 		s.answer(b, n)
 		b.put()

@@ -67,7 +67,14 @@ type table struct {
 
 	mu    sync.RWMutex
 	nodes map[uint64]*node
+
+	// unpinned are descriptors that closeUnpinned closes. The last one of a file that was removed frees its blocks, which
+	// may wait for the disk, and no request waits for that.
+	unpinned chan int
 }
+
+// maxUnpinned bounds the descriptors that wait to be closed; more are closed at once.
+const maxUnpinned = 256
 
 func newTable(dir string) (*table, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -80,7 +87,7 @@ func newTable(dir string) (*table, error) {
 		return nil, fmt.Errorf("stat %s: %w", dir, err)
 	}
 	root := &node{id: rootID, kind: unix.S_IFDIR, fd: fd, lookups: 1}
-	return &table{root: root, dev: st.Dev, nodes: map[uint64]*node{rootID: root}}, nil
+	return &table{root: root, dev: st.Dev, nodes: map[uint64]*node{rootID: root}, unpinned: make(chan int, maxUnpinned)}, nil
 }
 
 // get returns a node the kernel knows.
@@ -204,8 +211,19 @@ func (t *table) freeUnused(n *node) (freed bool) {
 		return false
 	}
 	delete(t.nodes, n.id)
-	unix.Close(n.fd)
+	select {
+	case t.unpinned <- n.fd:
+	default:
+		unix.Close(n.fd)
+	}
 	return true
+}
+
+// closeUnpinned closes the pins of nodes that were freed, until closeAll.
+func (t *table) closeUnpinned() {
+	for fd := range t.unpinned {
+		unix.Close(fd)
+	}
 }
 
 // nameless unpins an inherited node that has lost its name and is not open, so that its space is free: the kernel may not
@@ -219,14 +237,18 @@ func (t *table) nameless(id uint64) {
 	}
 }
 
-// closeAll closes every pin. Nothing may use the table afterwards.
+// closeAll closes every pin but those that closeUnpinned is to close. Nothing may use the table afterwards.
 func (t *table) closeAll() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.nodes == nil {
+		return
+	}
 	for _, n := range t.nodes {
 		unix.Close(n.fd)
 	}
 	t.nodes = nil
+	close(t.unpinned)
 }
 
 // pathOf returns the path of a node relative to the root ("" for the root itself), false when it has no name any more.

@@ -25,7 +25,9 @@ const (
 	opLink        = 13
 	opOpen        = 14
 	opRead        = 15
+	opWrite       = 16
 	opStatfs      = 17
+	opRelease     = 18
 	opGetxattr    = 22
 	opListxattr   = 23
 	opInit        = 26
@@ -62,13 +64,15 @@ func opcodeName(op uint32) string {
 	return "opcode " + strconv.Itoa(int(op))
 }
 
-// mayWait tells the requests that can be held up by the Backend or by the disk from those that only look at what the
-// kernel holds in memory. A READ of a page that is not cached waits for the disk.
-func mayWait(op uint32) bool {
-	switch op {
+// waits tells the requests that wait for the disk or the Backend as a rule from those that hardly ever do: what only
+// looks at what the kernel holds in memory, and what changes it there.
+func waits(in []byte) bool {
+	switch headerOf(in).Opcode {
 	case opLookup, opForget, opBatchForget, opGetattr, opReadlink, opStatfs, opOpendir, opReleasedir, opAccess,
-		opInterrupt, opInit, opDestroy:
+		opInterrupt, opInit, opDestroy, opOpen, opCreate, opWrite, opRelease:
 		return false
+	case opSetattr:
+		return (*gofuse.SetAttrIn)(unsafe.Pointer(&in[0])).Valid&gofuse.FATTR_SIZE != 0
 	}
 	return true
 }

@@ -50,7 +50,8 @@ type Session struct {
 	buffers *bufferPools
 	polling atomic.Bool // settlePoll uses the reserved name
 	reading atomic.Int32
-	workers sync.WaitGroup // goroutines of serve
+	workers sync.WaitGroup // goroutines of serve, and relieve
+	relief  *relief
 	counts  [maxOpcode]atomic.Uint64
 
 	notify struct {
@@ -80,7 +81,7 @@ func Mount(ctx context.Context, opt Options) (*Session, error) {
 	if within(dir, root) {
 		return nil, fmt.Errorf("mount point %s is in the directory it would show, %s: every look at it would ask the mount about itself; choose another directory", dir, root)
 	}
-	s := &Session{opt: opt, logger: opt.Logger.With("mount", dir), buffers: newBufferPools(), ended: make(chan struct{})}
+	s := &Session{opt: opt, logger: opt.Logger.With("mount", dir), buffers: newBufferPools(), relief: newRelief(), ended: make(chan struct{})}
 	if err := raiseFileLimit(); err != nil {
 		s.logger.Warn("the limit of open files stays low: every file the kernel knows takes one", "err", err)
 	}
@@ -182,7 +183,14 @@ func (s *Session) serveAll() {
 		s.workers.Add(1)
 		go s.serve()
 	}
-	go s.finish()
+	s.workers.Add(1)
+	go s.relieve()
+	unpinned := make(chan struct{})
+	go func() {
+		defer close(unpinned)
+		s.fs.nodes.closeUnpinned()
+	}()
+	go s.finish(unpinned)
 }
 
 // settlePoll has the kernel ask once whether files can be polled, and learn that they cannot (ENOSYS).
@@ -251,13 +259,14 @@ func (s *Session) probeFile() (int, error) {
 	return fd, nil
 }
 
-// finish owns the end: when the loop is over, everything is closed.
-func (s *Session) finish() {
+// finish owns the end: when the loop is over, everything is closed. unpinned is closed at the end of closeUnpinned.
+func (s *Session) finish(unpinned <-chan struct{}) {
 	s.workers.Wait()
 	s.notify.Lock()
 	s.notify.closed = true
 	s.notify.Unlock()
 	s.fs.closeAll()
+	<-unpinned
 	if err := errors.Join(unix.Close(s.dev.fd), s.estate.close()); err != nil {
 		s.logger.Error("close of the FUSE device", "err", err)
 	}
