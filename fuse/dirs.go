@@ -10,8 +10,8 @@ import (
 // dirStream reads a directory. Offsets are the cookies of getdents64(2), so they mean the same to a later daemon.
 type dirStream struct {
 	mu  sync.Mutex
-	buf []byte
-	pos int64 // where the next getdents64 continues
+	buf []byte // made when it is first read: SQLite opens its directory only to sync it
+	pos int64  // where the next getdents64 continues
 
 	// virtual are the synthetic files still to be listed once the real ones are: nil before. They all carry the cookie of
 	// the end, for a directory's own cookies use every value up to it.
@@ -29,7 +29,7 @@ func (fs *loopback) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.Op
 	if err != nil {
 		return status(err)
 	}
-	h := &handle{node: n, fd: fd, dir: &dirStream{buf: make([]byte, dirBufferSize)}}
+	h := &handle{node: n, fd: fd, dir: &dirStream{}}
 	fs.addHandle(h, unix.O_RDONLY)
 	out.Fh = h.fh
 	return gofuse.OK
@@ -52,6 +52,9 @@ func (fs *loopback) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.Di
 			return status(err)
 		}
 		d.pos, d.virtual = off, nil
+	}
+	if d.buf == nil {
+		d.buf = make([]byte, dirBufferSize)
 	}
 	for d.virtual == nil {
 		n, err := unix.Getdents(h.fd, d.buf)
@@ -100,12 +103,4 @@ func (fs *loopback) ReleaseDir(in *gofuse.ReleaseIn) {
 	if h := fs.removeHandle(in.Fh); h != nil {
 		h.close()
 	}
-}
-
-func (fs *loopback) FsyncDir(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
-	h, err := fs.handle(in.NodeId, in.Fh)
-	if err != nil {
-		return status(err)
-	}
-	return status(unix.Fsync(h.fd))
 }

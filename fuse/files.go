@@ -275,7 +275,9 @@ func (fs *loopback) Create(_ <-chan struct{}, in *gofuse.CreateIn, name string, 
 		fs.undoNew(dir, name, unix.S_IFREG)
 		fs.nodes.moved(n.id)
 		fs.nodes.forget(n.id, 1)
+		return code
 	}
+	n.madeIn.Store(dir.id)
 	return code
 }
 
@@ -482,7 +484,9 @@ func (fs *loopback) Fsync(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
 	switch {
 	case how == SyncBehind:
 		return gofuse.OK
-	case how == SyncData || in.FsyncFlags&fsyncDataOnly != 0:
+	case how == SyncData:
+		return status(fs.syncNew(h.node, func() error { return unix.Fdatasync(h.fd) }))
+	case in.FsyncFlags&fsyncDataOnly != 0:
 		return status(unix.Fdatasync(h.fd))
 	}
 	return status(unix.Fsync(h.fd))

@@ -48,6 +48,7 @@ func owned(dir *node, fd, open int, c gofuse.Owner, mode uint32) error {
 // adoptNew looks a name up that has just been made, gives it its owner and mode, and fills the reply. On an error the
 // name is removed again. open is a descriptor of a regular file, or -1.
 func (fs *loopback) adoptNew(dir *node, name string, open int, c gofuse.Owner, mode uint32, out *gofuse.EntryOut) (*node, error) {
+	dir.changedIn()
 	n, st, err := fs.nodes.lookup(dir, name)
 	if err == nil {
 		err = owned(dir, n.fd, open, c, mode)
@@ -75,6 +76,7 @@ func (fs *loopback) undoNew(dir *node, name string, mode uint32) {
 	if err := unix.Unlinkat(dir.fd, name, flags); err != nil {
 		fs.logger.Error("a new file stays behind after an error", "name", name, "err", err)
 	}
+	dir.changedIn()
 }
 
 // Mknod makes a regular file. Devices, pipes and sockets have no place among databases.
@@ -162,6 +164,7 @@ func (fs *loopback) Unlink(_ <-chan struct{}, h *gofuse.InHeader, name string) g
 		return fs.refused("unlink", path, err)
 	}
 	err = unix.Unlinkat(dir.fd, name, 0)
+	dir.changedIn()
 	fs.nodes.moved(st.Ino)
 	if err == nil {
 		fs.nodes.nameless(st.Ino)
@@ -211,6 +214,7 @@ func (fs *loopback) Rmdir(_ <-chan struct{}, h *gofuse.InHeader, name string) go
 		return status(err)
 	}
 	err = unix.Unlinkat(dir.fd, name, unix.AT_REMOVEDIR)
+	dir.changedIn()
 	fs.nodes.moves.Add(1)
 	if goneBefore(h.Unique, err) {
 		return gofuse.OK
@@ -266,6 +270,8 @@ func (fs *loopback) Rename(_ <-chan struct{}, in *gofuse.RenameIn, oldName, newN
 		}
 	}
 	err = unix.Renameat2(from.fd, oldName, to.fd, newName, uint(in.Flags))
+	from.changedIn()
+	to.changedIn()
 	if source.Mode&unix.S_IFMT == unix.S_IFDIR {
 		fs.nodes.moves.Add(1) // everything below has moved too
 	} else {

@@ -34,6 +34,10 @@ type node struct {
 	path  atomic.Pointer[pathAt]
 	moves atomic.Uint64 // counts renames and unlinks of this inode; counted after they happened
 
+	madeIn  atomic.Uint64 // directory in which this session has made the file, until its first sync; 0: none
+	changes atomic.Uint64 // of names in a directory; counted after they happened
+	synced  atomic.Uint64 // changes that are durable, plus one; 0: not known
+
 	// order is held over a change of the open handles or of the name and the Opened, Released, Renamed or Unlinked that
 	// tells it, so that the Backend hears them in the order they happened. Taken before mu; of two, the lower id first.
 	order sync.Mutex

@@ -54,7 +54,7 @@ func (fs *loopback) reopen(id, fh uint64) (*handle, error) {
 		if err != nil {
 			return nil, err
 		}
-		h.node, h.fd, h.dir = n, fd, &dirStream{buf: make([]byte, dirBufferSize)}
+		h.node, h.fd, h.dir = n, fd, &dirStream{}
 	}
 	fs.handles.Lock()
 	defer fs.handles.Unlock()
