@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 )
 
 // ErrBusy is returned by a node that has too much to do at the moment.
@@ -157,7 +158,7 @@ func (w *worker) rejoin(ctx context.Context, db *DB, pos Pos, report *RepairRepo
 		return pos, nil
 	case err == nil:
 		return db.wantedPos(), nil
-	case ctx.Err() != nil || errors.Is(err, ErrBusy) || report.DryRun:
+	case ctx.Err() != nil || errors.Is(err, ErrBusy) || errors.Is(err, errBrokenOff) || report.DryRun:
 		return Pos{}, err
 	}
 	return w.needSnapshot(db, report, err), nil
@@ -171,6 +172,20 @@ func (w *worker) needSnapshot(db *DB, report *RepairReport, why error) Pos {
 	return db.noPos()
 }
 
+// errBrokenOff is an answer of the primary that did not come to its end. It says nothing of the database: the primary is
+// asked again.
+var errBrokenOff = errors.New("the connection to the primary broke off")
+
+// brokenOff marks an error of an exchange that its connection did not outlive.
+func brokenOff(err error) error {
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			return fmt.Errorf("%w: %w", errBrokenOff, err)
+		}
+	}
+	return err
+}
+
 // keepWhatForked asks the primary how the histories relate.
 func (w *worker) keepWhatForked(ctx context.Context, db *DB, client PageClient, dry bool) error {
 	log := db.logPositions()
@@ -179,7 +194,7 @@ func (w *worker) keepWhatForked(ctx context.Context, db *DB, client PageClient, 
 	}
 	a, err := client.Pages(ctx, w.f.url, PagesQuery{Mode: PagesLocate, DBID: db.id, Log: log})
 	if err != nil {
-		return fmt.Errorf("ask the primary where the histories part: %w", err)
+		return fmt.Errorf("ask the primary where the histories part: %w", brokenOff(err))
 	}
 	var why string
 	switch {
@@ -211,7 +226,7 @@ func (w *worker) fetchPages(ctx context.Context, db *DB, client PageClient, repo
 		// The record may be what is damaged: a page that the primary has too is right.
 		a, err := client.Pages(ctx, w.f.url, PagesQuery{Mode: PagesList, DBID: db.id, Log: db.logPositions(), Have: have})
 		if err != nil {
-			return err
+			return brokenOff(err)
 		}
 		report.Bytes += a.Wire
 		report.Damaged = common(damaged, a.Pgnos)
@@ -228,7 +243,7 @@ func (w *worker) fetchPages(ctx context.Context, db *DB, client PageClient, repo
 	}
 	a, err := client.Pages(ctx, w.f.url, PagesQuery{Mode: mode, DBID: db.id, Log: db.logPositions(), Have: have})
 	if err != nil {
-		return err
+		return brokenOff(err)
 	}
 	report.Pos, report.Differ = a.Pos, len(a.Pgnos)
 	report.Bytes += a.Wire
@@ -240,7 +255,7 @@ func (w *worker) fetchPages(ctx context.Context, db *DB, client PageClient, repo
 	before := db.Pos()
 	err = db.applyPages(ctx, io.LimitReader(a.LTX, a.LTX.Size), a.LTX.Size, have)
 	if err = errors.Join(err, a.LTX.Close()); err != nil {
-		return err
+		return brokenOff(err)
 	}
 	record, pos := db.PageSums()
 	report.Pos, report.Differ = pos, len(DifferingPages(have, record))

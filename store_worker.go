@@ -467,6 +467,10 @@ func (w *worker) fail(err error, retry time.Duration) {
 		name = db.Name()
 		db.setTrouble(err, retry)
 	}
+	if errors.Is(err, errBrokenOff) {
+		w.f.store.Logger.Warn("database waits for the primary; tried again", "db", name, "retry", retry, "reason", err)
+		return
+	}
 	w.f.store.stats.ApplyErrors.Add(1)
 	w.f.store.Logger.Error("database does not follow the primary; tried again", "db", name, "retry", retry, "error", err)
 }

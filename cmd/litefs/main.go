@@ -34,7 +34,7 @@ func main() {
 	os.Exit(report(err, std.err))
 }
 
-// readers is how many goroutines wait for requests of the kernel (package fuse).
+// readers is how many goroutines take requests of the kernel (package fuse): one, and one that relieves it.
 const readers = 2
 
 // leaveProcessors gives the scheduler of Go more processors than there are, unless the environment says how many. A
