@@ -176,7 +176,8 @@ func TestEventsOfBothNodes(t *testing.T) {
 			t.Fatalf("%s: %v", role(n), streams[n].Err())
 		}
 		line := streams[n].Text()
-		const format = `^\{"type":"tx","db":"app.db","data":\{"txID":"[0-9a-f]{16}","postApplyChecksum":"[0-9a-f]{16}","pageSize":4096,"commit":2,"timestamp":"[0-9TZ:.-]+"\}\}$`
+		const format = `^\{"type":"tx","db":"app.db","data":\{"txID":"[0-9a-f]{16}","postApplyChecksum":"[0-9a-f]{16}","pageSize":4096,"commit":2,"timestamp":"[0-9TZ:.-]+",` +
+			`"minTXID":"[0-9a-f]{16}","dbID":"[0-9a-f]{16}","epoch":1,"node":"[0-9a-f]{16}","pages":[12]\}\}$`
 		if !regexp.MustCompile(format).MatchString(line) {
 			t.Errorf("%s: %s, want %s", role(n), line, format)
 		}
