@@ -298,10 +298,10 @@ func TestGateErrorAtEachWrite(t *testing.T) {
 			c := sqlitetest.Open(t, g.app("app.db"), "journal_mode=wal")
 			mustCommit(t, c, "CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
 			mustCommit(t, c, "INSERT INTO t(v) VALUES (randomblob(500)),(randomblob(500)),(randomblob(500)),(randomblob(500)),(randomblob(500)),(randomblob(500)),(randomblob(500)),(randomblob(500)),(randomblob(500)),(randomblob(500)),(randomblob(500)),(randomblob(500))")
-			count := 0
+			var writes atomic.Int64
 			g.hook.set(func(path string, _ int64, _ []byte) error {
 				if path == "app.db-wal" {
-					count++
+					writes.Add(1)
 				}
 				return nil
 			}, nil)
@@ -309,26 +309,29 @@ func TestGateErrorAtEachWrite(t *testing.T) {
 				t.Fatal(err)
 			}
 			// The last ones are the commit frame, and the checksums written anew.
+			count := int(writes.Load())
 			step := max(1, count/16)
 			for k := count % step; k < count; k += step {
 				before := c.MustText(gateSum)
-				left, failed := k, false
+				var left atomic.Int64
+				var failed atomic.Bool
+				left.Store(int64(k))
 				g.hook.set(func(path string, _ int64, _ []byte) error {
-					if path != "app.db-wal" || failed {
+					if path != "app.db-wal" || failed.Load() {
 						return nil
 					}
-					if left--; left < 0 {
-						failed = true
+					if left.Add(-1) < 0 {
+						failed.Store(true)
 						return syscall.EIO
 					}
 					return nil
 				}, nil)
 				err := run(c, stmts)
 				g.hook.set(nil, nil)
-				if err != nil != failed {
-					t.Fatalf("write %d failed: %v, and the commit: %v", k, failed, err)
+				if err != nil != failed.Load() {
+					t.Fatalf("write %d failed: %v, and the commit: %v", k, failed.Load(), err)
 				}
-				if failed && c.MustText(gateSum) != before {
+				if failed.Load() && c.MustText(gateSum) != before {
 					t.Fatalf("write %d failed: %q, want %q", k, c.MustText(gateSum), before)
 				}
 				c.MustExec("INSERT INTO t(v) VALUES ('kept')")
