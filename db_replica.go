@@ -484,6 +484,18 @@ func (s *Store) renameReplica(ctx context.Context, db *DB, name string) error {
 	return db.takePeer(ctx)
 }
 
+// checkpointReplica copies what it can of a replica's write-ahead log into the
+// database file.
+func (db *DB) checkpointReplica(ctx context.Context) error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed || db.peer == nil || db.load != nil {
+		return nil
+	}
+	_, err := db.peer.Checkpoint(ctx)
+	return err
+}
+
 // renameTogether renames a database with its write-ahead log and its wal-index.
 // On an error all have the names that they had: frames must not be parted from
 // the database that they belong to.

@@ -19,7 +19,8 @@ const drainTimeout = 3 * time.Second
 // For how long, and how often, a node asks the primary to hand over.
 const (
 	askLong  = 25 * time.Second
-	askPause = 300 * time.Millisecond
+	askPause = 300 * time.Millisecond // after a refusal
+	tookLong = 3 * time.Second        // after a hand-over that has not made this node the primary
 )
 
 var (
@@ -133,19 +134,33 @@ func (l *roleLoop) askPrimary(url string) {
 	defer l.asking.Store(false)
 	ctx, cancel := context.WithTimeout(l.ctx, askLong)
 	defer cancel()
-	for {
-		err := l.ask(ctx, d.Demote, cmp.Or(s.PrimaryURL(), url))
-		if err == nil || s.IsPrimary() {
-			return
+	s.lighten(ctx)
+	sub := s.Subscribe()
+	defer sub.Close() //nolint:errcheck // forgets the subscription
+	reign := s.reign.Load()
+	for s.reign.Load() == reign && !s.IsPrimary() {
+		pause := tookLong
+		if err := l.ask(ctx, d.Demote, cmp.Or(s.PrimaryURL(), url)); err != nil {
+			s.Logger.Warn("the primary does not hand over", "primary", url, "error", err)
+			err = fmt.Errorf("the primary does not hand over: %w", err)
+			s.notAsked.Store(&err)
+			pause = askPause
 		}
-		s.Logger.Warn("the primary does not hand over", "primary", url, "error", err)
-		err = fmt.Errorf("the primary does not hand over: %w", err)
-		s.notAsked.Store(&err)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(askPause):
+		// A primary that lost its lease meanwhile has not handed over, though it is none any more: it
+		// may get the lease again.
+		again := time.NewTimer(pause)
+		for waiting := true; waiting && s.reign.Load() == reign; {
+			select {
+			case <-sub.NotifyCh():
+				sub.DirtySet()
+			case <-again.C:
+				waiting = false
+			case <-ctx.Done():
+				again.Stop()
+				return
+			}
 		}
+		again.Stop()
 	}
 }
 
@@ -153,6 +168,19 @@ func (l *roleLoop) ask(ctx context.Context, demote func(ctx context.Context, url
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	return demote(ctx, url, l.s.nodeID)
+}
+
+// lighten does, while the primary still writes, what the first commit here would
+// otherwise wait for: a replica's write-ahead log is long, so that the commit
+// checkpoints it, and syncs the log of transactions before. What fails here is
+// done then.
+func (s *Store) lighten(ctx context.Context) {
+	err := s.each(func(db *DB) error {
+		return errors.Join(db.makeDurable(), db.checkpointReplica(ctx))
+	})
+	if err != nil && ctx.Err() == nil {
+		s.Logger.Warn("the first commit after the hand-over will take longer", "error", err)
+	}
 }
 
 // errStatic is why a role cannot be moved.

@@ -103,7 +103,6 @@ func TestBadInput(t *testing.T) {
 		{"file and directory", "fuse: {dir: mnt}", "mount -config litefs.yml mnt", 0, "litefs: give -config litefs.yml or the directory mnt, not both: fuse.dir in the file names the directory"},
 		{"no command", "", "mount mnt --", 0, "litefs: no command after --"},
 		{"skip-unmount", "", "mount -skip-unmount mnt", 0, "litefs: -skip-unmount is not built: a stale mount is cleaned up only when nothing uses it; remove the flag"},
-		{"tracing", "", "mount -tracing mnt", 0, "litefs: -tracing is not built yet: use -debug"},
 
 		{"missing directory", "", "mount none", 0, "litefs: fuse.dir DIR/none does not exist: make it with mkdir -p"},
 		{"no directory", "", "mount file", 0, "litefs: fuse.dir DIR/file is not a directory"},

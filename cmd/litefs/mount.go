@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"time"
@@ -13,7 +12,7 @@ import (
 	"github.com/litefs/litefs/internal/supervise"
 )
 
-func runMount(ctx context.Context, args []string, std stdio, signals *signals) error {
+func runMount(ctx context.Context, args []string, std stdio, signals *signals) (err error) {
 	args, program := cutCommand(args)
 	f := newFlags("mount", "litefs mount [flags] [DIR] [-- COMMAND ARGS]",
 		"Mounts a directory. SQLite databases in it are captured transaction by\n"+
@@ -29,7 +28,7 @@ func runMount(ctx context.Context, args []string, std stdio, signals *signals) e
 	fuseDebug := f.Bool("fuse.debug", false, "the same as -set fuse.debug=true")
 	grace := f.Duration("grace", supervise.DefaultGrace, "`TIME` a command has to end before it is killed")
 	skipUnmount := f.Bool("skip-unmount", false, "not built: a stale mount is cleaned up only when nothing uses it")
-	tracing := f.Bool("tracing", false, "not built: use -debug")
+	tracing := f.Bool("tracing", false, "all that there is to say, on standard output")
 	positional, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -37,8 +36,6 @@ func runMount(ctx context.Context, args []string, std stdio, signals *signals) e
 	switch {
 	case *skipUnmount:
 		return usagef("-skip-unmount is not built: a stale mount is cleaned up only when nothing uses it; remove the flag")
-	case *tracing:
-		return usagef("-tracing is not built yet: use -debug")
 	case *grace <= 0:
 		return usagef("-grace %s must be more than 0", *grace)
 	case program != nil && (len(program) == 0 || program[0] == ""):
@@ -74,9 +71,11 @@ func runMount(ctx context.Context, args []string, std stdio, signals *signals) e
 	case cfg.Fuse.Guardian:
 		node = runGuarded(std)
 	}
+	logger, trace := newLogger(cfg, std, *tracing)
+	defer func() { err = errors.Join(err, trace.Close()) }()
 	m := &mount{
 		cfg:     cfg,
-		logger:  newLogger(cfg.Log, std.err),
+		logger:  logger,
 		daemon:  node,
 		signals: signals,
 		std:     std,
@@ -167,25 +166,4 @@ func (m *mount) serve(ctx context.Context) error {
 		return nodeErr
 	}
 	return programErr
-}
-
-// newLogger writes to w as the configuration asks.
-func newLogger(c config.Log, w io.Writer) *slog.Logger {
-	o := &slog.HandlerOptions{}
-	if c.Debug {
-		o.Level = slog.LevelDebug
-	}
-	if c.Format == config.LogJSON {
-		return slog.New(slog.NewJSONHandler(w, o))
-	}
-	if !c.Timestamp {
-		// Without a time of its own the line gets the journal's or the container's.
-		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	return slog.New(slog.NewTextHandler(w, o))
 }

@@ -37,7 +37,12 @@ func (w MoveWorkload) is(name string) bool { return name == w.Name || name == w.
 
 // MoveWorkloads returns all of them. Two that differ in their lease have one name.
 func MoveWorkloads() []MoveWorkload {
-	etcd := MoveWorkload{backend: "etcd", Lease: "etcd, TTL 2 s", server: leaseserver.Etcd, config: "type: etcd\n  etcd:\n    url: %s\n    ttl: 2s"}
+	onEtcd := func(ttl string) MoveWorkload {
+		return MoveWorkload{
+			backend: "etcd", Lease: "etcd, TTL " + ttl, server: leaseserver.Etcd,
+			config: "type: etcd\n  etcd:\n    url: %s\n    ttl: " + ttl,
+		}
+	}
 	consul := MoveWorkload{backend: "consul", Lease: "Consul, TTL 10 s, lock-delay 1 s", server: leaseserver.ConsulDev, config: "type: consul\n  consul:\n    url: %s"}
 	handover := func(w MoveWorkload) MoveWorkload {
 		w.Name, w.What = "handover", "`litefs promote` on the other node"
@@ -57,7 +62,7 @@ func MoveWorkloads() []MoveWorkload {
 		}
 		return w
 	}
-	return []MoveWorkload{handover(etcd), failover(etcd, 2*time.Second, 0), failover(consul, 10*time.Second, time.Second)}
+	return []MoveWorkload{handover(onEtcd("10s")), failover(onEtcd("2s"), 2*time.Second, 0), failover(consul, 10*time.Second, time.Second)}
 }
 
 // MoveResult is what was found about one of them.

@@ -78,6 +78,7 @@ type Config struct {
 	Lease Lease
 	Proxy Proxy
 	Log   Log
+	Trace Trace
 
 	// Durability gives databases a level; the first rule that matches counts, async is that of the others.
 	Durability []DurabilityRule
@@ -197,6 +198,18 @@ type Log struct {
 	Debug     bool
 }
 
+// Trace is a file with all that can be said, whatever Log leaves out.
+type Trace struct {
+	Enabled  bool
+	Path     string // absolute; "": there is none
+	MaxSize  int    // megabytes, after which another file is begun
+	MaxCount int    // files that are kept beside it
+	Compress bool   // those with gzip
+}
+
+// Live reports whether there is a trace.
+func (t Trace) Live() bool { return t.Enabled && t.Path != "" }
+
 // Command is a program and its arguments: already split, never split again.
 type Command struct {
 	Argv []string // at least one, the first not empty
@@ -255,6 +268,7 @@ func defaults() *Config {
 		},
 		Proxy:       proxyDefaults(),
 		Log:         Log{Format: LogText},
+		Trace:       Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
 		ExitOnError: true,
 	}
 }

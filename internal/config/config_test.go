@@ -61,6 +61,7 @@ func TestDefault(t *testing.T) {
 		HTTP:        config.HTTP{Addr: "127.0.0.1:20202"},
 		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd},
 		Log:         config.Log{Format: "text"},
+		Trace:       config.Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
 		ExitOnError: true,
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -116,6 +117,7 @@ log:
 		},
 		SkipSync: true,
 		Log:      config.Log{Format: "json", Timestamp: true, Debug: true},
+		Trace:    config.Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -255,7 +257,8 @@ func TestErrors(t *testing.T) {
 		{"proxy write", dir + "proxy:\n  write: carefully\n", "f.yml: proxy.write at line 3: \"carefully\" is neither forward, fly-replay nor redirect"},
 		{"proxy path", dir + "proxy:\n  passthrough: [\"/a\", \"b\"]\n", "f.yml: proxy.passthrough at line 3: \"b\" begins neither with / nor with *: it matches no path"},
 		{"backup", dir + "backup: {type: file}\n", "f.yml: backup.type at line 2: backup is not built yet; remove the key"},
-		{"tracing", dir + "tracing: {path: x}\n", "f.yml: tracing.path at line 2: the trace log is not built yet; remove the key and use log.debug"},
+		{"trace size", dir + "tracing: {max-size: 64MB}\n", `f.yml: tracing.max-size at line 2: "64MB" is not a number from 1 to 1048576`},
+		{"trace count", dir + "tracing: {max-count: 0}\n", `f.yml: tracing.max-count at line 2: "0" is not a number from 1 to 10000`},
 		{"no consul", dir + "lease: {type: consul}\n", "f.yml: lease.consul.url is missing: where is the server? For one on this machine: http://127.0.0.1:8500"},
 		{"no etcd", dir + "lease: {type: etcd, consul: {key: x}}\n", "f.yml: lease.etcd.url is missing: where is the server? For one on this machine: http://127.0.0.1:2379"},
 		{"server of another type", dir + "lease: {consul: {url: 'http://a'}}\n", "f.yml: lease.consul.url has no use with lease.type: static: set lease.type: consul, or remove it"},

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -21,7 +22,6 @@ type key struct {
 // Why a key is refused. Each completes "PATH at line N: ".
 const (
 	noBackup  = "backup is not built yet; remove the key"
-	noTracing = "the trace log is not built yet; remove the key and use log.debug"
 	noTimeout = "a time limit for snapshots is not built yet; remove the key"
 	noStrict  = "verification of each transaction is not built yet; remove the key and use litefs verify"
 )
@@ -115,13 +115,27 @@ func keyTable() []key {
 		{path: "log.format", set: text(setLogFormat)},
 		{path: "log.timestamp", set: boolean(func(c *Config) *bool { return &c.Log.Timestamp })},
 		{path: "log.debug", set: boolean(func(c *Config) *bool { return &c.Log.Debug })},
+
+		{path: "tracing.enabled", set: boolean(func(c *Config) *bool { return &c.Trace.Enabled })},
+		{path: "tracing.path", set: text(func(c *Config, s string) (err error) {
+			c.Trace.Path, err = filepath.Abs(s)
+			return err
+		})},
+		{path: "tracing.max-size", set: text(func(c *Config, s string) (err error) {
+			c.Trace.MaxSize, err = parseCount(s, 1<<20)
+			return err
+		})},
+		{path: "tracing.max-count", set: text(func(c *Config, s string) (err error) {
+			c.Trace.MaxCount, err = parseCount(s, 10000)
+			return err
+		})},
+		{path: "tracing.compress", set: boolean(func(c *Config) *bool { return &c.Trace.Compress })},
 	}
 	keys = append(keys, proxyKeys()...)
 	for _, m := range []struct{ why, paths string }{
 		{noStrict, "strict-verify"},
 		{noTimeout, "http.snapshot-timeout"},
 		{noBackup, "backup.type backup.path backup.url backup.cluster backup.auth-token"},
-		{noTracing, "tracing.enabled tracing.path tracing.max-size tracing.max-count tracing.compress"},
 	} {
 		for _, path := range strings.Fields(m.paths) {
 			keys = append(keys, key{path: path, missing: m.why})

@@ -111,6 +111,15 @@ func (c *Config) YAML() ([]byte, error) {
 	add(log, "timestamp", plain(fmt.Sprint(c.Log.Timestamp)))
 	add(log, "debug", plain(fmt.Sprint(c.Log.Debug)))
 
+	trace := group("tracing")
+	add(trace, "enabled", plain(fmt.Sprint(c.Trace.Enabled)))
+	if c.Trace.Path != "" {
+		add(trace, "path", str(c.Trace.Path))
+	}
+	add(trace, "max-size", plain(fmt.Sprint(c.Trace.MaxSize)))
+	add(trace, "max-count", plain(fmt.Sprint(c.Trace.MaxCount)))
+	add(trace, "compress", plain(fmt.Sprint(c.Trace.Compress)))
+
 	var out bytes.Buffer
 	dumper, err := yaml.NewDumper(&out, yaml.WithIndent(2), yaml.WithLineWidth(-1))
 	if err != nil {

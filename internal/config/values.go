@@ -42,6 +42,15 @@ func parsePositive(s string) (time.Duration, error) {
 	return d, err
 }
 
+// parseCount reads a number from 1 to most.
+func parseCount(s string, most int) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > most {
+		return 0, fmt.Errorf("%q is not a number from 1 to %d", s, most)
+	}
+	return n, nil
+}
+
 // parseSize reads a number of bytes. K, M, G and T are powers of 1024, with or
 // without "B" or "iB" after them.
 func parseSize(s string) (int64, error) {

@@ -76,14 +76,15 @@ var edges = map[string][]string{
 
 // doors lists who may import an outside module: one package knows it, so it can be replaced there.
 var doors = map[string][]string{
-	"github.com/hanwen/go-fuse":   {"fuse", "internal/cutdisk"},
-	"github.com/mattn/go-sqlite3": {"internal/sqlapp"},
-	"go.yaml.in/yaml":             {"internal/config"},
-	"github.com/superfly/ltx":     {"", "http", "internal/ltxlog", "internal/pagesum", "internal/verify"},
-	"github.com/pierrec/lz4":      {"http", "internal/ltxlog"},
-	"golang.org/x/sys":            anyPackage,
-	"golang.org/x/sync":           anyPackage,
-	"golang.org/x/net":            {"http"},
+	"github.com/hanwen/go-fuse":        {"fuse", "internal/cutdisk"},
+	"github.com/mattn/go-sqlite3":      {"internal/sqlapp"},
+	"go.yaml.in/yaml":                  {"internal/config"},
+	"github.com/superfly/ltx":          {"", "http", "internal/ltxlog", "internal/pagesum", "internal/verify"},
+	"github.com/pierrec/lz4":           {"http", "internal/ltxlog"},
+	"gopkg.in/natefinch/lumberjack.v2": {"cmd/litefs"},
+	"golang.org/x/sys":                 anyPackage,
+	"golang.org/x/sync":                anyPackage,
+	"golang.org/x/net":                 {"http"},
 }
 
 // anyPackage stands for every package.

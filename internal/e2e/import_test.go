@@ -207,3 +207,36 @@ func TestImportRefused(t *testing.T) {
 	c.MustExec("INSERT INTO t VALUES (1)")
 	app.Exit()
 }
+
+// TestImportKilled: a daemon that is killed while a file comes has changed nothing, and the next import removes
+// what it left.
+func TestImportKilled(t *testing.T) {
+	n := startNode(t)
+	sqlitetest.CLI(t, n.path("app.db"), "PRAGMA journal_mode=wal; CREATE TABLE t(v); INSERT INTO t VALUES (1);")
+	image := imported(t, 4096, "delete")
+	conn, err := net.Dial("tcp", n.cfg.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST /import?name=app.db HTTP/1.1\r\nHost: %s\r\nContent-Length: 1000000\r\n\r\n%s", n.cfg.Addr, strings.Repeat("x", 5000))
+	hidden := filepath.Join(n.cfg.Data, "files", ".litefs-import-*")
+	eventually(t, "the file comes", func() (bool, string) {
+		found, err := filepath.Glob(hidden)
+		return err == nil && len(found) == 1, fmt.Sprint(found, err)
+	})
+	n.kill()
+	n.start()
+	if got := strings.TrimSpace(sqlitetest.CLI(t, n.path("app.db"), "SELECT * FROM t;")); got != "1" {
+		t.Errorf("the database has %q, want its row", got)
+	}
+	if out, err := litefs(t, "import", "-url", "http://"+n.cfg.Addr, "-name", "app.db", image); err != nil {
+		t.Errorf("import: %s, %v", out, err)
+	}
+	if found, err := filepath.Glob(hidden); err != nil || len(found) > 0 {
+		t.Errorf("left behind: %v, %v", found, err)
+	}
+	if got := strings.TrimSpace(sqlitetest.CLI(t, n.path("app.db"), "SELECT count(*) FROM other;")); got != "40" {
+		t.Errorf("%s rows, want 40", got)
+	}
+}

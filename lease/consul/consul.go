@@ -168,10 +168,12 @@ func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
 	if lease.session, err = l.createSession(ctx); err != nil {
 		return nil, err
 	}
+	var noted sync.WaitGroup // a disk and a server: applications may be waiting for both
 	if l.opt.Remember != nil {
-		l.opt.Remember(lease.session)
+		noted.Go(func() { l.opt.Remember(lease.session) })
 	}
 	lease.token, err = take(ctx, lease, e)
+	noted.Wait()
 	if err == nil && !l.slot.Adopt(lease) {
 		err = litefs.ErrPrimaryExists
 	}

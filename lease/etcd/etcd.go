@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/litefs/litefs"
@@ -154,10 +155,13 @@ func (l *Leaser) Acquire(ctx context.Context) (litefs.Lease, error) {
 	if lease.id, err = l.api.grant(ctx, l.opt.TTL); err != nil {
 		return nil, err
 	}
+	var noted sync.WaitGroup // a disk and a server: applications may be waiting for both
 	if l.opt.Remember != nil {
-		l.opt.Remember(strconv.FormatInt(lease.id, 10))
+		noted.Go(func() { l.opt.Remember(strconv.FormatInt(lease.id, 10)) })
 	}
-	if err = l.take(ctx, lease, kv); err == nil && !l.slot.Adopt(lease) {
+	err = l.take(ctx, lease, kv)
+	noted.Wait()
+	if err == nil && !l.slot.Adopt(lease) {
 		err = litefs.ErrPrimaryExists
 	}
 	if err != nil {
