@@ -96,9 +96,6 @@ type DB struct {
 	// loadProgress is how far load is, for those who must not wait for mu.
 	loadProgress atomic.Pointer[loadProgress]
 
-	// levelOwn is the level that was set for this database, nil: that of the rules.
-	levelOwn atomic.Pointer[Level]
-
 	// hold is up to which transaction a replica may apply: those after it are not decided.
 	hold atomic.Uint64
 
@@ -268,7 +265,7 @@ func (db *DB) openRecord() (err error) {
 	if db.sums, err = db.openSums(); err != nil {
 		return errors.Join(fmt.Errorf("page checksums: %w", err), db.txlog.Close())
 	}
-	if err := errors.Join(db.openEpochs(), db.openLevel()); err != nil {
+	if err := db.openEpochs(); err != nil {
 		return errors.Join(err, db.sums.Close(false), db.txlog.Close())
 	}
 	return nil

@@ -260,17 +260,41 @@ func (*DropDBStreamFrame) Type() StreamFrameType { return StreamFrameTypeDropDB 
 
 // ReadFrom reads the frame from r.
 func (f *DropDBStreamFrame) ReadFrom(r io.Reader) (int64, error) {
-	var b [4]byte
-	n, err := io.ReadFull(r, b[:])
-	if err != nil {
-		return int64(n), err
-	}
-	f.DBID = binary.BigEndian.Uint32(b[:])
-	return int64(n), nil
+	return readDBID(r, &f.DBID)
 }
 
 // WriteTo writes the frame to w.
 func (f *DropDBStreamFrame) WriteTo(w io.Writer) (int64, error) {
-	n, err := w.Write(binary.BigEndian.AppendUint32(nil, f.DBID))
+	return writeDBID(w, f.DBID)
+}
+
+// The frames that are a database's id alone, or with a TXID.
+
+func readDBID(r io.Reader, id *uint32) (int64, error) {
+	var b [4]byte
+	n, err := io.ReadFull(r, b[:])
+	if err == nil {
+		*id = binary.BigEndian.Uint32(b[:])
+	}
+	return int64(n), err
+}
+
+func writeDBID(w io.Writer, id uint32) (int64, error) {
+	n, err := w.Write(binary.BigEndian.AppendUint32(nil, id))
+	return int64(n), err
+}
+
+func readDBTXID(r io.Reader, id *uint32, txid *uint64) (int64, error) {
+	var b [12]byte
+	n, err := io.ReadFull(r, b[:])
+	if err == nil {
+		*id, *txid = binary.BigEndian.Uint32(b[:]), binary.BigEndian.Uint64(b[4:])
+	}
+	return int64(n), err
+}
+
+func writeDBTXID(w io.Writer, id uint32, txid uint64) (int64, error) {
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, 12), id)
+	n, err := w.Write(binary.BigEndian.AppendUint64(b, txid))
 	return int64(n), err
 }

@@ -1,7 +1,6 @@
 package litefs
 
 import (
-	"encoding/binary"
 	"io"
 	"math"
 )
@@ -23,18 +22,10 @@ func (*DecidedStreamFrame) Type() StreamFrameType { return StreamFrameTypeDecide
 
 // ReadFrom reads the frame from r.
 func (f *DecidedStreamFrame) ReadFrom(r io.Reader) (int64, error) {
-	var b [12]byte
-	n, err := io.ReadFull(r, b[:])
-	if err != nil {
-		return int64(n), err
-	}
-	f.DBID, f.TXID = binary.BigEndian.Uint32(b[:]), binary.BigEndian.Uint64(b[4:])
-	return int64(n), nil
+	return readDBTXID(r, &f.DBID, &f.TXID)
 }
 
 // WriteTo writes the frame to w.
 func (f *DecidedStreamFrame) WriteTo(w io.Writer) (int64, error) {
-	b := binary.BigEndian.AppendUint32(make([]byte, 0, 12), f.DBID)
-	n, err := w.Write(binary.BigEndian.AppendUint64(b, f.TXID))
-	return int64(n), err
+	return writeDBTXID(w, f.DBID, f.TXID)
 }

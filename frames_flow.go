@@ -222,17 +222,10 @@ func (*OffLogStreamFrame) Type() StreamFrameType { return StreamFrameTypeOffLog 
 
 // ReadFrom reads the frame from r.
 func (f *OffLogStreamFrame) ReadFrom(r io.Reader) (int64, error) {
-	var b [4]byte
-	n, err := io.ReadFull(r, b[:])
-	if err != nil {
-		return int64(n), err
-	}
-	f.DBID = binary.BigEndian.Uint32(b[:])
-	return int64(n), nil
+	return readDBID(r, &f.DBID)
 }
 
 // WriteTo writes the frame to w.
 func (f *OffLogStreamFrame) WriteTo(w io.Writer) (int64, error) {
-	n, err := w.Write(binary.BigEndian.AppendUint32(nil, f.DBID))
-	return int64(n), err
+	return writeDBID(w, f.DBID)
 }

@@ -1,11 +1,8 @@
 package litefs
 
 import (
-	"errors"
 	"fmt"
 	"path"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -36,7 +33,7 @@ const (
 	MaxQuorumTimeout = 5 * time.Minute
 )
 
-// String is what ParseLevel reads.
+// String is how the level is shown: its kind, then replicas, acknowledgement and time-out.
 func (l Level) String() string {
 	if l.Kind == LevelAsync {
 		return "async"
@@ -63,43 +60,6 @@ func (l Level) Validate() error {
 	return nil
 }
 
-// ParseLevel reads a level: "async", or "quorum" with, after a colon and separated by commas, the number of replicas, "durable"
-// or "memory", and the time-out: "quorum:1,durable,5s".
-func ParseLevel(s string) (Level, error) {
-	kind, rest, _ := strings.Cut(s, ":")
-	switch kind {
-	case "async":
-		if rest != "" {
-			return Level{}, fmt.Errorf("level %q: async has no parameters", s)
-		}
-		return Level{}, nil
-	case "quorum":
-	case "max-lag":
-		return Level{}, errors.New("level max-lag is not built yet: use async, and GET /health?max-lag= to watch it, or quorum")
-	default:
-		return Level{}, fmt.Errorf("level %q is neither async nor quorum, like quorum:1,durable,5s", s)
-	}
-	l := Level{Kind: LevelQuorum, N: 1, Timeout: DefaultQuorumTimeout}
-	for _, word := range strings.Split(rest, ",") {
-		switch word {
-		case "", "durable":
-		case "memory":
-			l.Memory = true
-		default:
-			if n, err := strconv.Atoi(word); err == nil {
-				l.N = n
-				continue
-			}
-			d, err := time.ParseDuration(word)
-			if err != nil {
-				return Level{}, fmt.Errorf("level %q: %q is no number, no duration, and not durable or memory", s, word)
-			}
-			l.Timeout = d
-		}
-	}
-	return l, l.Validate()
-}
-
 // LevelRule gives the databases that match a pattern a level.
 type LevelRule struct {
 	Match string // as path.Match has it
@@ -116,17 +76,6 @@ func (s *Store) levelByName(name string) Level {
 	return Level{}
 }
 
-// level is the one in force for the file of a database, on record or not.
-func (s *Store) level(name string) Level {
-	if len(s.Levels) == 0 && !s.levelSet.Load() {
-		return Level{}
-	}
-	if db := s.DBByName(name); db != nil {
-		return db.Level()
-	}
-	return s.levelByName(name)
-}
-
 // promises reports whether any database may be at a level at which commits wait for replicas.
 func (s *Store) promises() bool {
 	for _, r := range s.Levels {
@@ -134,5 +83,5 @@ func (s *Store) promises() bool {
 			return true
 		}
 	}
-	return s.levelSet.Load()
+	return false
 }

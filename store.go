@@ -141,8 +141,7 @@ type Store struct {
 	stats    Stats
 	replicas ReplicaRegistry
 
-	insync   inSync
-	levelSet atomic.Bool // a database had its level set to quorum by hand
+	insync inSync
 
 	scrubbing sync.Mutex // held by the one scrub at work
 	importing sync.Mutex // held by the one import at work

@@ -111,7 +111,7 @@ func (s *Store) Opening(own bool, path string, writable, first bool) (IOMode, er
 		if writable && s.DBByName(name) == nil {
 			s.warnForeign(name)
 		}
-		if s.level(name).Kind == LevelQuorum {
+		if s.levelByName(name).Kind == LevelQuorum {
 			return IODirect, nil
 		}
 		return IOPassthrough, nil
@@ -308,7 +308,7 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 		if db := s.DBByName(name); db != nil {
 			return db.writeWAL(off, data)
 		}
-		if s.level(name).Kind != LevelQuorum {
+		if s.levelByName(name).Kind != LevelQuorum {
 			return nil
 		}
 		return fmt.Errorf("%s is at level quorum and not on record: its commits cannot be promised: %w", name, syscall.EIO)

@@ -17,28 +17,18 @@ func runExport(ctx context.Context, args []string, std stdio) error {
 			"SQLite opens. Every page is checked against the database's checksum before FILE\n"+
 			"is put in place, in one step; a FILE that is there stays until then.",
 		"litefs export -name app.db -config litefs.yml /backup/app.db")
-	var c targetFlags
-	c.register(f)
-	name := f.String("name", "", nameUsage)
-	asJSON := f.Bool("json", false, "print JSON")
-	files, err := f.parse(args, std)
+	var c copyFlags
+	t, file, err := c.parse(f, args, std)
 	if err != nil {
 		return err
 	}
-	if *name == "" || len(files) != 1 {
-		return usagef("want: litefs export -name DB FILE")
-	}
-	t, err := c.target()
-	if err != nil {
-		return err
-	}
-	bar := newProgress(std.err, "exporting "+*name)
-	got, err := exportTo(ctx, t, *name, files[0], bar.report)
+	bar := newProgress(std.err, "exporting "+c.name)
+	got, err := exportTo(ctx, t, c.name, file, bar.report)
 	bar.end()
 	if err != nil {
 		return err
 	}
-	if *asJSON {
+	if c.asJSON {
 		return json.NewEncoder(std.out).Encode(got)
 	}
 	_, err = fmt.Fprintf(std.out, "%s at %s is in %s\n", got.Name, got.Pos, got.File)

@@ -21,33 +21,23 @@ func runImport(ctx context.Context, args []string, std stdio) error {
 			"content from their next transaction on; the page size may be another one. A\n"+
 			"database that does not exist is made. On a replica, the primary is asked.",
 		"litefs import -name app.db -config litefs.yml /backup/app.db")
-	var c targetFlags
-	c.register(f)
-	name := f.String("name", "", nameUsage)
-	asJSON := f.Bool("json", false, "print JSON")
-	files, err := f.parse(args, std)
+	var c copyFlags
+	t, file, err := c.parse(f, args, std)
 	if err != nil {
 		return err
 	}
-	if *name == "" || len(files) != 1 {
-		return usagef("want: litefs import -name DB FILE")
-	}
-	t, err := c.target()
+	info, err := importFrom(ctx, t, c.name, file, std)
 	if err != nil {
 		return err
 	}
-	info, err := importFrom(ctx, t, *name, files[0], std)
-	if err != nil {
-		return err
-	}
-	if *asJSON {
+	if c.asJSON {
 		return json.NewEncoder(std.out).Encode(info)
 	}
 	verb := "is the content of"
 	if info.Created {
 		verb = "was made the new database"
 	}
-	_, err = fmt.Fprintf(std.out, "%s %s %s, %d pages of %d bytes, at %s\n", files[0], verb, info.Name, info.Pages, info.PageSize, info.Pos)
+	_, err = fmt.Fprintf(std.out, "%s %s %s, %d pages of %d bytes, at %s\n", file, verb, info.Name, info.Pages, info.PageSize, info.Pos)
 	return err
 }
 

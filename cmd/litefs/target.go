@@ -23,6 +23,29 @@ func (c *targetFlags) register(f *flags) {
 	f.StringVar(&c.url, "url", "", urlUsage)
 }
 
+// copyFlags are those of a command that moves a database between the running node and a file.
+type copyFlags struct {
+	targetFlags
+	name   string
+	asJSON bool
+}
+
+// parse returns the node and the file.
+func (c *copyFlags) parse(f *flags, args []string, std stdio) (t target, file string, err error) {
+	c.register(f)
+	f.StringVar(&c.name, "name", "", nameUsage)
+	f.BoolVar(&c.asJSON, "json", false, "print JSON")
+	files, err := f.parse(args, std)
+	if err != nil {
+		return t, "", err
+	}
+	if c.name == "" || len(files) != 1 {
+		return t, "", usagef("want: litefs %s -name DB FILE", f.Name())
+	}
+	t, err = c.target()
+	return t, files[0], err
+}
+
 // target is a running node that a command talks to.
 type target struct {
 	url    string

@@ -72,14 +72,8 @@ type Log struct {
 // New returns a Log with pages of so many bytes; 0 for one that has no header yet.
 func New(pageSize uint32) *Log { return &Log{pageSize: pageSize, lowest: math.MaxUint32} }
 
-// PageSize is 0 until it is known.
-func (l *Log) PageSize() uint32 { return l.pageSize }
-
 // Mark begins the count of Verdict.Lowest anew, after a commit frame was let into the file.
 func (l *Log) Mark() { l.lowest = math.MaxUint32 }
-
-// Lowest is the lowest frame whose page was written since Mark; the largest number if none was.
-func (l *Log) Lowest() uint32 { return l.lowest }
 
 // Write takes a write of data at off. An error refuses it.
 func (l *Log) Write(off int64, data []byte) (Verdict, error) {

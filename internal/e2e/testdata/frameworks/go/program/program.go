@@ -5,20 +5,15 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"time"
 )
 
-// Main runs the command line. dsn has %s for the path, a busy time-out of 3 s, and transactions that begin as writers.
-func Main(driver, dsn string) {
-	if err := run(driver, dsn, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+// pause is how long a writer leaves the others in: two that never pause starve each other, on any disk.
+const pause = 5 * time.Millisecond
 
-func run(driver, dsn string, args []string) error {
+// Run runs a command line. dsn has %s for the path, a busy time-out of 3 s, and transactions that begin as writers.
+func Run(driver, dsn string, args []string) error {
 	db, err := sql.Open(driver, fmt.Sprintf(dsn, args[1]))
 	if err != nil {
 		return err
@@ -39,6 +34,8 @@ func run(driver, dsn string, args []string) error {
 		if err != nil {
 			return err
 		}
+		pauses := time.NewTicker(pause)
+		defer pauses.Stop()
 		for n := 1; n <= limit; n++ {
 			got, err := add(db, args[2], n)
 			if err != nil {
@@ -49,7 +46,7 @@ func run(driver, dsn string, args []string) error {
 				return fmt.Errorf("%d rows, want %d", got, n)
 			}
 			fmt.Println(n)
-			time.Sleep(5 * time.Millisecond) // two that never pause starve each other, on any disk
+			<-pauses.C
 		}
 	case "check":
 		rows, err := db.Query("SELECT who, count(*) FROM items GROUP BY who ORDER BY who")

@@ -1,11 +1,13 @@
-// Command check decodes Kubernetes manifests strictly into the types of the API: a field that is unknown,
-// or of another type, is an error. It is a module of its own, so that the program does not need those types.
-package main
+// Package check decodes Kubernetes manifests strictly into the types of the API: a field that is unknown, or of
+// another type, is an error. It is a module of its own, so that the program does not need those types.
+package check
 
 import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
+	"testing"
 
 	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
@@ -13,28 +15,22 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-func main() {
-	if err := run(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+func TestManifests(t *testing.T) {
+	files, err := filepath.Glob("../kubernetes/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d manifests, %v", len(files), err)
 	}
-}
-
-func run(files []string) error {
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
-			return err
+			t.Fatal(err)
 		}
 		for i, doc := range bytes.Split(data, []byte("\n---\n")) {
-			kind, err := check(doc)
-			if err != nil {
-				return fmt.Errorf("%s, document %d (%s): %w", file, i+1, kind, err)
+			if kind, err := check(doc); err != nil {
+				t.Errorf("%s, document %d (%s): %v", file, i+1, kind, err)
 			}
-			fmt.Printf("%s: %s\n", file, kind)
 		}
 	}
-	return nil
 }
 
 func check(doc []byte) (kind string, err error) {
