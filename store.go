@@ -391,7 +391,9 @@ func (s *Store) Mounted(dir string, passthrough bool) error {
 	live := s.live
 	s.mu.Unlock()
 	s.startRole()
-	s.goRun(s.keepInSync)
+	if s.promises() {
+		s.goRun(s.keepInSync)
+	}
 	if live {
 		s.dropStrayLocks()
 		s.takenOver()

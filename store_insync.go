@@ -267,14 +267,15 @@ func (db *DB) isOn(ack AckStreamFrame, pos Pos, memory bool) bool {
 	return ok && e.Max == have.TXID && e.Post == have.Chksum
 }
 
-// keepInSync lets replicas join and leave, on a primary, until the store closes.
+// keepInSync lets replicas join and leave, on a primary, until the store closes. It looks ten times a second, so it does
+// not run where nothing is promised.
 func (s *Store) keepInSync() {
 	const look = 100 * time.Millisecond
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	for {
 		changed := s.replicas.changed()
-		if s.Role() == RolePrimary && s.promises() {
+		if s.Role() == RolePrimary {
 			s.reviseInSync()
 		}
 		select {
