@@ -24,6 +24,10 @@ var edges = map[string][]string{
 	"internal/peer":     {"sqlitefile"},
 	"internal/ltxlog":   {"internal/isocrc", "internal/vfs", "sqlitefile"},
 
+	"internal/objstore":         {},
+	"internal/objstore/s3":      {"internal/objstore"},
+	"internal/objstore/objtest": {"internal/objstore"},
+
 	"internal/lostfound": {"internal/ltxlog", "sqlitefile"},
 	"internal/dbfile":    {"internal/pagesum", "sqlitefile"},
 
@@ -81,6 +85,7 @@ var doors = map[string][]string{
 	"go.yaml.in/yaml":                  {"internal/config"},
 	"github.com/superfly/ltx":          {"", "http", "internal/ltxlog", "internal/pagesum", "internal/verify"},
 	"github.com/pierrec/lz4":           {"http", "internal/ltxlog"},
+	"github.com/aws":                   {"internal/objstore/s3"},
 	"gopkg.in/natefinch/lumberjack.v2": {"cmd/litefs"},
 	"golang.org/x/sys":                 anyPackage,
 	"golang.org/x/sync":                anyPackage,
@@ -91,7 +96,7 @@ var doors = map[string][]string{
 var anyPackage = []string{"*"}
 
 // testOnly packages may be imported by tests alone.
-var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps", "lease/leasetest", "internal/faultnet", "internal/netns", "internal/browser"}
+var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps", "lease/leasetest", "internal/faultnet", "internal/netns", "internal/browser", "internal/objstore/objtest"}
 
 // pure packages hold decisions that can lose data. They read no clock, disk, socket or random number,
 // so that a million of their inputs can be replayed in a minute.

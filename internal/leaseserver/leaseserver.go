@@ -1,4 +1,4 @@
-// Package leaseserver runs a real Consul or etcd as a child process, for tests and benchmarks: on free
+// Package leaseserver runs a real Consul, etcd or S3 server as a child process, for tests and benchmarks: on free
 // loopback ports, with its data in a directory of the caller's, to be paused, killed and started again
 // at the same place.
 package leaseserver
@@ -37,6 +37,7 @@ type Server struct {
 	URL string // of its API
 
 	argv  []string
+	env   []string // beside the parent's
 	log   io.Writer
 	probe func(ctx context.Context, url string) error
 
@@ -51,7 +52,7 @@ const startTimeout = 2 * time.Minute
 // Consul starts a Consul server that keeps its data over a restart. Sessions may have a TTL from one
 // second on: its own lower bound is ten.
 func Consul(ctx context.Context, o Options) (*Server, error) {
-	binary, err := consulBinary(ctx)
+	binary, err := builtBinary(ctx, "consul")
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +78,7 @@ func Consul(ctx context.Context, o Options) (*Server, error) {
 // ConsulDev starts the Consul of LiteFS's tutorial, "consul agent -dev", with Consul's own bounds: it
 // keeps its data in memory, so that one that was killed comes back empty.
 func ConsulDev(ctx context.Context, o Options) (*Server, error) {
-	binary, err := consulBinary(ctx)
+	binary, err := builtBinary(ctx, "consul")
 	if err != nil {
 		return nil, err
 	}
@@ -131,6 +132,7 @@ func (s *Server) Start(ctx context.Context) error {
 	defer cancel()
 	cmd := exec.Command(s.argv[0], s.argv[1:]...)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
+	cmd.Env = append(os.Environ(), s.env...)
 	// A terminal's Ctrl-C reaches a whole process group: it is the parent who ends its servers.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -181,14 +183,14 @@ func (s *Server) Kill() error {
 	return err
 }
 
-// consulBinary is the one that .ci/consul has built, or builds now.
-func consulBinary(ctx context.Context) (string, error) {
+// builtBinary is the one that .ci/NAME has built, or builds now.
+func builtBinary(ctx context.Context, name string) (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
 	}
 	for {
-		script := filepath.Join(dir, ".ci", "consul")
+		script := filepath.Join(dir, ".ci", name)
 		if _, err := os.Stat(script); err == nil {
 			var complaints strings.Builder
 			cmd := exec.CommandContext(ctx, script)
@@ -201,7 +203,7 @@ func consulBinary(ctx context.Context) (string, error) {
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			return "", errors.New("no .ci/consul above the working directory: a Consul server is built from the project's tree")
+			return "", fmt.Errorf("no .ci/%s above the working directory: it is built from the project's tree", name)
 		}
 		dir = parent
 	}
