@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: frameworks help build check test race fuzz demo bench soak soak-faults clean left release package-test page-test packaging-check
+.PHONY: frameworks help build docs check test race fuzz demo bench soak soak-faults clean left release package-test page-test packaging-check
 
 BUILD := .build
 PKG ?= ./...
@@ -26,6 +26,9 @@ help: ## print this list
 build: ## the command, in .build/litefs
 	@mkdir -p $(BUILD)
 	go build -o $(BUILD)/litefs ./cmd/litefs
+
+docs: build ## docs/configuration.md, from the code
+	$(BUILD)/litefs config -reference > docs/configuration.md
 
 check: ## gofmt, vet, staticcheck
 	@unformatted=$$(find . -name "*.go" -not -path "./.*" -print0 | xargs -0 gofmt -l); \

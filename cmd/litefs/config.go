@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+
+	"github.com/litefs/litefs/internal/config"
 )
 
 func runConfig(_ context.Context, args []string, std stdio) error {
@@ -14,9 +16,13 @@ func runConfig(_ context.Context, args []string, std stdio) error {
 	var c configFlags
 	c.register(f)
 	check := f.Bool("check", false, "print nothing: the exit code says whether it is valid")
+	reference := f.Bool("reference", false, "print what every key means, as docs/configuration.md")
 	positional, err := f.parse(args, std)
 	if err != nil {
 		return err
+	}
+	if *reference {
+		return printConfig(std, config.Reference())
 	}
 	cfg, err := c.load(positional)
 	if err != nil {
@@ -29,6 +35,10 @@ func runConfig(_ context.Context, args []string, std stdio) error {
 	if err != nil {
 		return err
 	}
+	return printConfig(std, text)
+}
+
+func printConfig(std stdio, text []byte) error {
 	if _, err := std.out.Write(text); err != nil {
 		return fmt.Errorf("print configuration: %w", err)
 	}

@@ -22,7 +22,7 @@ type key struct {
 // Why a key is refused. Each completes "PATH at line N: ".
 const (
 	noBackup  = "backup is not built yet; remove the key"
-	noTimeout = "a time limit for snapshots is not built yet; remove the key"
+	noTimeout = "a first copy has no time limit: it holds nobody up and goes on where it was cut; remove the key"
 	noStrict  = "verification of each transaction is not built yet; remove the key and use litefs verify"
 )
 
