@@ -82,6 +82,9 @@ type DB struct {
 	// peering is held while the peer is opened, which must not be under mu.
 	peering semaphore
 
+	// brake holds local writers back while no replica is close enough behind.
+	brake brake
+
 	// local is set while local programs may write, or may have written since the
 	// last capture. It is cleared under mu, when the peer has the locks.
 	local atomic.Bool
@@ -305,6 +308,7 @@ func (db *DB) close() error {
 	db.closed = true
 	db.ended.Store(true)
 	db.mu.Unlock()
+	db.brake.set(db, false) // it is not waited for: it opens files through the mount
 	close(db.stop)
 	<-db.done
 

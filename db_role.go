@@ -39,6 +39,7 @@ func (db *DB) takePeer(ctx context.Context) error {
 	}
 	db.mu.Unlock()
 
+	db.brake.release(db)
 	p, err := db.openPeer(ctx)
 	if err != nil {
 		return err
@@ -57,14 +58,18 @@ func (db *DB) takePeer(ctx context.Context) error {
 }
 
 func (db *DB) openPeer(ctx context.Context) (*peer.Peer, error) {
-	path := filepath.Join(db.store.MountDir(), db.Name())
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	opt := db.peerOptions()
+	if err := os.MkdirAll(filepath.Dir(opt.Path), 0o755); err != nil {
 		return nil, fmt.Errorf("directory of %s: %w", db.Name(), err)
 	}
-	return peer.Open(ctx, peer.Options{
-		Path: path, Backing: db.DatabasePath(), Logger: db.log(), Locks: db.lockKeeper(),
+	return peer.Open(ctx, opt)
+}
+
+func (db *DB) peerOptions() peer.Options {
+	return peer.Options{
+		Path: filepath.Join(db.store.MountDir(), db.Name()), Backing: db.DatabasePath(), Logger: db.log(), Locks: db.lockKeeper(),
 		SoftWAL: replicaSoftWAL, HardWAL: replicaHardWAL, Waiting: &db.waiting,
-	})
+	}
 }
 
 // captureLast captures what local writers have committed, now that none is

@@ -14,6 +14,9 @@ const (
 	LevelAsync LevelKind = iota
 	// LevelQuorum acknowledges a commit when replicas have it as well.
 	LevelQuorum
+	// LevelMaxLag acknowledges a commit when this node has it, and lets nobody begin to write while every replica lacks
+	// transactions that are older than a bound.
+	LevelMaxLag
 )
 
 // Level is what is promised of the transactions of a database: docs/guarantees.md. The zero value is async.
@@ -22,6 +25,7 @@ type Level struct {
 	N       int           // of LevelQuorum: replicas that must have a transaction, at least 1
 	Memory  bool          // of LevelQuorum: received is enough, here and there, it need not be on disk
 	Timeout time.Duration // of LevelQuorum: how long a commit waits before it fails
+	MaxLag  time.Duration // of LevelMaxLag: the age of the oldest transaction that no replica has
 }
 
 // DefaultQuorumTimeout is how long a commit waits for replicas where nothing else is said.
@@ -31,12 +35,17 @@ const DefaultQuorumTimeout = 5 * time.Second
 const (
 	MaxQuorum        = 16
 	MaxQuorumTimeout = 5 * time.Minute
+	MinMaxLag        = 100 * time.Millisecond
+	MaxMaxLag        = 24 * time.Hour
 )
 
-// String is how the level is shown: its kind, then replicas, acknowledgement and time-out.
+// String is how the level is shown: its kind, then replicas, acknowledgement and time-out, or the bound.
 func (l Level) String() string {
-	if l.Kind == LevelAsync {
+	switch l.Kind {
+	case LevelAsync:
 		return "async"
+	case LevelMaxLag:
+		return "max-lag:" + l.MaxLag.String()
 	}
 	ack := "durable"
 	if l.Memory {
@@ -49,6 +58,11 @@ func (l Level) String() string {
 func (l Level) Validate() error {
 	switch {
 	case l.Kind == LevelAsync:
+		return nil
+	case l.Kind == LevelMaxLag:
+		if l.MaxLag < MinMaxLag || l.MaxLag > MaxMaxLag {
+			return fmt.Errorf("a lag of %v: want %v to %v", l.MaxLag, MinMaxLag, MaxMaxLag)
+		}
 		return nil
 	case l.Kind != LevelQuorum:
 		return fmt.Errorf("level %d is not known", l.Kind)
@@ -77,9 +91,12 @@ func (s *Store) levelByName(name string) Level {
 }
 
 // promises reports whether any database may be at a level at which commits wait for replicas.
-func (s *Store) promises() bool {
+func (s *Store) promises() bool { return s.asks(LevelQuorum) }
+
+// asks reports whether any database may be at a level of a kind.
+func (s *Store) asks(kind LevelKind) bool {
 	for _, r := range s.Levels {
-		if r.Level.Kind == LevelQuorum {
+		if r.Level.Kind == kind {
 			return true
 		}
 	}

@@ -394,6 +394,9 @@ func (s *Store) Mounted(dir string, passthrough bool) error {
 	if s.promises() {
 		s.goRun(s.keepInSync)
 	}
+	if s.asks(LevelMaxLag) {
+		s.goRun(s.boundLag)
+	}
 	if live {
 		s.dropStrayLocks()
 		s.takenOver()

@@ -49,6 +49,8 @@ type DBStatus struct {
 	// Level is what is promised of its commits. LevelPending: not yet, see DB.LevelPending.
 	Level        Level
 	LevelPending bool
+	// Held: writers wait, at level max-lag, for a replica to come closer.
+	Held bool
 
 	// LoadBytes of LoadSize bytes of the first copy have come; 0 of 0: it is here.
 	LoadBytes, LoadSize int64
@@ -113,7 +115,7 @@ func (db *DB) Status() DBStatus {
 		st.Repairing = *r
 	}
 	st.Waiting = db.waiting.Load()
-	st.Level, st.LevelPending = db.Level(), db.LevelPending()
+	st.Level, st.LevelPending, st.Held = db.Level(), db.LevelPending(), db.brake.on()
 	if p := db.loadProgress.Load(); p != nil {
 		st.LoadBytes, st.LoadSize = p.bytes, p.size
 	}

@@ -64,8 +64,9 @@ type DatabaseInfo struct {
 	LoadBytes int64 `json:"loadBytes,omitempty"` // of its first copy, on the way here: those that have come
 	LoadSize  int64 `json:"loadSize,omitempty"`
 
-	Level        string `json:"level"`                  // what is promised of its commits: "async", or like "quorum:1,durable,5s"
+	Level        string `json:"level"`                  // what is promised of its commits: "async", or like "quorum:1,durable,5s" or "max-lag:2s"
 	LevelPending bool   `json:"levelPending,omitempty"` // the level waits for the last close of the write-ahead log that is open
+	WritersHeld  bool   `json:"writersHeld,omitempty"`  // at level max-lag: no replica is close enough behind
 
 	Error string     `json:"error,omitempty"` // why it does not follow the primary
 	Since *time.Time `json:"since,omitempty"` // when that began
@@ -167,7 +168,7 @@ func databaseInfo(db litefs.DBStatus) DatabaseInfo {
 		Repairing:  db.Repairing,
 	}
 	d.Waiting = db.Waiting
-	d.Level, d.LevelPending = db.Level.String(), db.LevelPending
+	d.Level, d.LevelPending, d.WritersHeld = db.Level.String(), db.LevelPending, db.Held
 	if db.LoadSize > 0 {
 		d.LoadBytes, d.LoadSize = db.LoadBytes, db.LoadSize
 	}

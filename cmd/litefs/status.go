@@ -166,6 +166,8 @@ func (r statusReport) state(db node.DatabaseInfo) string {
 		return "does not follow: " + db.Error
 	case db.Waiting:
 		return "waits for readers: its write-ahead log is at its limit"
+	case db.WritersHeld:
+		return "writers wait: no replica is close enough behind (" + db.Level + ")"
 	case db.LoadSize > 0:
 		return size(db.LoadBytes) + " of its first copy of " + size(db.LoadSize) + " are here"
 	case r.Node.IsPrimary:

@@ -100,16 +100,18 @@ type Config struct {
 // DurabilityRule is what is promised of transactions of the databases that match.
 type DurabilityRule struct {
 	Match   string // pattern, as path.Match has it
-	Level   string // LevelAsync or LevelQuorum
+	Level   string // LevelAsync, LevelQuorum or LevelMaxLag
 	N       int    // of LevelQuorum: replicas, from 1 to 16
 	Memory  bool   // of LevelQuorum: ack: memory
 	Timeout time.Duration
+	Lag     time.Duration // of LevelMaxLag: how far the best replica may be behind
 }
 
 // Levels of durability.
 const (
 	LevelAsync  = "async"
 	LevelQuorum = "quorum"
+	LevelMaxLag = "max-lag"
 )
 
 // Fuse says where the databases are seen and how the kernel serves them.

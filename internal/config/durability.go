@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -15,9 +16,12 @@ const (
 	maxQuorumTimeout     = 5 * time.Minute
 	maxQuorum            = 16
 	maxRules             = 1000
+
+	minMaxLag = 100 * time.Millisecond
+	maxMaxLag = 24 * time.Hour
 )
 
-// setDurability takes a list of {match, level, n, ack, timeout}.
+// setDurability takes a list of {match, level, n, ack, timeout, lag}.
 func setDurability(p *parser, n *yaml.Node) error {
 	if n.Kind != yaml.SequenceNode {
 		return errors.New("must be a list, like - {match: \"orders*.db\", level: quorum, n: 1}")
@@ -52,10 +56,10 @@ func (p *parser) durabilityRule(item *yaml.Node) (DurabilityRule, error) {
 			return r, fmt.Errorf("line %d: %w", name.Line, err)
 		}
 		switch name.Value {
-		case "match", "level", "n", "ack", "timeout":
+		case "match", "level", "n", "ack", "timeout", "lag":
 			values[name.Value] = v
 		default:
-			return r, fmt.Errorf("unknown key %q at line %d: a rule has match, level, n, ack and timeout", name.Value, name.Line)
+			return r, fmt.Errorf("unknown key %q at line %d: a rule has match, level, n, ack, timeout and lag", name.Value, name.Line)
 		}
 	}
 	if err := r.read(values); err != nil {
@@ -71,20 +75,42 @@ func (r *DurabilityRule) read(values map[string]string) (err error) {
 	if err := checkPattern(r.Match); err != nil {
 		return err
 	}
-	switch r.Level = values["level"]; r.Level {
-	case LevelAsync:
-		for _, name := range []string{"n", "ack", "timeout"} {
-			if values[name] != "" {
-				return fmt.Errorf("%s is for level quorum", name)
-			}
-		}
-		return nil
-	case LevelQuorum:
-	case "max-lag":
-		return errors.New("level max-lag is not built yet: use async or quorum")
-	default:
-		return fmt.Errorf("level %q is neither async nor quorum", r.Level)
+	r.Level = values["level"]
+	own, known := ofLevel[r.Level]
+	if !known {
+		return fmt.Errorf("level %q is none of async, quorum and max-lag", r.Level)
 	}
+	for _, name := range []string{"n", "ack", "timeout", "lag"} {
+		if values[name] != "" && !slices.Contains(own, name) {
+			return fmt.Errorf("%s is not for level %s", name, r.Level)
+		}
+	}
+	switch r.Level {
+	case LevelQuorum:
+		return r.readQuorum(values)
+	case LevelMaxLag:
+		return r.readMaxLag(values)
+	}
+	return nil
+}
+
+// ofLevel names the keys that a level has.
+var ofLevel = map[string][]string{LevelAsync: nil, LevelQuorum: {"n", "ack", "timeout"}, LevelMaxLag: {"lag"}}
+
+func (r *DurabilityRule) readMaxLag(values map[string]string) (err error) {
+	if values["lag"] == "" {
+		return errors.New("level max-lag has no lag: how far the best replica may be behind, like lag: 2s")
+	}
+	if r.Lag, err = parsePositive(values["lag"]); err != nil {
+		return fmt.Errorf("lag: %w", err)
+	}
+	if r.Lag < minMaxLag || r.Lag > maxMaxLag {
+		return fmt.Errorf("lag: %v is not from 100ms to 24h", r.Lag)
+	}
+	return nil
+}
+
+func (r *DurabilityRule) readQuorum(values map[string]string) (err error) {
 	r.N, r.Timeout = 1, defaultQuorumTimeout
 	if v := values["n"]; v != "" {
 		if r.N, err = strconv.Atoi(v); err != nil || r.N < 1 || r.N > maxQuorum {
@@ -125,7 +151,10 @@ func durabilityYAML(rules []DurabilityRule) *yaml.Node {
 		item := &yaml.Node{Kind: yaml.MappingNode}
 		add(item, "match", str(r.Match))
 		add(item, "level", str(r.Level))
-		if r.Level == LevelQuorum {
+		switch r.Level {
+		case LevelMaxLag:
+			add(item, "lag", str(r.Lag.String()))
+		case LevelQuorum:
 			ack := "durable"
 			if r.Memory {
 				ack = "memory"

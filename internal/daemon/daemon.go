@@ -259,7 +259,10 @@ func levelRules(rules []config.DurabilityRule) []litefs.LevelRule {
 	var levels []litefs.LevelRule
 	for _, r := range rules {
 		l := litefs.Level{}
-		if r.Level == config.LevelQuorum {
+		switch r.Level {
+		case config.LevelMaxLag:
+			l = litefs.Level{Kind: litefs.LevelMaxLag, MaxLag: r.Lag}
+		case config.LevelQuorum:
 			l = litefs.Level{Kind: litefs.LevelQuorum, N: r.N, Memory: r.Memory, Timeout: r.Timeout}
 		}
 		levels = append(levels, litefs.LevelRule{Match: r.Match, Level: l})

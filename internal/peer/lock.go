@@ -70,9 +70,14 @@ const (
 
 // poll calls try until it says yes, fails, or ctx ends.
 func poll(ctx context.Context, what string, try func() (bool, error)) error {
+	return pollEvery(ctx, maxPause, what, try)
+}
+
+// pollEvery is poll with the longest pause between two calls.
+func pollEvery(ctx context.Context, most time.Duration, what string, try func() (bool, error)) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for pause := minPause; ; pause = min(2*pause, maxPause) {
+	for pause := minPause; ; pause = min(2*pause, most) {
 		if ok, err := try(); ok || err != nil {
 			return err
 		}
@@ -137,7 +142,7 @@ func (p *Peer) lockExclusive(ctx context.Context) error {
 // A journal is looked for before RESERVED is taken, because readers ignore it
 // then, and after, because its writer may have died in between.
 func (p *Peer) lockDatabase(ctx context.Context) error {
-	return poll(ctx, "local writers to end", func() (bool, error) {
+	return pollEvery(ctx, p.opt.pause, "local writers to end", func() (bool, error) {
 		if ok, err := p.trySharedDB(); !ok || err != nil {
 			return false, err
 		}

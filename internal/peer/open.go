@@ -15,8 +15,12 @@ import (
 )
 
 func (p *Peer) open(ctx context.Context) error {
+	flag := os.O_RDWR | os.O_CREATE
+	if p.opt.locksOnly {
+		flag = os.O_RDWR
+	}
 	var err error
-	if p.db, err = p.openFile("", os.O_RDWR|os.O_CREATE, 0o644); err != nil {
+	if p.db, err = p.openFile("", flag, 0o644); err != nil {
 		return err
 	}
 	if err := p.lockDatabase(ctx); err != nil {
@@ -35,6 +39,8 @@ func (p *Peer) open(ctx context.Context) error {
 		return err
 	}
 	switch {
+	case p.opt.locksOnly && !hasWAL && (hdr.err != nil || !hdr.IsWAL()):
+		return nil // who writes takes RESERVED, and who would make a WAL needs EXCLUSIVE
 	case size == 0:
 		return nil // the WAL is made with the first transaction
 	case hdr.unfinished && !hasWAL:
@@ -96,7 +102,7 @@ func (p *Peer) openWAL(ctx context.Context, hdr fileHeader, size int64) (err err
 	if err := p.lockDMS(ctx); err != nil {
 		return err
 	}
-	if err := poll(ctx, "local writers to end", func() (bool, error) {
+	if err := pollEvery(ctx, p.opt.pause, "local writers to end", func() (bool, error) {
 		return setLock(p.index.f, exclusive, sqlitefile.WALWriteLock, 1)
 	}); err != nil {
 		return err

@@ -59,6 +59,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/litefs/litefs/sqlitefile"
 )
@@ -101,7 +102,9 @@ type Options struct {
 
 	Waiting *atomic.Bool // set while Apply waits for them; nil: nobody wants to know
 
-	before func(c change) error // see file
+	pause     time.Duration        // the longest between two attempts to get a writer's lock, 0 = maxPause
+	locksOnly bool                 // see Hold
+	before    func(c change) error // see file
 }
 
 // LockKeeper holds copies of the descriptors that locks are taken on: such a
@@ -120,6 +123,9 @@ type LockKeeper interface {
 func (o *Options) ensureDefaults() {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.pause == 0 {
+		o.pause = maxPause
 	}
 	if o.SoftWAL <= 0 {
 		o.SoftWAL = DefaultSoftWAL
