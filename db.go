@@ -82,6 +82,9 @@ type DB struct {
 	// peering is held while the peer is opened, which must not be under mu.
 	peering semaphore
 
+	// level is what SetLevel has set; nil: what the rules say counts.
+	level atomic.Pointer[Level]
+
 	// brake holds local writers back while no replica is close enough behind.
 	brake brake
 
@@ -262,6 +265,9 @@ func (db *DB) open() error {
 
 // openRecord opens the log and the checksums. db.mu is held.
 func (db *DB) openRecord() (err error) {
+	if err := db.readLevel(); err != nil {
+		return fmt.Errorf("level: %w", err)
+	}
 	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{FS: db.store.logFS, Logger: db.log(), Buffers: &db.store.logBuffers}); err != nil {
 		return fmt.Errorf("transaction log: %w", err)
 	}

@@ -1,8 +1,11 @@
 package litefs
 
 import (
+	"errors"
 	"fmt"
 	"path"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -74,14 +77,70 @@ func (l Level) Validate() error {
 	return nil
 }
 
+// ParseLevel reads a level as String writes it: "async", "quorum:1", "quorum:2,memory,10s", "max-lag:2s".
+func ParseLevel(text string) (l Level, err error) {
+	kind, rest, _ := strings.Cut(text, ":")
+	switch kind {
+	case "async":
+		if rest != "" {
+			err = fmt.Errorf("async takes no %q", rest)
+		}
+	case "quorum":
+		l, err = parseQuorum(rest)
+	case "max-lag":
+		l.Kind = LevelMaxLag
+		if l.MaxLag, err = time.ParseDuration(rest); err != nil {
+			err = fmt.Errorf("%q is no duration, like 2s", rest)
+		}
+	default:
+		err = errors.New("it is none of async, quorum and max-lag")
+	}
+	if err == nil {
+		err = l.Validate()
+	}
+	if err != nil {
+		return Level{}, fmt.Errorf("level %.64q: %w: want one like async, quorum:1, quorum:2,memory,10s or max-lag:2s", text, err)
+	}
+	return l, nil
+}
+
+func parseQuorum(rest string) (l Level, err error) {
+	l = Level{Kind: LevelQuorum, Timeout: DefaultQuorumTimeout}
+	parts := strings.Split(rest, ",")
+	if l.N, err = strconv.Atoi(parts[0]); err != nil {
+		return l, fmt.Errorf("%q is no number of replicas", parts[0])
+	}
+	for _, part := range parts[1:] {
+		switch part {
+		case "durable":
+			l.Memory = false
+		case "memory":
+			l.Memory = true
+		default:
+			if l.Timeout, err = time.ParseDuration(part); err != nil {
+				return l, fmt.Errorf("%q is neither durable nor memory nor a time-out, like 5s", part)
+			}
+		}
+	}
+	return l, nil
+}
+
 // LevelRule gives the databases that match a pattern a level.
 type LevelRule struct {
 	Match string // as path.Match has it
 	Level Level
 }
 
-// levelByName is the level that the rules give a database: that of the first one that matches.
+// levelByName is the level of the database with this name, or of one that will have it.
 func (s *Store) levelByName(name string) Level {
+	if db := s.DBByName(name); db != nil {
+		return db.Level()
+	}
+	return s.levelByRule(name)
+}
+
+// levelByRule is the level that the rules give a database: that of the first one that matches.
+func (s *Store) levelByRule(name string) Level {
 	for _, r := range s.Levels {
 		if ok, err := path.Match(r.Match, name); err == nil && ok {
 			return r.Level
@@ -97,6 +156,11 @@ func (s *Store) promises() bool { return s.asks(LevelQuorum) }
 func (s *Store) asks(kind LevelKind) bool {
 	for _, r := range s.Levels {
 		if r.Level.Kind == kind {
+			return true
+		}
+	}
+	for _, db := range s.DBs() {
+		if l := db.level.Load(); l != nil && l.Kind == kind {
 			return true
 		}
 	}

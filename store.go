@@ -141,7 +141,8 @@ type Store struct {
 	stats    Stats
 	replicas ReplicaRegistry
 
-	insync inSync
+	insync            inSync
+	keeping, bounding sync.Once // of keepInSync and boundLag
 
 	scrubbing sync.Mutex // held by the one scrub at work
 	importing sync.Mutex // held by the one import at work
@@ -391,12 +392,7 @@ func (s *Store) Mounted(dir string, passthrough bool) error {
 	live := s.live
 	s.mu.Unlock()
 	s.startRole()
-	if s.promises() {
-		s.goRun(s.keepInSync)
-	}
-	if s.asks(LevelMaxLag) {
-		s.goRun(s.boundLag)
-	}
+	s.levelsChanged()
 	if live {
 		s.dropStrayLocks()
 		s.takenOver()

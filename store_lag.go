@@ -74,6 +74,11 @@ func (s *Store) lagLook() time.Duration {
 			look = min(look, r.Level.MaxLag/8)
 		}
 	}
+	for _, db := range s.DBs() {
+		if l := db.level.Load(); l != nil && l.Kind == LevelMaxLag {
+			look = min(look, l.MaxLag/8)
+		}
+	}
 	return max(look, lagLookMin)
 }
 

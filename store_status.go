@@ -49,6 +49,7 @@ type DBStatus struct {
 	// Level is what is promised of its commits. LevelPending: not yet, see DB.LevelPending.
 	Level        Level
 	LevelPending bool
+	LevelSet     bool // by DB.SetLevel, and not by a rule
 	// Held: writers wait, at level max-lag, for a replica to come closer.
 	Held bool
 
@@ -115,7 +116,7 @@ func (db *DB) Status() DBStatus {
 		st.Repairing = *r
 	}
 	st.Waiting = db.waiting.Load()
-	st.Level, st.LevelPending, st.Held = db.Level(), db.LevelPending(), db.brake.on()
+	st.Level, st.LevelPending, st.LevelSet, st.Held = db.Level(), db.LevelPending(), db.LevelSet(), db.brake.on()
 	if p := db.loadProgress.Load(); p != nil {
 		st.LoadBytes, st.LoadSize = p.bytes, p.size
 	}

@@ -66,6 +66,7 @@ type DatabaseInfo struct {
 
 	Level        string `json:"level"`                  // what is promised of its commits: "async", or like "quorum:1,durable,5s" or "max-lag:2s"
 	LevelPending bool   `json:"levelPending,omitempty"` // the level waits for the last close of the write-ahead log that is open
+	LevelSet     bool   `json:"levelSet,omitempty"`     // by POST /durability, and not by a rule of the configuration
 	WritersHeld  bool   `json:"writersHeld,omitempty"`  // at level max-lag: no replica is close enough behind
 
 	Error string     `json:"error,omitempty"` // why it does not follow the primary
@@ -168,7 +169,7 @@ func databaseInfo(db litefs.DBStatus) DatabaseInfo {
 		Repairing:  db.Repairing,
 	}
 	d.Waiting = db.Waiting
-	d.Level, d.LevelPending, d.WritersHeld = db.Level.String(), db.LevelPending, db.Held
+	d.Level, d.LevelPending, d.LevelSet, d.WritersHeld = db.Level.String(), db.LevelPending, db.LevelSet, db.Held
 	if db.LoadSize > 0 {
 		d.LoadBytes, d.LoadSize = db.LoadBytes, db.LoadSize
 	}

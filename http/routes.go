@@ -87,6 +87,10 @@ func (s *Server) routes() []route {
 			summary: "Makes this node the primary.", query: []param{{name: "force", text: "id of this node: even if others have more transactions"}}},
 		{method: "POST", path: "/demote", access: accessHandOver, handler: s.handleDemote, answer: typeText, changes: true,
 			summary: "Makes this node, the primary, hand over.", query: []param{{name: "to", text: "id of the node that becomes the primary"}}},
+		{method: "POST", path: "/durability", access: accessOperate, handler: s.handleDurability, answer: typeJSON, changes: true,
+			summary: "Sets what is promised of the commits of a database, on this node.", query: []param{
+				{name: "db", text: dbParam.text, required: true},
+				{name: "level", text: "async, quorum:N[,durable|memory][,TIMEOUT], max-lag:LAG, or rule for what the configuration says", required: true}}},
 		{method: "POST", path: "/import", access: accessOperate, handler: s.handleImport, answer: typeJSON, changes: true, ownBody: true,
 			summary: "Makes the body, a database file, the content of a database, in one transaction.",
 			query:   []param{{name: "name", text: dbParam.text, required: true}}},

@@ -75,6 +75,7 @@ func commands(signals *signals) []command {
 		{"demo", "two nodes on this machine, for a first look", runDemo},
 		{"bench", "measure the mount against a plain directory", runBench},
 		{"status", "role, databases, replicas and lag of the running node", runStatus},
+		{"durability", "what is promised of commits: show, set", runDurability},
 		{"export", "write a checked copy of a database to a file", runExport},
 		{"import", "make a file the content of a database", runImport},
 		{"wait", "wait until the running node has a position", runWait},

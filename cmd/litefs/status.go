@@ -123,18 +123,29 @@ func (r statusReport) printTables(w io.Writer) error {
 	if !n.IsPrimary {
 		fmt.Fprintf(tw, "lag\t%s\n", lagText(n.LagMillis))
 	}
-	fmt.Fprint(tw, "\nDATABASE\tTXID\tSIZE\tWAL\tLOG\tSTATE\n")
+	fmt.Fprint(tw, "\nDATABASE\tTXID\tSIZE\tWAL\tLOG\tLEVEL\tSTATE\n")
 	for _, db := range n.Databases {
-		fmt.Fprintf(tw, "%q\t%s\t%s\t%s\t%s in %d\t%s\n", db.Name, db.TXID, size(int64(db.Pages)*int64(db.PageSize)),
-			size(db.WALBytes), size(db.LogBytes), db.LogEntries, r.state(db))
+		fmt.Fprintf(tw, "%q\t%s\t%s\t%s\t%s in %d\t%s\t%s\n", db.Name, db.TXID, size(int64(db.Pages)*int64(db.PageSize)),
+			size(db.WALBytes), size(db.LogBytes), db.LogEntries, levelText(db), r.state(db))
 	}
 	for _, db := range n.Failed {
-		fmt.Fprintf(tw, "%q\t\t\t\t\tset aside: %s\n", db.Name, db.Error)
+		fmt.Fprintf(tw, "%q\t\t\t\t\t\tset aside: %s\n", db.Name, db.Error)
 	}
 	if n.IsPrimary {
 		printReplicas(tw, n.Replicas)
 	}
-	return tw.Flush()
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	return printInSync(w, n.InSync, n.Waited)
+}
+
+// levelText is the level of a database, and whether it is in force.
+func levelText(db node.DatabaseInfo) string {
+	if db.LevelPending {
+		return db.Level + " (pending)"
+	}
+	return db.Level
 }
 
 func printReplicas(w io.Writer, replicas []node.ReplicaInfo) {
@@ -167,7 +178,7 @@ func (r statusReport) state(db node.DatabaseInfo) string {
 	case db.Waiting:
 		return "waits for readers: its write-ahead log is at its limit"
 	case db.WritersHeld:
-		return "writers wait: no replica is close enough behind (" + db.Level + ")"
+		return "writers wait: no replica is close enough behind"
 	case db.LoadSize > 0:
 		return size(db.LoadBytes) + " of its first copy of " + size(db.LoadSize) + " are here"
 	case r.Node.IsPrimary:

@@ -2,6 +2,9 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -191,4 +194,60 @@ func TestQuorumFailover(t *testing.T) {
 		p.start()
 	}
 	t.Logf("%d commits acknowledged", told["wal.db"].count()+told["delete.db"].count())
+}
+
+// The command shows and sets levels of a running node; they are there after a restart; each change is in its log.
+func TestDurabilityCommand(t *testing.T) {
+	primary := startNode(t, func(c *childnode.Config) {
+		c.Durability = []string{`{match: "bounded*", level: max-lag, lag: 1h}`}
+	})
+	c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode=wal")
+	c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)")
+	says := func(want string, args ...string) {
+		t.Helper()
+		out, code := primary.cli(append([]string{"durability", "-config", primary.configPath()}, args...)...)
+		if code != 0 || !strings.Contains(strings.Join(strings.Fields(out), " "), want) {
+			t.Fatalf("litefs durability %v: exit code %d\n%swant %s", args, code, out, want)
+		}
+	}
+	says(`"app.db" async rule in force`)
+	says(`"app.db" quorum:1,durable,2s set pending: until the last connection`, "set", "app.db", "quorum:1,2s")
+	says(`"level": "quorum:1,durable,2s", "set": true, "pending": true`, "-json")
+	if out, code := primary.cli("status", "-config", primary.configPath()); code != 0 || !strings.Contains(out, "quorum:1,durable,2s (pending)") {
+		t.Errorf("litefs status: exit code %d\n%s", code, out)
+	}
+	if log := primary.log.text(); !strings.Contains(log, "POST /durability") || !strings.Contains(log, "level=quorum:1,2s") {
+		t.Errorf("the log has no line about it:\n%s", log)
+	}
+	for _, bad := range [][]string{{"set", "app.db", "quorum:0"}, {"set", "none.db", "async"}, {"set", "app.db", "sync"}} {
+		if out, code := primary.cli(append([]string{"durability", "-config", primary.configPath()}, bad...)...); code != 1 || strings.Count(out, "\n") != 1 {
+			t.Errorf("litefs durability %v: exit code %d\n%s", bad, code, out)
+		}
+	}
+	c.Close()
+	primary.stop()
+	primary.start()
+	says(`"app.db" quorum:1,durable,2s set in force`)
+	c = openPatient(sqlitetest.Start(t), primary.path("app.db"))
+	if _, err := c.Exec("INSERT INTO t(v) VALUES ('refused')"); err == nil {
+		t.Fatal("a commit that no replica has was acknowledged")
+	}
+	replica := startNode(t, follows(primary))
+	mustCommit(t, c, "INSERT INTO t(v) VALUES ('kept')")
+	caughtUp(primary, replica, "app.db")
+	says("commits at level quorum wait for: " + nodeID(replica))
+	says(`"app.db" async rule in force`, "set", "app.db", "rule")
+	c.MustExec("INSERT INTO t(v) VALUES ('at async')")
+	d := openPatient(sqlitetest.Start(t), primary.path("bounded.db"))
+	d.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY)")
+	says(`"bounded.db" max-lag:1h0m0s rule in force`)
+}
+
+func nodeID(n *node) string {
+	n.t.Helper()
+	b, err := os.ReadFile(filepath.Join(n.cfg.Data, "node-id"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
 }
