@@ -148,9 +148,9 @@ func (d *device) unmount(flags int) error {
 	return nil
 }
 
-// unmountIdle unmounts when no process uses the mount, waiting for that until ctx is done (then syscall.EBUSY). A mount
-// that is already gone is no error.
-func (d *device) unmountIdle(ctx context.Context) error {
+// unmountIdle unmounts when no process uses the mount, waiting for that until ctx is done (then syscall.EBUSY). released
+// waits until all that was closed is known to be. A mount that is already gone is no error.
+func (d *device) unmountIdle(ctx context.Context, released func(context.Context)) error {
 	wait := busyPollMin
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -158,6 +158,7 @@ func (d *device) unmountIdle(ctx context.Context) error {
 		if ok, err := d.mounted(); err != nil || !ok {
 			return err
 		}
+		released(ctx)
 		err := d.unmount(0)
 		if err == nil || !errors.Is(err, syscall.EBUSY) {
 			return err
@@ -173,8 +174,11 @@ func (d *device) unmountIdle(ctx context.Context) error {
 }
 
 // abort ends the connection: requests in flight and later ones fail. Descriptors open in Passthrough mode go on to
-// read and write their files.
+// read and write their files. A connection that has ended is left alone: its number may be another mount's by now.
 func (d *device) abort() error {
+	if !d.connected() {
+		return nil
+	}
 	var minor uint32
 	if _, err := fmt.Sscanf(d.mount.dev, "0:%d", &minor); err != nil {
 		return fmt.Errorf("abort %s: device number %q: %w", d.dir, d.mount.dev, err)
@@ -197,6 +201,13 @@ func (d *device) abort() error {
 		return fmt.Errorf("abort %s: %w", d.dir, errors.Join(err, cerr))
 	}
 	return nil
+}
+
+// connected reports whether the kernel still has the connection (fuse_dev_poll: POLLERR when not; POLLNVAL after our close).
+func (d *device) connected() bool {
+	fds := []unix.PollFd{{Fd: int32(d.fd)}}
+	_, err := unix.Poll(fds, 0)
+	return err != nil || fds[0].Revents&(unix.POLLERR|unix.POLLNVAL) == 0
 }
 
 // abortByControl aborts a connection that has no mount any more through a control file system of our own.

@@ -1,8 +1,10 @@
 package fuse
 
 import (
+	"context"
 	"errors"
 	"syscall"
+	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -85,7 +87,37 @@ func (fs *loopback) removeHandle(fh uint64) *handle {
 	defer fs.handles.Unlock()
 	h := fs.handles.open[fh]
 	delete(fs.handles.open, fh)
+	if len(fs.handles.open) == 0 {
+		select {
+		case fs.handles.none <- struct{}{}:
+		default:
+		}
+	}
 	return h
+}
+
+// releasePatience is how long an unmount waits for handles that no process may have any more.
+const releasePatience = 2 * time.Second
+
+// awaitReleases waits until every handle has been released, for a while: the kernel tells of a close(2) after it has
+// returned, and an unmount drops what it has not told yet. What was written before such a close would be found, by
+// comparing every page, at the next start only.
+func (fs *loopback) awaitReleases(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, releasePatience)
+	defer cancel()
+	for {
+		fs.handles.RLock()
+		open := len(fs.handles.open)
+		fs.handles.RUnlock()
+		if open == 0 {
+			return
+		}
+		select {
+		case <-fs.handles.none:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // backingFlags are the flags of open(2) that our own descriptor of the file takes over. O_APPEND is not among them, for

@@ -39,6 +39,7 @@ type loopback struct {
 		sync.RWMutex
 		last uint64
 		open map[uint64]*handle
+		none chan struct{} // of one: told when the last is gone
 	}
 }
 
@@ -54,6 +55,7 @@ func newLoopback(s *Session, nodes *table) *loopback {
 		nodes:         nodes,
 	}
 	fs.handles.open = make(map[uint64]*handle)
+	fs.handles.none = make(chan struct{}, 1)
 	fs.handles.last = s.estate.firstHandle()
 	return fs
 }

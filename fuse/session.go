@@ -301,7 +301,7 @@ func (s *Session) Close(ctx context.Context) error {
 		idle, cancel = context.WithTimeout(ctx, closeTimeout)
 		defer cancel()
 	}
-	err := s.dev.unmountIdle(idle)
+	err := s.dev.unmountIdle(idle, s.fs.awaitReleases)
 	if err == nil {
 		// Unmounted here or from outside, perhaps lazily: then the connection lives as long as its open files.
 		if err = s.Wait(idle); err == nil {

@@ -127,6 +127,31 @@ func TestCloseWaitsForApplications(t *testing.T) {
 	a.stop()
 }
 
+// TestCloseIsTold: an unmount does not drop what the kernel has not told yet of files that were closed before it.
+func TestCloseIsTold(t *testing.T) {
+	m := newMount(t, Cached)
+	m.put("a", "content")
+	m.put("b", "content")
+	a := startApp(t, 0)
+	one, two := a.open(m.Path("a"), unix.O_RDWR), a.open(m.Path("b"), unix.O_RDWR)
+	gate := make(chan struct{})
+	m.back.set(func() {
+		m.back.block = map[string]chan struct{}{"Released": gate}
+		m.back.entered = make(chan string, 2)
+	})
+	a.close(one)
+	m.back.awaitEntered(t) // and nobody reads requests, until it takes too long
+	a.close(two)
+	closed := make(chan error, 1)
+	go func() { closed <- closeWithin(t, m.Session, patience) }()
+	m.back.awaitEntered(t)
+	close(gate)
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	a.stop()
+}
+
 func TestUnmountFromOutside(t *testing.T) {
 	for _, flags := range []int{0, unix.MNT_DETACH} {
 		m := newMount(t, Cached)
@@ -162,6 +187,44 @@ func TestDetachedFromOutsideInUse(t *testing.T) {
 	case <-m.Done():
 	default:
 		t.Error("the session goes on")
+	}
+	a.stop()
+}
+
+// TestCloseLeavesOthersAlone: a mount that is gone while a call of its Backend goes on has given its number back, and
+// another mount may have it by then.
+func TestCloseLeavesOthersAlone(t *testing.T) {
+	m := newMount(t, Cached)
+	m.put("f", "content")
+	a := startApp(t, 0)
+	fd := a.open(m.Path("f"), unix.O_RDWR)
+	gate := make(chan struct{})
+	m.back.set(func() {
+		m.back.block = map[string]chan struct{}{"Released": gate}
+		m.back.entered = make(chan string, 1)
+	})
+	a.close(fd)
+	m.back.awaitEntered(t)
+	if err := unix.Unmount(m.Dir(), 0); err != nil {
+		t.Fatal(err)
+	}
+	var others []*mount
+	for len(others) < 10 && (len(others) == 0 || others[len(others)-1].dev.mount.dev != m.dev.mount.dev) {
+		others = append(others, newMount(t, Cached))
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	closed := make(chan error, 1)
+	go func() { closed <- m.Close(ctx) }()
+	// Close waits for the Backend now, which it does after it has aborted what it aborts.
+	for _, o := range others {
+		o.put("g", "content")
+		a.stat(o.Path("g"))
+	}
+	close(gate)
+	<-closed
+	for _, o := range others {
+		a.close(a.open(o.Path("g"), unix.O_RDWR))
 	}
 	a.stop()
 }
