@@ -74,6 +74,7 @@ func TestRequestsPerTransaction(t *testing.T) {
 		{Cached, "WAL", "cache_size=0", read, read, nil},
 		{Cached, "WAL", "synchronous=NORMAL", write, write, map[string]uint64{"WRITE": 3 * n}},
 		{Cached, "DELETE", "cache_size=0", read, read, nil},
+		{Cached, "TRUNCATE", "journal_mode=truncate", write, read, nil},
 		// Each transaction looks at the first byte of a journal that is kept. SQLite that runs as root gives the journal
 		// its owner at every open (SETATTR), for which the kernel asks for the mode (GETATTR).
 		{Cached, "PERSIST", "journal_mode=persist", write, read, map[string]uint64{"OPEN": n, "SETATTR": n, "GETATTR": n}},
