@@ -189,6 +189,28 @@ func TestRebinding(t *testing.T) {
 	}
 }
 
+// The page loads and reaches nothing but its node, is framed by nobody, and comes without a credential.
+func TestPagePolicy(t *testing.T) {
+	srv := serveTest(t, newFakeSource("secret-name.db"), Options{Token: nodeToken, Logger: discard}, fastLimits())
+	a := newAsker(t, srv)
+	for _, path := range []string{"/", "/page.js", "/page.css"} {
+		resp, err := a.client.Get(srv.URL() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		policy := resp.Header.Get("Content-Security-Policy")
+		status, text := a.read(resp)
+		if status != http.StatusOK || strings.Contains(text, "secret-name") {
+			t.Errorf("%s: %d, or it has data", path, status)
+		}
+		for _, want := range []string{"default-src 'none'", "connect-src 'self'", "script-src 'self'", "frame-ancestors 'none'"} {
+			if !strings.Contains(policy, want) {
+				t.Errorf("%s: policy %q, want %s", path, policy, want)
+			}
+		}
+	}
+}
+
 // Each call that changes something is one line, refused ones too, and no line has a credential.
 func TestAudit(t *testing.T) {
 	var logged lockedBuffer

@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,6 +62,20 @@ func TestMountPoint(t *testing.T) {
 	}
 	if f := mountPoint(filepath.Dir(dir)); f.Level != Fail || f.Do == "" {
 		t.Errorf("not empty: %+v", f)
+	}
+}
+
+// A data directory that others can enter.
+func TestDataDirOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	for mode, want := range map[os.FileMode]bool{0o700: false, 0o770: false, 0o755: true, 0o701: true} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		said := slices.ContainsFunc(dataDir(dir), func(f Finding) bool { return f.Level == Warn && f.Do == "chmod 700 "+dir })
+		if said != want {
+			t.Errorf("mode %o: said %v, want %v", mode, said, want)
+		}
 	}
 }
 

@@ -166,6 +166,9 @@ func dataDir(dir string) (a []Finding) {
 	if err := unix.Access(parent, unix.W_OK|unix.X_OK); err != nil {
 		a = append(a, fail("data.dir", fmt.Sprintf("%s is not writable: %v", parent, err), "choose another data.dir, or change its owner"))
 	}
+	if fi, err := os.Stat(dir); err == nil && fi.Mode()&0o007 != 0 {
+		a = append(a, warn("data.dir", fmt.Sprintf("%s has mode %04o: users of this machine reach the databases past the mount", dir, fi.Mode().Perm()), "chmod 700 "+dir))
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(parent, &st); err != nil {
 		return append(a, fail("data.dir", fmt.Sprintf("statfs %s: %v", parent, err), ""))

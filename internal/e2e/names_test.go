@@ -295,6 +295,27 @@ func TestOtherUsersAndPermissions(t *testing.T) {
 		t.Errorf("the owner writes: %s, %v", out, err)
 	}
 	p.makes("root.db", "shared/delete.db", "shared/wal.db", "shared/persist.db")
+	private(t, p.primary.cfg.Data)
+	private(t, p.follower.cfg.Data)
+}
+
+// private checks that what litefs keeps in a data directory has no rights for others: all but the
+// applications' own files.
+func private(t *testing.T, dir string) {
+	t.Helper()
+	must(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if path == filepath.Join(dir, "files") {
+			return filepath.SkipDir
+		}
+		fi, err := d.Info()
+		if err == nil && fi.Mode()&0o077 != 0 {
+			t.Errorf("%s has mode %v", path, fi.Mode())
+		}
+		return err
+	}))
 }
 
 func TestMemoryMappedDatabases(t *testing.T) {
