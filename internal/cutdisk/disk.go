@@ -17,6 +17,10 @@ import (
 // sector is what a disk writes as a whole, in bytes.
 const sector = 512
 
+// head is what is written as a whole at the start: ext4's superblock is two sectors under one checksum, and ext4 does not
+// mount a disk that has one of them.
+const head = 4096
+
 // Disk is the content of a disk and how it came to be. Its methods may be called from any goroutine.
 type Disk struct {
 	mu   sync.Mutex
@@ -100,10 +104,15 @@ func (d *Disk) Image(at int, rng *rand.Rand) []byte {
 				copy(img[o.off:], o.data)
 			}
 		case 3:
-			for i := 0; i < len(o.data); i += sector {
-				if rng.Float64() < chance {
-					copy(img[o.off+int64(i):], o.data[i:min(i+sector, len(o.data))])
+			for from := 0; from < len(o.data); {
+				to := min(from+sector, len(o.data))
+				if rest := head - o.off - int64(from); rest > 0 {
+					to = min(from+int(rest), len(o.data))
 				}
+				if rng.Float64() < chance {
+					copy(img[o.off+int64(from):], o.data[from:to])
+				}
+				from = to
 			}
 		}
 	}

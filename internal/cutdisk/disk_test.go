@@ -32,6 +32,9 @@ func TestImage(t *testing.T) {
 		if img[2048] != 1 || img[4095] != 1 {
 			t.Fatalf("seed %d: a flushed write is lost", seed)
 		}
+		if img[0] != img[2047] {
+			t.Fatalf("seed %d: the file system's superblock is torn", seed)
+		}
 		if img[16384] != 0 {
 			t.Fatalf("seed %d: a write of the future is there", seed)
 		}
