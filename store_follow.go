@@ -48,6 +48,8 @@ type upstream struct {
 	beat    bool               // tell the primary that this node lives
 	caught  bool               // the role loop knows that this node has everything
 
+	buffers pageBuffers // memory of pages of bases
+
 	notify chan struct{} // capacity 1: something is pending
 	urgent chan struct{} // capacity 1: and the primary waits for it
 }
@@ -216,7 +218,7 @@ func (f *upstream) readBase(frame StreamFrame) error {
 	case *BaseStreamFrame:
 		id, p.start = fr.DBID, fr
 	case *PagesStreamFrame:
-		id, p.pages, p.data = fr.DBID, fr, make([]byte, fr.Size)
+		id, p.pages, p.data = fr.DBID, fr, f.buffers.get(int(fr.Size))
 		if _, err := io.ReadFull(f.stream, p.data); err != nil {
 			return err
 		}
@@ -228,6 +230,23 @@ func (f *upstream) readBase(frame StreamFrame) error {
 		return fmt.Errorf("a piece of database %s, which was not named", FormatDBID(id))
 	}
 	return w.push(p)
+}
+
+// pageBuffers lends memory for pages of bases: a first copy of some gigabytes goes through the same few of
+// them. What is not put back is left to the collector.
+type pageBuffers struct{ pool sync.Pool }
+
+// get returns size bytes of any content.
+func (b *pageBuffers) get(size int) []byte {
+	if p, ok := b.pool.Get().(*[MaxStreamChunkSize]byte); ok {
+		return p[:size]
+	}
+	return new([MaxStreamChunkSize]byte)[:size]
+}
+
+// put takes back what get has returned.
+func (b *pageBuffers) put(data []byte) {
+	b.pool.Put((*[MaxStreamChunkSize]byte)(data[:MaxStreamChunkSize]))
 }
 
 // heartbeat takes the primary's time and answers it.

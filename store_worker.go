@@ -405,6 +405,7 @@ func (w *worker) takeBase(ctx context.Context, db *DB, p piece) error {
 		defer cancel()
 		return db.beginLoad(ctx, *p.start)
 	case p.pages != nil:
+		defer w.f.buffers.put(p.data)
 		return db.loadPages(p.pages.Pgno, p.data)
 	default:
 		return db.endLoad(ctx, p.end.TXID)

@@ -62,18 +62,84 @@ func (bw *blockWriter) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
+// maxWrite is how much a stream hands to the connection at once, in bytes: whole blocks, where there is so
+// much to send. Each hand-over changes goroutines several times, on both sides. One deadline covers it: at
+// the slowest pace that is still progress, a stream gets this much through in the time of one stall.
+const maxWrite = 4 * (maxBlock + blockHeader)
+
+// blockBuffer gathers what is written into blocks, and blocks up to maxWrite, until Flush. What is written
+// is copied once: a bufio.Writer before a blockWriter would copy it again, and cut it where it is full, so
+// that each large write left a tiny block behind. Its first error stays.
+type blockBuffer struct {
+	w    io.Writer
+	n    uint64 // number of the next block
+	buf  []byte // blocks; the header of the last one is not filled in yet
+	last int    // where that one begins in buf; len(buf): there is none
+	err  error
+}
+
+func (bb *blockBuffer) Write(p []byte) (n int, err error) {
+	for len(p) > 0 && bb.err == nil {
+		if bb.last == len(bb.buf) {
+			bb.buf = append(bb.buf, make([]byte, blockHeader)...)
+		}
+		m := min(len(p), bb.last+blockHeader+maxBlock-len(bb.buf))
+		bb.buf = append(bb.buf, p[:m]...)
+		n += m
+		p = p[m:]
+		if len(bb.buf) == bb.last+blockHeader+maxBlock {
+			bb.seal()
+		}
+		if len(bb.buf) >= maxWrite {
+			bb.send()
+		}
+	}
+	return n, bb.err
+}
+
+// Flush sends what was written.
+func (bb *blockBuffer) Flush() error {
+	bb.seal()
+	bb.send()
+	return bb.err
+}
+
+// seal ends the last block, if it has content.
+func (bb *blockBuffer) seal() {
+	if bb.last == len(bb.buf) {
+		return
+	}
+	head, data := bb.buf[bb.last:], bb.buf[bb.last+blockHeader:]
+	binary.BigEndian.PutUint32(head, uint32(len(data)))
+	binary.BigEndian.PutUint32(head[4:], blockSum(bb.n, data))
+	bb.n++
+	bb.last = len(bb.buf)
+}
+
+// send hands on the blocks, all of which are sealed.
+func (bb *blockBuffer) send() {
+	if bb.err == nil && len(bb.buf) > 0 {
+		_, bb.err = bb.w.Write(bb.buf)
+	}
+	bb.buf, bb.last = bb.buf[:0], 0
+}
+
 // blockReader reads what a blockWriter has written. It gives out nothing of a block before it has checked
 // the whole. At the end between two blocks it returns io.EOF. Its first error stays.
 type blockReader struct {
 	r    *bufio.Reader
 	n    uint64 // number of the next block
-	buf  []byte // memory of a block
-	left []byte // of the block, not given out yet
+	held int    // bytes at the head of r that are the block at hand
+	left []byte // of that block, in the memory of r, not given out yet
 	err  error
 }
 
-func newBlockReader(r io.Reader) *blockReader {
-	return &blockReader{r: bufio.NewReaderSize(r, maxWrite)}
+func newBlockReader(r io.Reader) *blockReader { return newBlockReaderSize(r, maxBlock+blockHeader) }
+
+// newBlockReaderSize reads size bytes at a time, at least one block. HTTP/2 answers each read of a body
+// with a frame of its own, which the other side has to read.
+func newBlockReaderSize(r io.Reader, size int) *blockReader {
+	return &blockReader{r: bufio.NewReaderSize(r, max(size, maxBlock+blockHeader))}
 }
 
 func (br *blockReader) Read(p []byte) (int, error) {
@@ -88,27 +154,36 @@ func (br *blockReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next reads a block.
+// next reads a block, which is checked where it lies in the reader's memory.
 func (br *blockReader) next() ([]byte, error) {
-	var head [blockHeader]byte
-	if _, err := io.ReadFull(br.r, head[:]); err != nil {
+	if _, err := br.r.Discard(br.held); err != nil {
 		return nil, err
 	}
-	size, want := binary.BigEndian.Uint32(head[:]), binary.BigEndian.Uint32(head[4:])
+	br.held = 0
+	head, err := br.r.Peek(blockHeader)
+	if err == io.EOF && len(head) > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, err
+	}
+	size, want := binary.BigEndian.Uint32(head), binary.BigEndian.Uint32(head[4:])
 	if size == 0 || size > maxBlock {
 		return nil, fmt.Errorf("%w: block %d is of %d bytes, want 1 to %d", errCorrupt, br.n, size, maxBlock)
 	}
-	if br.buf == nil {
-		br.buf = make([]byte, maxBlock)
+	block, err := br.r.Peek(blockHeader + int(size))
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
 	}
-	data := br.buf[:size]
-	if err := readFull(br.r, data); err != nil {
+	if err != nil {
 		return nil, err
 	}
+	data := block[blockHeader:]
 	if got := blockSum(br.n, data); got != want {
 		return nil, fmt.Errorf("%w: block %d has the checksum %08x, want %08x", errCorrupt, br.n, got, want)
 	}
 	br.n++
+	br.held = len(block)
 	return data, nil
 }
 

@@ -123,3 +123,125 @@ func FuzzBlockReader(f *testing.F) {
 		}
 	})
 }
+
+// writes counts and keeps what is handed on.
+type writes struct {
+	sizes []int
+	all   bytes.Buffer
+	fail  error
+}
+
+func (w *writes) Write(p []byte) (int, error) {
+	if w.fail != nil {
+		return 0, w.fail
+	}
+	w.sizes = append(w.sizes, len(p))
+	return w.all.Write(p)
+}
+
+// The pages of a base are 128 KiB after a frame of 20 bytes. They fill their blocks, and go out in as few
+// writes as there may be.
+func TestBlockBuffer_Writes(t *testing.T) {
+	var out writes
+	w := &blockBuffer{w: &out}
+	var want bytes.Buffer
+	for i := range 16 {
+		for _, n := range []int{4, 16, litefs.MaxStreamChunkSize} {
+			b := bytes.Repeat([]byte{byte(i + n)}, n)
+			want.Write(b)
+			if m, err := w.Write(b); m != n || err != nil {
+				t.Fatalf("%d of %d bytes, %v", m, n, err)
+			}
+		}
+	}
+	for range 2 { // the second has nothing to send
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	total := 16 * (20 + litefs.MaxStreamChunkSize)
+	blocks := (total + maxBlock - 1) / maxBlock
+	if w.n != uint64(blocks) {
+		t.Errorf("%d blocks, want %d", w.n, blocks)
+	}
+	if got := (blocks + 3) / 4; len(out.sizes) != got {
+		t.Errorf("%d writes, want %d: %v", len(out.sizes), got, out.sizes)
+	}
+	for _, n := range out.sizes[:len(out.sizes)-1] {
+		if n != maxWrite {
+			t.Errorf("a write of %d bytes, want %d", n, maxWrite)
+		}
+	}
+
+	in := &reads{r: &out.all}
+	r := newBlockReaderSize(in, maxWrite)
+	got, err := io.ReadAll(r)
+	if err != nil || !bytes.Equal(got, want.Bytes()) {
+		t.Fatalf("read %d bytes (%v), want %d", len(got), err, want.Len())
+	}
+	// Full buffers but for the part of a block that is kept, and the end.
+	if most := len(out.sizes)*4/3 + 2; in.n > most {
+		t.Errorf("%d reads, want at most %d", in.n, most)
+	}
+}
+
+// reads counts reads.
+type reads struct {
+	r io.Reader
+	n int
+}
+
+func (r *reads) Read(p []byte) (int, error) {
+	r.n++
+	return r.r.Read(p)
+}
+
+func TestBlockBuffer_Error(t *testing.T) {
+	full := errors.New("full")
+	out := &writes{}
+	w := &blockBuffer{w: out}
+	if _, err := w.Write([]byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	out.fail = full
+	if err := w.Flush(); !errors.Is(err, full) {
+		t.Fatalf("flush: %v", err)
+	}
+	out.fail = nil
+	if n, err := w.Write([]byte("b")); n != 0 || !errors.Is(err, full) {
+		t.Errorf("a write after the error: %d, %v", n, err)
+	}
+	if err := w.Flush(); !errors.Is(err, full) || len(out.sizes) > 0 {
+		t.Errorf("a flush after the error: %v, %d writes", err, len(out.sizes))
+	}
+}
+
+// Whatever pieces are written, and flushed between, are read as they were.
+func FuzzBlockBuffer(f *testing.F) {
+	f.Add([]byte{1, 0, 2, 255, 0})
+	f.Add([]byte{255, 255, 0, 0, 254, 7})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		var out, want bytes.Buffer
+		w := &blockBuffer{w: &out}
+		for i, c := range script[:min(len(script), 64)] {
+			if c == 0 {
+				if err := w.Flush(); err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			b := bytes.Repeat([]byte{byte(i)}, int(c)*int(c)*5)
+			want.Write(b)
+			if n, err := w.Write(b); n != len(b) || err != nil {
+				t.Fatalf("%d of %d bytes, %v", n, len(b), err)
+			}
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(newBlockReader(&out))
+		if err != nil || !bytes.Equal(got, want.Bytes()) {
+			t.Fatalf("read %d bytes (%v), want %d", len(got), err, want.Len())
+		}
+	})
+}

@@ -186,7 +186,7 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 	if own := c.identity.ClusterID(); own != "" && own != s.clusterID {
 		return nil, errors.Join(fmt.Errorf("the node belongs to cluster %q, this one to %q: correct the advertise-url", s.clusterID, own), resp.Body.Close())
 	}
-	s.in = newFrameReader(newBlockReader(&patientReader{ctx: ctx, cancel: cancel, r: resp.Body, patience: c.timeouts.stall}))
+	s.in = newFrameReader(newBlockReaderSize(&patientReader{ctx: ctx, cancel: cancel, r: resp.Body, patience: c.timeouts.stall}, maxWrite))
 	return s, nil
 }
 

@@ -41,7 +41,7 @@ func (s *Server) handleExport(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) export(w http.ResponseWriter, snap *litefs.LTXReader) error {
-	dec := ltx.NewDecoder(bufio.NewReaderSize(snap, maxWrite))
+	dec := ltx.NewDecoder(bufio.NewReaderSize(snap, maxBlock))
 	if err := dec.DecodeHeader(); err != nil {
 		s.fault(w, err)
 		return err

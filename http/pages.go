@@ -247,7 +247,7 @@ func (x *exchange) sendPages(theirs litefs.PageSums) (err error) {
 	if err := x.send(binary.BigEndian.AppendUint64([]byte{pagesFollow}, uint64(ltx.Size))); err != nil {
 		return err
 	}
-	x.sent, err = io.Copy(x.out.Writer, io.LimitReader(ltx, ltx.Size))
+	x.sent, err = io.Copy(x.out, io.LimitReader(ltx, ltx.Size))
 	if err == nil && x.sent < ltx.Size {
 		err = fmt.Errorf("LTX file ends at byte %d of %d: %w", x.sent, ltx.Size, io.ErrUnexpectedEOF)
 	}

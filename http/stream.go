@@ -128,7 +128,8 @@ type frameReader struct {
 }
 
 func newFrameReader(r io.Reader) *frameReader {
-	return &frameReader{r: bufio.NewReaderSize(r, 64<<10), ids: make(map[uint32]struct{})}
+	// Small: r reads from memory, and what a frame announces goes from there to where it is wanted.
+	return &frameReader{r: bufio.NewReaderSize(r, 1<<10), ids: make(map[uint32]struct{})}
 }
 
 func (fr *frameReader) NextFrame() (litefs.StreamFrame, error) {

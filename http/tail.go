@@ -80,7 +80,7 @@ func sendTail(ctx context.Context, out *streamWriter, db Database, pos litefs.Po
 		}
 		_, err = out.Write(appendTailRecord(nil, db.ID(), db.Pos(), ltx))
 		if err == nil {
-			_, err = io.CopyN(out.Writer, ltx, ltx.Size)
+			_, err = io.CopyN(out, ltx, ltx.Size)
 		}
 		if err = errors.Join(err, ltx.Close()); err != nil {
 			return files, err

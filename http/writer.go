@@ -2,36 +2,38 @@ package http
 
 import (
 	"bufio"
+	"io"
 	"net/http"
 	"time"
 )
 
-// maxWrite is how much a stream hands to the connection at once, in bytes. Each hand-over costs a
-// change of goroutines. One deadline covers it: at the slowest pace that is still progress, a stream
-// gets this much through in the time of one stall.
-const maxWrite = maxBlock + blockHeader
-
 // streamWriter writes the body of a stream, buffered until Flush. Bytes that find no taker for the time
 // of a stall fail a write or flush, and end the stream.
 type streamWriter struct {
-	*bufio.Writer
+	buffer
 	w *deadlineWriter
+}
+
+// buffer is a bufio.Writer or a blockBuffer.
+type buffer interface {
+	io.Writer
+	Flush() error
 }
 
 func newStreamWriter(w http.ResponseWriter, rc *http.ResponseController, stall time.Duration) *streamWriter {
 	dw := &deadlineWriter{w: w, rc: rc, stall: stall}
-	return &streamWriter{bufio.NewWriterSize(dw, maxWrite), dw}
+	return &streamWriter{bufio.NewWriterSize(dw, maxBlock), dw}
 }
 
 // newBlockStreamWriter returns a writer of a body in blocks.
 func newBlockStreamWriter(w http.ResponseWriter, rc *http.ResponseController, stall time.Duration) *streamWriter {
 	dw := &deadlineWriter{w: w, rc: rc, stall: stall}
-	return &streamWriter{bufio.NewWriterSize(newBlockWriter(dw), maxBlock), dw}
+	return &streamWriter{&blockBuffer{w: dw}, dw}
 }
 
 // Flush sends what was written.
 func (w *streamWriter) Flush() error {
-	if err := w.Writer.Flush(); err != nil {
+	if err := w.buffer.Flush(); err != nil {
 		return err
 	}
 	return w.w.flush()
