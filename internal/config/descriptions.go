@@ -89,7 +89,7 @@ func descriptions() []description {
 		{"consul.advertise-url", kindURL, "(`http://HOSTNAME:PORT`)", since01, "http://10.0.0.1:20202", "The same as `lease.advertise-url`."},
 
 		{"durability", kindRules, "(`async` for all)", sinceOur, "[{match: \"orders*.db\", level: quorum, n: 2}]",
-			"What is promised of a commit, by database; the first rule that matches counts, and `async` is the level of the others. A rule has `match` (a pattern), `level`, and for level `quorum`: `n` replicas (1) that have the transaction when a commit returns, `ack`: on disk (`durable`, the default) or in their log (`memory`), and `timeout` (5s), after which the commit fails ([guarantees](guarantees.md)). The same on all nodes."},
+			"What is promised of a commit, by database; the first rule that matches counts, and `async` is the level of the others. A rule has `match` (a pattern) and `level`. Level `quorum` has `n` replicas (1) that have the transaction when a commit returns, `ack`: on disk (`durable`, the default) or in their log (`memory`), and `timeout` (5s), after which the commit fails. Level `max-lag` has `lag`: how far the best replica may be behind before writers wait. The same on all nodes ([guarantees](guarantees.md)); `litefs durability` shows and sets them on a running node."},
 		{"replica.open", oneOf("writable", "readonly"), "writable", sinceOur, "readonly",
 			"How a replica's databases open: with `writable` they do, and a write finds them locked; `readonly` refuses to open them for writing, so that SQLite opens them for reading and says at once that they are read-only."},
 		{"exec", kindCommand, "(none)", since05, "[{cmd: \"myapp migrate\", if-primary: true}, {cmd: \"myapp -addr :8080\", restart: on-failure}]",

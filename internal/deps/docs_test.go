@@ -1,9 +1,14 @@
 package deps
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -42,4 +47,84 @@ func TestDocumentsNameTests(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A message that the page of troubles quotes is in the code.
+func TestTroubleshootingQuotesMessages(t *testing.T) {
+	base := root(t)
+	messages := literals(t, base)
+	b, err := os.ReadFile(filepath.Join(base, "docs", "troubleshooting.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	quoted, ours := 0, false
+	for line := range strings.Lines(string(b)) {
+		switch {
+		case !strings.HasPrefix(line, "|"):
+			ours = false
+		case strings.HasPrefix(line, "| message |"):
+			ours = true
+		case ours && strings.HasPrefix(line, "| `"):
+			message, _, _ := strings.Cut(strings.TrimPrefix(line, "| `"), "`")
+			quoted++
+			want := strings.Trim(message, "… ")
+			if !slices.ContainsFunc(messages, func(m string) bool { return strings.Contains(m, want) }) {
+				t.Errorf("nothing says %q", message)
+			}
+		}
+	}
+	if quoted < 80 {
+		t.Errorf("%d messages are quoted: the tables are not read", quoted)
+	}
+}
+
+// literals are the strings of the program, with … for what fmt fills in.
+func literals(t *testing.T, base string) (all []string) {
+	t.Helper()
+	verb := regexp.MustCompile("`?%[-+# 0-9.]*[a-zA-Z]`?|[`]")
+	err := filepath.WalkDir(base, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			e, ok := n.(ast.Expr)
+			s, constant := "", false
+			if ok {
+				s, constant = literal(e)
+			}
+			if constant {
+				all = append(all, verb.ReplaceAllString(s, "…"))
+			}
+			return !constant
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// literal is a string literal, or a sum of which parts are: what is not stands for itself as a verb does.
+func literal(e ast.Expr) (string, bool) {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		s, err := strconv.Unquote(e.Value)
+		return s, err == nil && e.Kind == token.STRING
+	case *ast.BinaryExpr:
+		x, okX := literal(e.X)
+		y, okY := literal(e.Y)
+		if !okX {
+			x = "…"
+		}
+		if !okY {
+			y = "…"
+		}
+		return x + y, e.Op == token.ADD && (okX || okY)
+	}
+	return "", false
 }
