@@ -230,7 +230,7 @@ func (b *pairBench) insert(ctx context.Context, round int) error {
 }
 
 func (b *pairBench) read(ctx context.Context, round int) error {
-	const name = "read.db"
+	const name = "replica-read.db" // that of the one node's workload is beside the plain one
 	plain, primary, replica := filepath.Join(b.plain, name), b.p.primary.path(name), b.p.replica.path(name)
 	if round == 0 {
 		fill := rows(readRows, 100)

@@ -3,7 +3,8 @@
 // The polynomial x^64 + x^4 + x^3 + x + 1 has so few terms that no table is
 // needed: 64 bits more are a few shifts, and words that are far apart do not
 // wait for each other. The table of hash/crc64 makes 1 GB/s, this some times
-// as much, and every page that is captured, sent or applied goes through it.
+// as much, and a processor that multiplies polynomials some times that. Every
+// page that is captured, sent or applied goes through it.
 package isocrc
 
 import "encoding/binary"
@@ -12,9 +13,17 @@ import "encoding/binary"
 // crc64.ISO. The checksum of nothing is 0.
 func Update(crc uint64, p []byte) uint64 {
 	c := ^crc
-	if len(p) >= 64 {
+	switch {
+	case len(p) >= 2*foldSize && canFold():
+		c, p = folded(c, p)
+	case len(p) >= blockSize:
 		c, p = blocks(c, p)
 	}
+	return rest(c, p)
+}
+
+// rest adds p by words and bytes, and ends the sum.
+func rest(c uint64, p []byte) uint64 {
 	for ; len(p) >= 8; p = p[8:] {
 		c = shift64(c ^ binary.LittleEndian.Uint64(p))
 	}
@@ -23,6 +32,9 @@ func Update(crc uint64, p []byte) uint64 {
 	}
 	return ^c
 }
+
+// blockSize is from how many bytes on blocks is worth it.
+const blockSize = 64
 
 // blocks takes as many blocks of four words as there are. Each of four sums
 // takes one word of each block; they are put together at the end.
@@ -39,6 +51,34 @@ func blocks(c uint64, p []byte) (uint64, []byte) {
 	}
 	return shift64(shift64(shift64(shift64(a0)^a1)^a2) ^ a3), p
 }
+
+// foldSize is how many bytes the processor folds at once: eight words, in four pairs.
+const foldSize = 64
+
+// folded takes as many blocks of eight words as there are, where the processor multiplies polynomials. It
+// does so for pairs of words: a pair is multiplied by x^512, its first word thus by x^576 and its second
+// one by x^512, and the pair of the next block is added. Products of words as they lie in memory have come
+// out multiplied by x, so the factors lack it.
+func folded(c uint64, p []byte) (uint64, []byte) {
+	var acc [foldSize / 8]uint64
+	for i := range acc {
+		acc[i] = binary.LittleEndian.Uint64(p[8*i:])
+	}
+	acc[0] ^= c
+	p = p[foldSize:]
+	n := len(p) / foldSize * foldSize
+	fold(&acc, &p[0], n, x575, x511)
+	c = 0
+	for _, word := range acc {
+		c = shift64(c ^ word)
+	}
+	return c, p[n:]
+}
+
+const (
+	x511 = 0xb100010100000001 // x^511
+	x575 = 0x1b001b1b0000001  // x^575
+)
 
 // A word is a polynomial whose bit 63 is the coefficient of x^0. Multiplying
 // by x^k is shifting to the right by k; what falls out is a multiple of x^64,

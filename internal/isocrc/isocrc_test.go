@@ -17,8 +17,12 @@ func TestUpdateIsThatOfHashCRC64(t *testing.T) {
 	}
 	check := func(start uint64, b []byte) {
 		t.Helper()
-		if got, want := Update(start, b), crc64.Update(start, table, b); got != want {
+		want := crc64.Update(start, table, b)
+		if got := Update(start, b); got != want {
 			t.Fatalf("%d bytes after %016x: got %016x, want %016x", len(b), start, got, want)
+		}
+		if got := portable(start, b); got != want {
+			t.Fatalf("%d bytes after %016x, portably: got %016x, want %016x", len(b), start, got, want)
 		}
 	}
 	for n := range 600 {
@@ -33,11 +37,41 @@ func TestUpdateIsThatOfHashCRC64(t *testing.T) {
 		check(0, bytes.Repeat([]byte{b}, 4096))
 	}
 	// Bit by bit: what a multiplication loses would show in one of them.
-	for bit := range 64 * 8 {
-		b := make([]byte, 64)
-		b[bit/8] = 1 << (bit % 8)
-		check(0, b)
-		check(1<<(bit%64), b)
+	for _, size := range []int{64, 128, 192, 200} {
+		for bit := range size * 8 {
+			b := make([]byte, size)
+			b[bit/8] = 1 << (bit % 8)
+			check(0, b)
+			check(1<<(bit%64), b)
+		}
+	}
+}
+
+// portable is Update on a processor that does not multiply polynomials.
+func portable(crc uint64, p []byte) uint64 {
+	c := ^crc
+	if len(p) >= blockSize {
+		c, p = blocks(c, p)
+	}
+	return rest(c, p)
+}
+
+// The factors that fold gets are what the package's own multiplications make of x^63.
+func TestFactors(t *testing.T) {
+	v := uint64(1)
+	for range 7 {
+		v = shift64(v)
+	}
+	if v != x511 || shift64(v) != x575 {
+		t.Fatalf("%#x and %#x, want %#x and %#x", uint64(x511), uint64(x575), v, shift64(v))
+	}
+}
+
+func BenchmarkPortable(b *testing.B) {
+	page := make([]byte, 4096)
+	b.SetBytes(int64(len(page)))
+	for b.Loop() {
+		portable(0, page)
 	}
 }
 
