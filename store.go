@@ -91,6 +91,11 @@ type Store struct {
 	// Levels are what is promised of transactions, by the name of the database; the first rule that matches counts.
 	Levels []LevelRule
 
+	// MaxStaleness is how old the copy of a replica may be: reads of an older one are refused, or served with a line in
+	// the log if ServeStale is set. 0: any.
+	MaxStaleness time.Duration
+	ServeStale   bool
+
 	// Guarded says that the mount outlives this process: see ErrGuarded.
 	Guarded bool
 
@@ -152,7 +157,15 @@ type Store struct {
 
 	// syncedAt is the primary's time, in milliseconds since 1970, at which this
 	// replica had all that the primary had; 0 for never.
-	syncedAt atomic.Int64
+	// syncedHere is when this node heard of it, by bootNow.
+	syncedAt, syncedHere atomic.Int64
+
+	// refusing: the copy of this replica is older than MaxStaleness.
+	refusing atomic.Bool
+
+	staleOnce  sync.Once
+	staleKnown chan struct{} // closed at the first look at the age of the copy
+
 	synced   chan struct{} // closed at the first such time
 	syncOnce sync.Once
 
@@ -274,6 +287,7 @@ func NewStore(path string) *Store {
 		path:           path,
 		syncFile:       syncData,
 		synced:         make(chan struct{}),
+		staleKnown:     make(chan struct{}),
 		Logger:         slog.Default(),
 		ReconnectDelay: time.Second,
 		DemoteDelay:    10 * time.Second,
@@ -393,6 +407,9 @@ func (s *Store) Mounted(dir string, passthrough bool) error {
 	s.mu.Unlock()
 	s.startRole()
 	s.levelsChanged()
+	if s.MaxStaleness > 0 {
+		s.goRun(s.boundStaleness)
+	}
 	if live {
 		s.dropStrayLocks()
 		s.takenOver()

@@ -268,6 +268,7 @@ func (f *upstream) heartbeat(fr *HeartbeatStreamFrame) {
 	}
 	f.mu.Unlock()
 	if idle {
+		s.syncedHere.Store(int64(bootNow()))
 		s.syncedAt.Store(fr.UnixMilli)
 		s.syncOnce.Do(func() { close(s.synced) })
 		if s.roles != nil && !f.caught {

@@ -18,6 +18,7 @@ type Status struct {
 
 	Lag    time.Duration // age of the last moment at which this node had all that the primary had
 	Synced bool          // there was such a moment; always on a primary
+	Stale  bool          // a replica's copy is older than Store.MaxStaleness: reads are refused, unless Store.ServeStale
 
 	Databases []DBStatus
 	Failed    map[string]error // databases that were set aside, by name, and why
@@ -75,6 +76,7 @@ func (s *Store) Status() Status {
 		MountDir: s.MountDir(),
 		Lag:      lag,
 		Synced:   synced,
+		Stale:    s.RefusesReads(),
 		Failed:   s.Failed(),
 		Replicas: s.Replicas(),
 

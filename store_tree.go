@@ -96,6 +96,11 @@ func (s *Store) Opening(own bool, path string, writable, first bool) (IOMode, er
 	if err != nil && !own {
 		return IOCached, fmt.Errorf("database %s was set aside: %w", name, syscall.EIO)
 	}
+	if !own && typ == FileTypeDatabase {
+		if err := s.awaitStaleness(name); err != nil {
+			return IOCached, err
+		}
+	}
 	if writable && !own && typ == FileTypeDatabase && s.ReadOnlyReplica {
 		// SQLite then opens it for reading, and says "readonly database" at once
 		// where it would wait for a lock. Its readers write to the -shm.

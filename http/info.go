@@ -32,6 +32,8 @@ type Info struct {
 	Passthrough bool   `json:"passthrough"`
 	LagMillis   *int64 `json:"lagMillis"` // null: never had all that the primary had
 
+	Stale bool `json:"stale,omitempty"` // the copy of a replica is older than replica.max-staleness
+
 	// InSync are the replicas that the lease record names as having every acknowledged transaction, Waited those that
 	// commits at level quorum wait for; on a primary.
 	InSync []string `json:"inSync,omitempty"`
@@ -129,6 +131,7 @@ func (s *Server) info() Info {
 		Path:        st.DataDir,
 		Mount:       st.MountDir,
 		Passthrough: st.Passthrough,
+		Stale:       st.Stale,
 		Databases:   []DatabaseInfo{},
 	}
 	if st.Hostname != "" {

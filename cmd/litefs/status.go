@@ -121,7 +121,11 @@ func (r statusReport) printTables(w io.Writer) error {
 	fmt.Fprintf(tw, "cluster\t%s, epoch %d\n", n.ClusterID, n.Epoch)
 	fmt.Fprintf(tw, "mount\t%s, %s\n", n.Mount, ioMode(n.Passthrough))
 	if !n.IsPrimary {
-		fmt.Fprintf(tw, "lag\t%s\n", lagText(n.LagMillis))
+		lag := lagText(n.LagMillis)
+		if n.Stale {
+			lag += ", more than replica.max-staleness"
+		}
+		fmt.Fprintf(tw, "lag\t%s\n", lag)
 	}
 	fmt.Fprint(tw, "\nDATABASE\tTXID\tSIZE\tWAL\tLOG\tLEVEL\tSTATE\n")
 	for _, db := range n.Databases {

@@ -23,6 +23,7 @@ type Config struct {
 	DataKeys    []string // further lines of the section data, as "key: value"
 	LeaseKeys   []string // likewise of the section lease
 	Durability  []string // items of the list durability, as "{match: ..., level: ...}"
+	Replica     []string // lines of the section replica, as "key: value"
 	Proxy       []string // lines of the section proxy, as "key: value"; none: no proxy
 }
 
@@ -61,6 +62,12 @@ func (c Config) YAML() string {
 		fmt.Fprintf(&b, "lease:\n  type: static\n  candidate: %t\n  advertise-url: %s\n", c.PrimaryURL == "", strconv.Quote(url))
 	}
 	for _, line := range c.LeaseKeys {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
+	if len(c.Replica) > 0 {
+		b.WriteString("replica:\n")
+	}
+	for _, line := range c.Replica {
 		fmt.Fprintf(&b, "  %s\n", line)
 	}
 	if len(c.Proxy) > 0 {

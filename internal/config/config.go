@@ -86,6 +86,10 @@ type Config struct {
 	// ReplicaReadOnly: databases of a replica do not open for writing.
 	ReplicaReadOnly bool
 
+	// MaxStaleness is how old the copy of a replica may be; 0: any. ServeStale: an older one is served nevertheless.
+	MaxStaleness time.Duration
+	ServeStale   bool
+
 	// Exec is run once the mount is ready: all but the last to their end, one
 	// after the other; the last one is supervised, and its exit ends the node.
 	Exec []Command

@@ -299,6 +299,8 @@ func TestErrors(t *testing.T) {
 		{"negative", dir + "data: {retention: -1s}\n", `f.yml: data.retention at line 2: "-1s" is negative`},
 		{"half of tls", dir + "http: {tls: {cert: a.pem}}\n", `f.yml: http.tls needs both cert and key: every node has a certificate`},
 		{"tls in the clear", dir + "http: {tls: {cert: a.pem, key: b.pem}}\nlease: {advertise-url: 'http://127.0.0.1:1'}\n", `f.yml: lease.advertise-url http://127.0.0.1:1 is in the clear and http.tls is set: write https`},
+		{"staleness", dir + "replica: {max-staleness: 1s}\n", `f.yml: replica.max-staleness at line 2: 1s is less than 2s, in which a replica hears of its primary`},
+		{"then", dir + "replica: {max-staleness: 9s, then: wait}\n", `f.yml: replica.then at line 2: "wait" is neither refuse nor serve`},
 		{"neither", dir + "replica: {open: no}\n", `f.yml: replica.open at line 2: "no" is neither writable nor readonly`},
 		{"spinning", dir + "lease: {reconnect-delay: 0s}\n", `f.yml: lease.reconnect-delay at line 2: "0s" must be more than 0`},
 		{"size", dir + "data: {max-size: 1XB}\n", `f.yml: data.max-size at line 2: "1XB" is not a size like 512MB or 10GB`},

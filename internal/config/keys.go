@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -107,6 +108,8 @@ func keyTable() []key {
 		{path: "durability", set: setDurability},
 
 		{path: "replica.open", set: text(setReplicaOpen)},
+		{path: "replica.max-staleness", set: text(setMaxStaleness)},
+		{path: "replica.then", set: text(setThen)},
 
 		{path: "exec", set: setExec},
 		{path: "exit-on-error", set: boolean(func(c *Config) *bool { return &c.ExitOnError })},
@@ -184,6 +187,32 @@ func setReplicaOpen(c *Config, s string) error {
 		return fmt.Errorf("%q is neither writable nor readonly", s)
 	}
 	return nil
+}
+
+// minStaleness is more than a heartbeat takes.
+const minStaleness = 2 * time.Second
+
+func setMaxStaleness(c *Config, s string) (err error) {
+	if s == "0" || s == "0s" {
+		c.MaxStaleness = 0
+		return nil
+	}
+	if c.MaxStaleness, err = parsePositive(s); err != nil {
+		return err
+	}
+	if c.MaxStaleness < minStaleness {
+		return fmt.Errorf("%v is less than %v, in which a replica hears of its primary", c.MaxStaleness, minStaleness)
+	}
+	return nil
+}
+
+func setThen(c *Config, s string) error {
+	switch s {
+	case "refuse", "serve":
+		c.ServeStale = s == "serve"
+		return nil
+	}
+	return fmt.Errorf("%q is neither refuse nor serve", s)
 }
 
 // setCompress takes the one value that is true of this program: entries of

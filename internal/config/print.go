@@ -94,7 +94,14 @@ func (c *Config) YAML() ([]byte, error) {
 	if c.ReplicaReadOnly {
 		open = "readonly"
 	}
-	add(group("replica"), "open", str(open))
+	replica := group("replica")
+	add(replica, "open", str(open))
+	add(replica, "max-staleness", str(c.MaxStaleness.String()))
+	then := "refuse"
+	if c.ServeStale {
+		then = "serve"
+	}
+	add(replica, "then", str(then))
 
 	if proxy := c.Proxy.yaml(); proxy != nil {
 		add(root, "proxy", proxy)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/litefs/litefs/internal/childnode"
+	"github.com/litefs/litefs/internal/sqlapp"
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
@@ -250,4 +251,78 @@ func nodeID(n *node) string {
 		n.t.Fatal(err)
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// A replica that does not hear of its primary refuses reads when its copy is older than it may be, on open connections
+// and on new ones; it reads again, on the same connections, when it has caught up. With then: serve it serves.
+func TestMaxStaleness(t *testing.T) {
+	stale := func(then string) option {
+		return func(c *childnode.Config) { c.Replica = []string{"max-staleness: 2s", "then: " + then} }
+	}
+	primary := startNode(t)
+	refuses := startNode(t, stale("refuse"), follows(primary))
+	serves := startNode(t, stale("serve"), follows(primary))
+	app := sqlitetest.Start(t)
+	w := openPatient(app, primary.path("app.db"), "journal_mode=wal")
+	w.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY)")
+	w.MustExec("INSERT INTO t VALUES (1)")
+	caughtUp(primary, refuses, "app.db")
+	caughtUp(primary, serves, "app.db")
+	c := openPatient(app, refuses.path("app.db"))
+	s := openPatient(app, serves.path("app.db"))
+	if n := c.MustInt("SELECT count(*) FROM t") + s.MustInt("SELECT count(*) FROM t"); n != 2 {
+		t.Fatalf("%d rows in two copies, want 1 in each", n)
+	}
+	c.MustQuery("PRAGMA busy_timeout=0")
+	reads := func(n *node, want bool) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("reads are possible: %v", want), func() (bool, string) {
+			_, open := c.Query("SELECT count(*) FROM t")
+			fresh, anew := app.TryOpen(n.path("app.db")) // it reads the schema
+			if anew == nil {
+				fresh.Close()
+			}
+			busy := func(err error) bool { return sqlapp.IsCode(err, sqlapp.CodeBusy) }
+			if want {
+				return open == nil && anew == nil, fmt.Sprint(open, anew)
+			}
+			return busy(open) && busy(anew), fmt.Sprint(open, anew)
+		})
+	}
+	w.Close()
+	primary.stop()
+	reads(refuses, false)
+	if out, _ := refuses.cli("status", "-config", refuses.configPath()); !strings.Contains(out, "more than replica.max-staleness") {
+		t.Errorf("litefs status says nothing of it:\n%s", out)
+	}
+	if log := refuses.log.text(); !strings.Contains(log, "the copy is too old") {
+		t.Errorf("the log says nothing of it:\n%s", log)
+	}
+	eventually(t, "the other replica says so", func() (bool, string) {
+		log := serves.log.text()
+		return strings.Contains(log, "the copy is too old"), log
+	})
+	if n := s.MustInt("SELECT count(*) FROM t"); n != 1 {
+		t.Errorf("reads %d rows, want 1", n)
+	}
+	primary.start()
+	reads(refuses, true)
+	// A replica that starts and meets no primary has a copy of unknown age.
+	c.Close()
+	primary.stop()
+	refuses.stop()
+	refuses.start()
+	if _, err := app.TryOpen(refuses.path("app.db")); !sqlapp.IsCode(err, sqlapp.CodeBusy) {
+		t.Fatalf("a copy of unknown age: %v, want busy", err)
+	}
+	primary.start()
+	c = openPatient(app, refuses.path("app.db"))
+	reads(refuses, true)
+	w = openPatient(app, primary.path("app.db"))
+	w.MustExec("INSERT INTO t VALUES (2)")
+	caughtUp(primary, refuses, "app.db")
+	if n := c.MustInt("SELECT count(*) FROM t"); n != 2 {
+		t.Errorf("reads %d rows, want 2", n)
+	}
+	sqlitetest.CheckIntegrity(t, refuses.path("app.db"))
 }

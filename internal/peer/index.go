@@ -19,6 +19,8 @@ type walIndex struct {
 	// dirty says that a write to the file failed, so that it may differ from
 	// memory. Memory is never taken back: readers may have seen the new header.
 	dirty bool
+	// shut: nobody is to begin to read, and there is no header in the file. See Peer.RefuseReads.
+	shut bool
 }
 
 func (x *walIndex) file() *file {
@@ -147,6 +149,9 @@ func (x *walIndex) put(b []byte, at int64) error {
 // putHeader publishes the header: the second copy first, since readers take the
 // first one first. Two writes, not one: the kernel copies upwards.
 func (x *walIndex) putHeader() error {
+	if x.shut {
+		return nil // reopen writes it
+	}
 	x.hdr.IsInit = true
 	x.hdr.Version = sqlitefile.WALVersion
 	var b [sqlitefile.IndexHeaderSize]byte

@@ -287,6 +287,9 @@ func (p *Peer) Close(ctx context.Context) error {
 	if p.load != nil {
 		err = p.load.abort()
 	}
+	if p.index != nil && p.index.shut {
+		err = errors.Join(err, p.reopen())
+	}
 	err = errors.Join(err, p.leaveRollbackMode(ctx))
 	p.closed = true
 	if err := errors.Join(err, p.release()); err != nil {
