@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -32,7 +33,9 @@ type faulty struct {
 	nw    *netns.Network // nil: all on this machine, and the network does not fail
 	etcd  *leaseserver.Server
 	nodes []*node
-	stops []stopSpan // of each node's daemon
+	stops []stopSpan    // of each node's daemon
+	down  []atomic.Bool // nodes that are killed: nobody may open anything below their mount points
+	level string        // of durability; "": async
 	start time.Time
 	done  map[string]int // faults, by name
 }
@@ -47,11 +50,11 @@ type stopSpan struct {
 const afterStop = 2 * time.Second
 
 // newFaulty starts a cluster with the table of the writers; the first node is its primary.
-func newFaulty(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal string) *faulty {
+func newFaulty(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal, level string) *faulty {
 	t.Helper()
 	f := &faulty{
-		t: t, rng: rand.New(rand.NewPCG(seed, 1)), nw: nw, stops: make([]stopSpan, nodes),
-		start: time.Now(), done: make(map[string]int),
+		t: t, rng: rand.New(rand.NewPCG(seed, 1)), nw: nw, stops: make([]stopSpan, nodes), down: make([]atomic.Bool, nodes),
+		start: time.Now(), done: make(map[string]int), level: level,
 	}
 	o := leaseserver.Options{Dir: t.TempDir(), Log: t.Output()}
 	if nw != nil {
@@ -72,6 +75,9 @@ func newFaulty(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal 
 			if nw != nil {
 				c.Addr = nw.Addr(i) + ":20202"
 			}
+			if level != "" {
+				c.Durability = []string{`{match: "*", ` + level + `}`}
+			}
 			c.Lease = []string{
 				"type: etcd", "candidate: true", "reconnect-delay: 250ms", "demote-delay: 1s",
 				fmt.Sprintf("etcd:\n    url: %s\n    ttl: %s", f.etcd.URL, faultTTL),
@@ -82,14 +88,13 @@ func newFaulty(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal 
 		}
 		n.start()
 		f.nodes = append(f.nodes, n)
-		if i > 0 {
-			continue
+		if i == 0 {
+			becomesPrimary(n)
 		}
-		becomesPrimary(n)
-		c := sqlitetest.Open(t, n.path("app.db"), "busy_timeout=10000", "journal_mode="+journal)
-		c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, client INTEGER, n INTEGER, v)")
-		c.Close()
 	}
+	c := sqlitetest.Open(t, f.nodes[0].path("app.db"), "busy_timeout=10000", "journal_mode="+journal)
+	mustCommit(t, c, "CREATE TABLE t(id INTEGER PRIMARY KEY, client INTEGER, n INTEGER, v)")
+	c.Close()
 	for _, n := range f.nodes[1:] {
 		samePosition(f.nodes[0], n, "app.db")
 	}
@@ -117,8 +122,37 @@ func (f *faulty) daemonStopped(i int) fault {
 	return fault{"daemon stopped", func() error { return f.stop(i) }, func() error { return f.goOn(i) }}
 }
 
+// nodeKilled ends a daemon and all that is below it, and starts the node again.
+func (f *faulty) nodeKilled(i int, c *clients) fault {
+	return fault{"node killed", func() error {
+		f.down[i].Store(true)
+		c.killOn(i)
+		f.nodes[i].killAll()
+		return nil
+	}, func() error {
+		f.nodes[i].start()
+		f.down[i].Store(false)
+		return nil
+	}}
+}
+
+// primary is the index of the node that is the primary now.
+func (f *faulty) primary() (i int) {
+	f.t.Helper()
+	eventually(f.t, "a node is the primary", func() (bool, string) {
+		for k, n := range f.nodes {
+			if info, ok := n.info(); ok && info.IsPrimary {
+				i = k
+				return true, ""
+			}
+		}
+		return false, "none"
+	})
+	return i
+}
+
 // any is one of all faults that can be, of random parts.
-func (f *faulty) any() fault {
+func (f *faulty) any(c *clients) fault {
 	i := f.rng.IntN(len(f.nodes))
 	j := (i + 1 + f.rng.IntN(len(f.nodes)-1)) % len(f.nodes)
 	server := len(f.nodes)
@@ -139,6 +173,7 @@ func (f *faulty) any() fault {
 		cut("node does not reach the lease server", [2]int{i, server}),
 		cut("lease server does not reach node", [2]int{server, i}),
 		{"node cut from all", func() error { return f.nw.Part(i) }, f.nw.Heal},
+		f.nodeKilled(i, c),
 	}
 	return all[f.rng.IntN(len(all))]
 }
@@ -162,12 +197,12 @@ func (f *faulty) unwatched(i int, begin time.Duration) bool {
 }
 
 // run lets parts fail at random for d: one after the other, now and then two at a time.
-func (f *faulty) run(d time.Duration) {
+func (f *faulty) run(c *clients, d time.Duration) {
 	f.t.Helper()
 	for until := time.Now().Add(d); time.Now().Before(until); {
-		one := f.any()
+		one := f.any(c)
 		f.begin(one)
-		if two := f.any(); f.rng.IntN(3) == 0 && !clash(one.name, two.name) {
+		if two := f.any(c); f.rng.IntN(3) == 0 && !clash(one.name, two.name) {
 			f.wait(0, 1)
 			f.begin(two)
 			f.wait(0.2, 1.5)
@@ -180,7 +215,7 @@ func (f *faulty) run(d time.Duration) {
 }
 
 // each lets processes fail, each kind of it for longer than a lease.
-func (f *faulty) each() {
+func (f *faulty) each(*clients) {
 	f.t.Helper()
 	for _, one := range []fault{f.daemonStopped(0), f.serverPaused(), f.serverDown(), f.daemonStopped(1)} {
 		f.begin(one)
@@ -215,9 +250,14 @@ func (f *faulty) end(one fault) {
 // clash reports whether two faults concern one process, or are both of the network, which heals as a whole.
 func clash(a, b string) bool {
 	kind := func(s string) string {
-		for _, k := range []string{"paused", "down", "stopped"} {
+		for _, k := range []string{"paused", "down"} {
 			if strings.Contains(s, k) {
-				return strings.Fields(s)[0]
+				return "server"
+			}
+		}
+		for _, k := range []string{"stopped", "killed"} {
+			if strings.Contains(s, k) {
+				return "node"
 			}
 		}
 		return "network"
@@ -225,64 +265,155 @@ func clash(a, b string) bool {
 	return kind(a) == kind(b)
 }
 
-// clients write on all nodes, whichever is the primary, each on one of them over one connection.
+// clients write and read on all nodes, whichever is the primary, each on one of them over one connection.
 type clients struct {
 	f    *faulty
 	end  context.CancelFunc
 	wg   sync.WaitGroup
-	mu   sync.Mutex
+	mu   sync.Mutex // guards everything below
 	all  []attempt
+	seen []sight
 	said map[string]int // errors other than that the database is locked
 	apps []*sqlitetest.App
+}
+
+// client is one of them, for its goroutine.
+type client struct {
+	*clients
+	node, number int
+	conn         *sqlitetest.Conn // nil: none
+	life         int              // of its connections
+	rng          *rand.Rand
 }
 
 func (f *faulty) startClients(each int) *clients {
 	f.t.Helper()
 	ctx, end := context.WithCancel(context.Background())
-	c := &clients{f: f, end: end, said: make(map[string]int)}
+	c := &clients{f: f, end: end, said: make(map[string]int), apps: make([]*sqlitetest.App, each*len(f.nodes))}
 	for i := range f.nodes {
 		for k := range each {
-			app := sqlitetest.Start(f.t)
-			c.apps = append(c.apps, app)
-			conn := app.Open(f.nodes[i].path("app.db"), "busy_timeout=10000", "synchronous=normal", "busy_timeout=100")
-			c.wg.Go(func() { c.write(ctx, conn, i, i*each+k) })
+			one := &client{clients: c, node: i, number: i*each + k, rng: rand.New(rand.NewPCG(f.rng.Uint64(), uint64(k)))}
+			if err := one.open(); err != nil {
+				f.t.Fatal(err)
+			}
+			c.wg.Go(func() { one.run(ctx) })
 		}
 	}
 	return c
 }
 
-func (c *clients) write(ctx context.Context, conn *sqlitetest.Conn, i, client int) {
+// open starts an application with a connection, in the place of the one before.
+func (c *client) open() error {
+	app := sqlitetest.Start(c.f.t)
+	c.mu.Lock()
+	c.apps[c.number] = app
+	c.mu.Unlock()
+	conn, err := app.TryOpen(c.f.nodes[c.node].path("app.db"), "busy_timeout=10000", "synchronous=normal", "busy_timeout=100")
+	if err == nil {
+		c.conn = conn
+		c.life++
+	}
+	return err
+}
+
+// killOn kills the applications below a node.
+func (c *clients) killOn(i int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	each := len(c.apps) / len(c.f.nodes)
+	for _, app := range c.apps[i*each : (i+1)*each] {
+		app.Kill()
+	}
+}
+
+func (c *client) run(ctx context.Context) {
 	for n := int64(1); ctx.Err() == nil; n++ {
-		a := attempt{rowKey: rowKey{client, n}, begin: c.f.now()}
-		rows, err := conn.Query("INSERT INTO t(client, n, v) VALUES (?, ?, randomblob(200)) RETURNING id", client, n)
-		a.end, a.unwatched = c.f.now(), c.f.unwatched(i, a.begin)
 		pause := 5 * time.Millisecond
 		switch {
-		case err == nil && len(rows) == 1:
-			a.id, _ = rows[0][0].(int64)
-		case sqlapp.IsCode(err, sqlapp.CodeBusy):
-			a.outcome, pause = refused, 20*time.Millisecond
+		case c.f.down[c.node].Load():
+			c.conn = nil
+		case c.conn == nil:
+			if err := c.open(); err != nil {
+				c.note(fmt.Errorf("open: %w", err))
+				c.killOwn()
+				pause = 100 * time.Millisecond
+			}
+		case c.rng.IntN(3) == 0:
+			c.read()
 		default:
-			a.outcome, pause = unknown, 20*time.Millisecond
+			pause = c.write(n)
 		}
-		c.mu.Lock()
-		c.all = append(c.all, a)
-		if a.outcome == unknown {
-			c.said[fmt.Sprint(err)]++
-		}
-		c.mu.Unlock()
 		time.Sleep(pause)
 	}
 }
 
-// stop ends the clients and returns what they did.
-func (c *clients) stop() []attempt {
+func (c *client) killOwn() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.apps[c.number].Kill()
+}
+
+func (c *clients) note(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.said[fmt.Sprint(err)]++
+}
+
+// write inserts a row with the next token.
+func (c *client) write(n int64) (pause time.Duration) {
+	a := attempt{rowKey: rowKey{c.number, n}, begin: c.f.now()}
+	rows, err := c.conn.Query("INSERT INTO t(client, n, v) VALUES (?, ?, randomblob(200)) RETURNING id", c.number, n)
+	a.end, a.unwatched = c.f.now(), c.f.unwatched(c.node, a.begin)
+	pause = 5 * time.Millisecond
+	switch {
+	case err == nil && len(rows) == 1:
+		a.id, _ = rows[0][0].(int64)
+	case sqlapp.IsCode(err, sqlapp.CodeBusy):
+		a.outcome, pause = refused, 20*time.Millisecond
+	default:
+		a.outcome, pause = unknown, 20*time.Millisecond
+		c.note(err)
+	}
+	c.mu.Lock()
+	c.all = append(c.all, a)
+	c.mu.Unlock()
+	return pause
+}
+
+// read looks at the greatest token, as the primary where it can.
+func (c *client) read() {
+	s := sight{client: c.number, life: c.life, begin: c.f.now()}
+	_, err := c.conn.Exec("BEGIN IMMEDIATE") // no replica lets it
+	s.primary = err == nil
+	if err != nil && !sqlapp.IsCode(err, sqlapp.CodeBusy) {
+		c.note(err)
+		return
+	}
+	rows, err := c.conn.Query("SELECT coalesce(max(id), 0) FROM t")
+	s.end = c.f.now()
+	if s.primary {
+		if _, err := c.conn.Exec("ROLLBACK"); err != nil {
+			c.note(err)
+		}
+	}
+	if err != nil || len(rows) != 1 {
+		c.note(err)
+		return
+	}
+	s.id, _ = rows[0][0].(int64)
+	s.unwatched = c.f.unwatched(c.node, s.begin)
+	c.mu.Lock()
+	c.seen = append(c.seen, s)
+	c.mu.Unlock()
+}
+
+// stop ends the clients.
+func (c *clients) stop() {
 	c.end()
 	c.wg.Wait()
 	for _, app := range c.apps {
 		app.Exit()
 	}
-	return c.all
 }
 
 // settle waits until the cluster is one again and returns its nodes, the primary first.
@@ -350,12 +481,13 @@ func (f *faulty) tails() (tails []map[rowKey]int64) {
 }
 
 // faults runs clients on a cluster while do lets parts of it fail, and judges what they saw.
-func faults(t *testing.T, f *faulty, slack time.Duration, do func()) {
+func faults(t *testing.T, f *faulty, slack time.Duration, do func(*clients)) {
 	t.Helper()
 	c := f.startClients(2)
-	do()
+	do(c)
 	time.Sleep(2 * faultTTL) // whoever is the primary now is written to
-	history := c.stop()
+	c.stop()
+	history := c.all
 	order := f.settle()
 	for i, n := range f.nodes {
 		if n == order[0] {
@@ -363,7 +495,7 @@ func faults(t *testing.T, f *faulty, slack time.Duration, do func()) {
 		}
 	}
 	reader := sqlitetest.Open(t, order[0].path("app.db"), "busy_timeout=10000")
-	reader.MustExec("INSERT INTO t(client, n) VALUES (-1, 1)")
+	mustCommit(t, reader, "INSERT INTO t(client, n) VALUES (-1, 1)")
 	final := rowsOf(reader.MustQuery(allRows))
 	reader.Close()
 	order = f.settle()
@@ -371,6 +503,15 @@ func faults(t *testing.T, f *faulty, slack time.Duration, do func()) {
 	t.Logf("faults: %v", f.done)
 	t.Logf("%d writes tried, %d acknowledged and in the cluster, %d in lost+found (%d written below a stopped daemon after its lease); overlap %v; errors %v",
 		len(history), v.kept, v.lost, v.unwatched, v.overlap, c.said)
+	if f.level != "" {
+		q := judgeQuorum(history, c.seen, final, slack)
+		if v.lost > 0 {
+			q.fault("%d acknowledged writes are in lost+found", v.lost)
+		}
+		t.Logf("level %s: %d writes and %d reads of the primary in one order, %d reads of replicas; %d reads of one that was the primary no more, at most %v late (%d below a daemon that was stopped)",
+			f.level, q.writes, q.reads, q.replicaReads, q.late, q.overlap, q.unwatched)
+		v.faults = append(v.faults, q.faults...)
+	}
 	for _, fault := range v.faults {
 		t.Error(fault)
 	}
@@ -384,8 +525,27 @@ func faults(t *testing.T, f *faulty, slack time.Duration, do func()) {
 // clients write on both nodes. The network is cut by TestSoakFaults. A machine that runs other things
 // fences late: the overlap that is forgiven here is longer than any of it.
 func TestFaults(t *testing.T) {
-	f := newFaulty(t, 1, 2, nil, "wal")
+	f := newFaulty(t, 1, 2, nil, "wal", "")
 	faults(t, f, 10*time.Second, f.each)
+}
+
+// quorumLevel is that of the clusters whose history must be one order.
+const quorumLevel = "level: quorum, n: 1, timeout: 3s"
+
+// At level quorum the daemon of the primary is stopped past its lease, and the next primary is killed with all below it,
+// while clients write and read on all nodes. No acknowledged write is lost, and writes and reads of the primary are in
+// one order.
+func TestFaultsQuorum(t *testing.T) {
+	f := newFaulty(t, 1, 3, nil, "wal", quorumLevel)
+	faults(t, f, 10*time.Second, func(c *clients) {
+		for _, one := range []func(i int) fault{f.daemonStopped, func(i int) fault { return f.nodeKilled(i, c) }} {
+			time.Sleep(faultTTL / 2)
+			fault := one(f.primary())
+			f.begin(fault)
+			f.wait(1.5, 1.6)
+			f.end(fault)
+		}
+	})
 }
 
 // Everything fails at random, each seed for two minutes, for LITEFS_SOAK in all.
@@ -409,9 +569,13 @@ func TestSoakFaults(t *testing.T) {
 				}
 			})
 			journal := []string{"wal", "delete"}[(seed+round)%2]
-			t.Logf("LITEFS_SEED=%d, journal mode %s", seed+round, journal)
-			f := newFaulty(t, seed+round, nodes, nw, journal)
-			faults(t, f, 2*time.Second, func() { f.run(min(d, each)) })
+			level, given := os.LookupEnv("LITEFS_LEVEL")
+			if !given {
+				level = []string{"", quorumLevel}[(seed+round)/2%2]
+			}
+			t.Logf("LITEFS_SEED=%d, journal mode %s, level %q", seed+round, journal, level)
+			f := newFaulty(t, seed+round, nodes, nw, journal, level)
+			faults(t, f, 2*time.Second, func(c *clients) { f.run(c, min(d, each)) })
 		})
 		d -= each
 	}

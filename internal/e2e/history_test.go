@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/anishathalye/porcupine"
 )
 
 // A history is what clients did and were told. Each write inserts a row under the next id, max(id)+1, which
@@ -123,6 +125,133 @@ func (v *verdict) branch(history, kept []attempt, final, tail map[rowKey]int64, 
 				v.fault("two primaries: %v was acknowledged as %d, on a branch, and began %v after another node had acknowledged what is not on it", a.rowKey, a.id, late)
 			}
 		}
+	}
+}
+
+// sight is what a read of the greatest token saw.
+type sight struct {
+	client, life int // life counts the connections of the client: another one may be to a node that was started anew
+	begin, end   time.Duration
+	id           int64
+	primary      bool // the node let it have the lock that writers take
+	unwatched    bool
+}
+
+// quorumVerdict is what the checker found at level quorum.
+type quorumVerdict struct {
+	verdict
+	writes, reads, replicaReads int
+	late                        int // reads of a node that had ceased to be the primary
+}
+
+// token is one operation on the greatest token: a write makes the next one of it.
+type token struct {
+	write bool
+	id    int64
+}
+
+// tokens is the one order that writes, and reads of the primary, must have.
+var tokens = porcupine.Model{
+	Init: func() any { return int64(0) },
+	Step: func(state, in, out any) (bool, any) {
+		at, op := state.(int64), in.(token)
+		if op.write {
+			return op.id == at+1, op.id
+		}
+		return op.id == at, at
+	},
+	DescribeOperation: func(in, _ any) string { return fmt.Sprintf("%+v", in) },
+}
+
+// judgeQuorum checks that writes and reads of the primary are linearizable, and that no connection sees less than it has
+// seen. A write of unknown outcome counts where it is in the cluster in the end. A read on a node that has lost its lease
+// is late by the time since the first write was acknowledged that it does not see; slack is forgiven, as in judge.
+func judgeQuorum(history []attempt, seen []sight, final map[rowKey]int64, slack time.Duration) (q quorumVerdict) {
+	const never = int64(1) << 60
+	var ops []porcupine.Operation
+	ended := make(map[int64]time.Duration) // by token: when it was acknowledged
+	for _, a := range history {
+		id, in := final[a.rowKey]
+		end := int64(a.end)
+		switch {
+		case a.outcome == acked:
+			id = a.id
+			ended[id] = a.end
+		case a.outcome == unknown && in:
+			end = never
+		default:
+			continue
+		}
+		q.writes++
+		ops = append(ops, porcupine.Operation{ClientId: a.client, Input: token{true, id}, Call: int64(a.begin), Return: end})
+	}
+	type connection struct{ client, life int }
+	newest := make(map[connection]int64)
+	slices.SortFunc(seen, func(a, b sight) int { return cmp.Compare(a.begin, b.begin) })
+	for _, s := range seen {
+		c := connection{s.client, s.life}
+		if s.id < newest[c] {
+			q.fault("client %d saw %d, and then, at %v, %d", s.client, newest[c], s.begin, s.id)
+		}
+		newest[c] = max(newest[c], s.id)
+		if !s.primary {
+			q.replicaReads++
+			continue
+		}
+		if next, ok := ended[s.id+1]; ok && s.begin > next {
+			q.late++
+			switch {
+			case s.unwatched:
+				q.unwatched++
+			case s.begin-next > slack:
+				q.fault("client %d read %d as the primary, %v after %d was acknowledged", s.client, s.id, s.begin-next, s.id+1)
+			default:
+				q.overlap = max(q.overlap, s.begin-next)
+			}
+			continue
+		}
+		q.reads++
+		ops = append(ops, porcupine.Operation{ClientId: s.client, Input: token{false, s.id}, Call: int64(s.begin), Return: int64(s.end)})
+	}
+	switch porcupine.CheckOperationsTimeout(tokens, ops, time.Minute) {
+	case porcupine.Illegal:
+		q.fault("%d writes and %d reads of the primary have no order", q.writes, q.reads)
+	case porcupine.Unknown:
+		q.fault("no order of %d writes and %d reads was found in a minute", q.writes, q.reads)
+	}
+	return q
+}
+
+// The checker of level quorum finds each fault that it is for, and nothing in a history without.
+func TestHistoryQuorum(t *testing.T) {
+	write := func(client int, n int64, begin, end int, o outcome, id int64) attempt {
+		return attempt{rowKey: rowKey{client, n}, begin: time.Duration(begin) * time.Second, end: time.Duration(end) * time.Second, outcome: o, id: id}
+	}
+	read := func(client, begin, end int, primary bool, id int64) sight {
+		return sight{client: client, begin: time.Duration(begin) * time.Second, end: time.Duration(end) * time.Second, primary: primary, id: id}
+	}
+	writes := []attempt{write(1, 1, 0, 1, acked, 1), write(2, 1, 2, 4, unknown, 0), write(1, 2, 5, 6, acked, 3), write(2, 2, 7, 8, refused, 0)}
+	final := map[rowKey]int64{{1, 1}: 1, {2, 1}: 2, {1, 2}: 3}
+	for _, c := range []struct {
+		name string
+		seen []sight
+		want string // in the fault; "": none
+	}{
+		{"in order", []sight{read(3, 1, 2, true, 1), read(3, 2, 4, true, 2), read(4, 5, 6, true, 2), read(4, 6, 7, true, 3), read(5, 1, 2, false, 0), read(5, 9, 9, false, 1)}, ""},
+		{"a replica that goes back", []sight{read(5, 1, 2, false, 1), read(5, 3, 4, false, 0)}, "client 5 saw 1, and then"},
+		{"a write that nobody sees any more", []sight{read(3, 2, 3, true, 2), read(4, 4, 5, true, 1)}, "no order"},
+		{"from the future", []sight{read(3, 1, 2, true, 3)}, "no order"},
+		{"a primary that is none, for a moment", []sight{read(3, 7, 8, true, 2)}, ""},
+		{"a primary that is none, for long", []sight{read(3, 17, 18, true, 2)}, "read 2 as the primary, 11s after 3"},
+	} {
+		got := strings.Join(judgeQuorum(writes, c.seen, final, 2*time.Second).faults, "; ")
+		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+	lost := append(writes, write(4, 1, 9, 10, acked, 3))
+	if got := judgeQuorum(lost, nil, final, time.Second).faults; len(got) == 0 {
+		t.Error("two writes have one token, and the checker finds an order")
 	}
 }
 
