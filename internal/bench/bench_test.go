@@ -124,7 +124,7 @@ func pairOptions(t *testing.T, only ...string) bench.Options {
 }
 
 func TestBenchMeasuresTwoNodes(t *testing.T) {
-	o := pairOptions(t, "lag", "replica-insert", "replica-read", "catchup", "soak")
+	o := pairOptions(t, "lag", "replica-insert", "replica-read", "catchup", "quorum", "soak")
 	report, out := runReport(t, o)
 	if len(report.Pair) != len(o.Only) {
 		t.Fatalf("%d results, want %d\n%s", len(report.Pair), len(o.Only), out)
@@ -142,7 +142,12 @@ func TestBenchMeasuresTwoNodes(t *testing.T) {
 				t.Errorf("%s measured no lag", name)
 			}
 		}
-		if r.Workload.Unit == "" && len(r.Lags) == 0 {
+		for _, q := range r.Quorum {
+			if len(q.Fsync) == 0 || len(q.Full) == 0 || len(q.One) == 0 || q.ManySpeed <= 0 {
+				t.Errorf("%s: %+v", name, q)
+			}
+		}
+		if r.Workload.Unit == "" && len(r.Lags) == 0 && len(r.Quorum) == 0 {
 			t.Errorf("%s measured no round", name)
 		}
 	}

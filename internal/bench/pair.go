@@ -57,6 +57,7 @@ func (p *pair) start(ctx context.Context, name, primaryURL string) (*member, err
 	m := &member{cfg: childnode.Config{
 		Mount: filepath.Join(p.dir, name), Data: filepath.Join(p.dir, name+".data"),
 		Addr: addr, PrimaryURL: primaryURL, Passthrough: !p.o.NoPassthrough,
+		Durability: []string{quorumRule},
 	}, log: &nodeLog{to: p.o.NodeLog}}
 	if err := os.Mkdir(m.cfg.Mount, 0o700); err != nil {
 		return nil, fmt.Errorf("make a mount point: %w", err)

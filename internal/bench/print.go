@@ -103,6 +103,9 @@ func (p *printer) pairResult(r PairResult) {
 			p.printf("%-14s  lag in round %d: %s\n", r.Workload.Name, i+1, lags)
 		}
 	}
+	if len(r.Quorum) > 0 {
+		p.quorumResult(r.Quorum)
+	}
 	if len(r.CPU) > 0 {
 		var primary, replica []float64
 		for _, c := range r.CPU {

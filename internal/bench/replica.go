@@ -63,6 +63,10 @@ func PairWorkloads() []PairWorkload {
 			Target: 0.4, run: (*pairBench).catchup,
 		},
 		{
+			Name: quorumName, What: "insert one row a transaction at level quorum, with n: 1",
+			run: (*pairBench).quorum,
+		},
+		{
 			Name: soakName, What: "500 transactions of 1 kB a second for a long time; only when it is named",
 			run: (*pairBench).soak,
 		},
@@ -75,6 +79,7 @@ type PairResult struct {
 	Native, Nodes []Sample           // one a round; none where only lag is measured
 	CPU           [][2]time.Duration // of primary and replica for each transaction, one a round; of lag
 	Lags          []Lags             // one a round; none where it is not measured
+	Quorum        []QuorumRound      // of quorum
 }
 
 // Ratio is the median over the rounds of the nodes to native.
