@@ -274,7 +274,7 @@ func emptyExt4(t *testing.T) []byte {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(path, 96<<20); err != nil {
+	if err := os.Truncate(path, 192<<20); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.Command("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", path).CombinedOutput()
@@ -316,7 +316,7 @@ func TestSoakPowerCut(t *testing.T) {
 			if seed%2 == 0 {
 				options = []option{cached}
 			}
-			r := record(t, seed, time.Duration(500+rng.IntN(4000))*time.Millisecond, options...)
+			r := record(t, seed, time.Duration(500+rng.IntN(3000))*time.Millisecond, options...)
 			for i := range 20 {
 				at := 1 + rng.IntN(r.end)
 				t.Run(fmt.Sprintf("%d at %d of %d", i, at, r.end), func(t *testing.T) { r.cut(t, at, rng, options...) })
