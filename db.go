@@ -297,7 +297,9 @@ func (db *DB) openSums() (*pagesum.File, error) {
 
 // start begins to capture in the background. db.mu is held.
 func (db *DB) start() {
-	db.local.Store(db.store.Role() == RolePrimary || db.store.Role() == RoleNone && db.store.lastRole == RolePrimary)
+	role, last := db.store.Role(), db.store.lastRole
+	// Where a primary's mount lives on under a daemon that has no lease, writers are in until the locks are taken.
+	db.local.Store(role == RolePrimary || last == RolePrimary && (role == RoleNone || db.store.live))
 	db.publish()
 	db.openWAL()
 	go db.captureLoop()

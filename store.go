@@ -62,6 +62,9 @@ type Store struct {
 	// nil.
 	Keeper Keeper
 
+	// Watchdog ends this process when it lets its lease run out. May be nil.
+	Watchdog Watchdog
+
 	// OwnerPID is the process that is named to whoever finds the data directory
 	// in use. Zero: this one.
 	OwnerPID int

@@ -37,6 +37,10 @@ type roleLoop struct {
 	unfollow context.CancelFunc
 	unawait  context.CancelFunc // ends AwaitVacant; nil when it is not running
 
+	// retiring: a node without the lease takes its locks for the first time.
+	retiring atomic.Bool
+	watch    watchState
+
 	// guarded is set once the lease service has said that the lease is this
 	// cluster's. Nothing that it says of a primary counts before.
 	guarded atomic.Bool
@@ -124,6 +128,7 @@ func (l *roleLoop) run() {
 			l.s.Logger.Info("this node does not ask for the lease", "reason", now)
 		}
 		l.s.stateOf.Store(&roleState{state: l.m.State(), why: l.m.Why()})
+		l.keepWatch()
 		for _, a := range actions {
 			l.act(a)
 		}
@@ -152,7 +157,12 @@ func (l *roleLoop) first() role.Event {
 	}
 	// Nobody writes here until this node has the lease. To wait for a primary with that would leave those in who write
 	// while there is none.
-	l.change(fenceTimeout, l.retire)
+	l.retiring.Store(true)
+	l.change(fenceTimeout, func(ctx context.Context) {
+		l.retire(ctx)
+		l.retiring.Store(false)
+		l.send(role.Tick{})
+	})
 	return role.Tick{}
 }
 

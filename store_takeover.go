@@ -48,9 +48,22 @@ func (s *Store) takenOver() {
 	}
 }
 
-// resumeTimeout bounds how long applications wait for the lease service when a primary's daemon is followed by another
-// one. After it they may read.
-const resumeTimeout = 2 * time.Second
+// How long applications wait for the lease service when a primary's daemon is followed by another one. After it they may
+// read. Writers are in meanwhile, whose lease runs out where the daemon before was to have shut them out: then there is
+// time for a question or two.
+const (
+	resumeTimeout = 2 * time.Second
+	resumeAtLeast = 200 * time.Millisecond
+)
+
+func (s *Store) resumePatience() time.Duration {
+	if s.Watchdog != nil {
+		if left, ok := s.Watchdog.DeadlineBefore(); ok {
+			return min(max(left-time.Duration(watchGrace), resumeAtLeast), resumeTimeout)
+		}
+	}
+	return resumeTimeout
+}
 
 // settleLive settles the role on a mount that is in use. A primary whose daemon has died goes on with its lease, under its
 // epoch, before applications get an answer: for them nothing has happened. Whoever cannot has no lease, and its writers are
@@ -60,7 +73,7 @@ func (s *Store) settleLive(ctx context.Context, reg Registry) error {
 	if s.lastRole != RolePrimary {
 		return s.becomeReplica()
 	}
-	ctx, cancel := context.WithTimeout(ctx, resumeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.resumePatience())
 	defer cancel()
 	if err := s.roles.resume(ctx); err != nil {
 		s.Logger.Warn("this node does not go on as the primary", "reason", err)
@@ -108,7 +121,9 @@ func (l *roleLoop) resume(ctx context.Context) error {
 	if r.NodeID != l.s.nodeID || r.Epoch != epoch || r.Successor != "" {
 		return fmt.Errorf("the last reign was epoch %d of node %s with successor %q, want %d of %s", r.Epoch, r.NodeID, r.Successor, epoch, l.s.nodeID)
 	}
-	l.s.fenceAt.Store(int64(heldFrom(fenced) + role.Time(fenced.TTL()) - role.Margin(role.Time(fenced.TTL()))))
+	fenceAt := heldFrom(fenced) + role.Time(fenced.TTL()) - role.Margin(role.Time(fenced.TTL()))
+	l.s.fenceAt.Store(int64(fenceAt))
+	l.watchUntil(fenceAt + watchGrace)
 	return nil
 }
 

@@ -288,10 +288,24 @@ const maxForeign = 1024
 
 // Creating is called before a file is made.
 func (s *Store) Creating(own bool, path string) error {
-	if name, typ := fileOf(path); typ == FileTypeDatabase {
+	name, typ := fileOf(path)
+	switch typ {
+	case FileTypeDatabase:
 		return s.writableName(own, name)
+	case FileTypeJournal:
+		if !own && s.isOver(name) {
+			return syscall.EACCES // SQLite: "attempt to write a readonly database"
+		}
 	}
 	return nil
+}
+
+// isOver reports whether this node has ceased to be the primary and has not taken the database's locks yet. A transaction
+// that begins then could not end: its commit would be refused, which leaves a hot journal each time, and who takes the
+// locks waits for a moment without one.
+func (s *Store) isOver(name string) bool {
+	db := s.DBByName(name)
+	return db != nil && s.Role() == RoleReplica && db.local.Load()
 }
 
 // writableName refuses to change a database's file where this node may not.
@@ -318,6 +332,9 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 		}
 		return fmt.Errorf("%s is at level quorum and not on record: its commits cannot be promised: %w", name, syscall.EIO)
 	case FileTypeJournal:
+		if !own && s.isOver(name) && !journalHot(filepath.Join(s.FilesDir(), path)) {
+			return syscall.EROFS // it begins, in a journal that was kept
+		}
 		if off == 0 && sqlitefile.IsZeroed(data) && journalHot(filepath.Join(s.FilesDir(), path)) {
 			return s.journalEnds(own, name, false) // PERSIST: the zeroed header is the commit
 		}

@@ -272,7 +272,6 @@ func TestErrors(t *testing.T) {
 		{"lease key", dir + "lease: {etcd: {key: '/'}}\n", `f.yml: lease.etcd.key at line 2: "/" is no key like litefs/primary`},
 		{"promote", dir + "lease: {promote: true}\n", "f.yml: lease.promote has no use with lease.type: static, where the file says who is primary: remove it, or use consul or etcd"},
 		{"port of chance", dir + "http: {addr: ':0'}\nlease: {type: etcd, etcd: {url: 'http://a:1'}}\n", "f.yml: lease.advertise-url is missing: with http.addr's port 0 nobody knows where this node will be reached"},
-		{"guardian with a lease server", "fuse: {dir: /srv/app, guardian: true}\nlease: {type: etcd, advertise-url: 'http://n:1', etcd: {url: 'http://a:1'}}\n", "f.yml: fuse.guardian: true is not built yet for lease.type: etcd, whose roles may change while a mount is taken over; remove the key"},
 		{"filter of a candidate", dir + "lease: {databases: [a]}\n", "f.yml: lease.databases is for nodes with lease.candidate: false; a candidate has all databases"},
 		{"bad pattern", dir + "lease: {databases: ['[']}\n", `f.yml: lease.databases at line 2: "[" is no pattern: syntax error in pattern`},
 		{"durability is no list", dir + "durability: quorum\n", `f.yml: durability at line 2: must be a list, like - {match: "orders*.db", level: quorum, n: 1}`},

@@ -15,7 +15,7 @@ func descriptions() []description {
 		{"fuse.passthrough", oneOf("auto", "off"), "auto", sinceOur, "off",
 			"`auto`: bytes of databases in WAL mode go past the daemon where the kernel can do it (Linux 6.9 and `CAP_SYS_ADMIN`); the log says at the start whether it does. `off`: every write is a request to the daemon."},
 		{"fuse.guardian", kindBool, "false", sinceOur, "true",
-			"A small parent process holds the mount. When the daemon dies, applications wait until it has started another one, and see no error ([guardian](guardian.md)). With static roles only, and not with level `quorum`."},
+			"A small parent process holds the mount. When the daemon dies, applications wait until it has started another one, and see no error ([guardian](guardian.md)). Not with level `quorum`."},
 
 		{"data.dir", kindPath, "(`.NAME.litefs` beside the mount point `NAME`)", since05, "/var/lib/litefs",
 			"Where the databases and their log lie. Neither inside `fuse.dir` nor around it; best on the same disk. Nobody but litefs writes there."},

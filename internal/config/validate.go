@@ -44,9 +44,6 @@ func (p *parser) conclude() error {
 			return err
 		}
 	}
-	if c.Fuse.Guardian && c.Lease.Type != LeaseStatic {
-		return fmt.Errorf("fuse.guardian: true is not built yet for lease.type: %s, whose roles may change while a mount is taken over; remove the key", c.Lease.Type)
-	}
 	if c.Fuse.Guardian && c.promises() {
 		return errors.New("durability: level quorum and fuse.guardian: true do not go together yet: remove one of them")
 	}

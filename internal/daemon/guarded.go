@@ -16,6 +16,7 @@ import (
 // the daemon before.
 type Guardian interface {
 	fuse.Keeper
+	litefs.Watchdog
 	// Dying lists daemons before this one that are dead but for a wait for the
 	// mount.
 	Dying() []int
@@ -37,7 +38,7 @@ func (n *Node) inherit() error {
 	if n.guardian == nil {
 		return nil
 	}
-	n.store.OwnerPID, n.store.Keeper = n.guardian.PID(), n.guardian
+	n.store.OwnerPID, n.store.Keeper, n.store.Watchdog = n.guardian.PID(), n.guardian, n.guardian
 	in, err := fuse.Inherit(n.guardian, n.cfg.Fuse.Dir, n.store.FilesDir(), n.logger)
 	if err != nil {
 		return err

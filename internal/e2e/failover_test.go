@@ -19,8 +19,9 @@ import (
 
 // cluster is nodes that share a lease of a real etcd.
 type cluster struct {
-	t     *testing.T
-	lease option
+	t      *testing.T
+	server *leaseserver.Server
+	lease  option
 }
 
 func newCluster(t *testing.T, ttl time.Duration) *cluster {
@@ -34,7 +35,7 @@ func newCluster(t *testing.T, ttl time.Duration) *cluster {
 			t.Error(err)
 		}
 	})
-	return &cluster{t, func(c *childnode.Config) {
+	return &cluster{t, server, func(c *childnode.Config) {
 		c.Lease = []string{
 			"type: etcd", "candidate: true", "reconnect-delay: 250ms", "demote-delay: 1s",
 			fmt.Sprintf("etcd:\n    url: %s\n    ttl: %s", server.URL, ttl),

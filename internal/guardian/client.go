@@ -24,6 +24,8 @@ type Client struct {
 	dead []int         // process ids of daemons that were killed and may still be there
 	gone chan struct{} // closed when the guardian has ended
 
+	until time.Duration // the deadline of the daemon before, by clock; 0: it had none
+
 	mu   sync.Mutex
 	kept map[string]int // of the daemon before, still to be taken
 	held map[string]bool
@@ -74,6 +76,12 @@ func FromEnvironment() (*Client, error) {
 				return nil, errors.Join(fmt.Errorf("process id of the daemon before: %w", err), conn.Close())
 			}
 			c.dead = append(c.dead, pid)
+		case kindUntil:
+			ns, err := strconv.ParseInt(m.name, 10, 64)
+			if err != nil {
+				return nil, errors.Join(fmt.Errorf("deadline of the daemon before: %w", err), conn.Close())
+			}
+			c.until = time.Duration(ns)
 		}
 	}
 	go c.watch()
@@ -167,6 +175,16 @@ func (c *Client) SetDeadline(d time.Duration) error {
 		name = strconv.FormatInt(int64(now+d), 10)
 	}
 	return send(c.conn, message{kindUntil, name, -1})
+}
+
+// DeadlineBefore returns how much was left when it is called of the deadline of the daemon before this one, which has
+// died: less than 0 when it has passed. ok is false if there was none.
+func (c *Client) DeadlineBefore() (left time.Duration, ok bool) {
+	now, err := clock()
+	if err != nil || c.until == 0 {
+		return 0, false
+	}
+	return c.until - now, true
 }
 
 // Ready tells the guardian that applications may start.

@@ -66,6 +66,7 @@ type guardian struct {
 	isReady bool
 	served  bool           // a daemon has
 	dying   []*daemon      // that were killed and wait for the one after them
+	until   string         // the last deadline that a daemon has set, as it was sent
 	ending  sync.WaitGroup // their ends
 
 	upgrades chan *upgrade
@@ -238,6 +239,9 @@ func (d *daemon) give() {
 			_ = send(d.conn, message{kindDying, strconv.Itoa(old.cmd.Process.Pid), -1})
 		}
 	}
+	if d.g.until != "" {
+		_ = send(d.conn, message{kindUntil, d.g.until, -1})
+	}
 	_ = send(d.conn, message{kindStart, "", -1})
 }
 
@@ -349,6 +353,7 @@ func (d *daemon) keepDeadline() {
 
 // setDeadline takes a deadline as the daemon has sent it.
 func (d *daemon) setDeadline(name string) {
+	d.g.until = name
 	if name == "" {
 		d.deadline = 0
 		return

@@ -77,7 +77,13 @@ func standIn(what string) error {
 		select {}
 	}
 	if what == "daemon-stops" {
-		return errors.Join(c.Bye())
+		if left, ok := c.DeadlineBefore(); !ok || left > 0 || left < -time.Minute {
+			return fmt.Errorf("of the deadline of the daemon before %v are left (%v), want none", left, ok)
+		}
+		return c.Bye()
+	}
+	if left, ok := c.DeadlineBefore(); ok {
+		return fmt.Errorf("%v are left of a deadline that nobody has set", left)
 	}
 	if count[0] < 4 {
 		return die()

@@ -56,6 +56,9 @@ func (m *Machine) Admits(now Time) bool { return m.admitted && now < m.fenceAt()
 // Following reports whether this node follows a primary, or tries to.
 func (m *Machine) Following() bool { return m.following }
 
+// Fencing reports whether writers are being shut out: Fence or HandOver has not been answered.
+func (m *Machine) Fencing() bool { return m.fencing }
+
 // FenceAt returns when writers must be out; 0 without a lease.
 func (m *Machine) FenceAt() Time {
 	if !m.holds() {
