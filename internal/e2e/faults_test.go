@@ -36,6 +36,7 @@ type faulty struct {
 	stops []stopSpan    // of each node's daemon
 	down  []atomic.Bool // nodes that are killed: nobody may open anything below their mount points
 	level string        // of durability; "": async
+	pids  []int         // of the daemons that were stopped
 	start time.Time
 	done  map[string]int // faults, by name
 }
@@ -50,11 +51,11 @@ type stopSpan struct {
 const afterStop = 2 * time.Second
 
 // newFaulty starts a cluster with the table of the writers; the first node is its primary.
-func newFaulty(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal, level string) *faulty {
+func newFaulty(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal, level string, options ...option) *faulty {
 	t.Helper()
 	f := &faulty{
 		t: t, rng: rand.New(rand.NewPCG(seed, 1)), nw: nw, stops: make([]stopSpan, nodes), down: make([]atomic.Bool, nodes),
-		start: time.Now(), done: make(map[string]int), level: level,
+		pids: make([]int, nodes), start: time.Now(), done: make(map[string]int), level: level,
 	}
 	o := leaseserver.Options{Dir: t.TempDir(), Log: t.Output()}
 	if nw != nil {
@@ -71,7 +72,7 @@ func newFaulty(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal,
 		}
 	})
 	for i := range nodes {
-		n := newNode(t, func(c *childnode.Config) {
+		n := newNode(t, append(options, func(c *childnode.Config) {
 			if nw != nil {
 				c.Addr = nw.Addr(i) + ":20202"
 			}
@@ -82,7 +83,7 @@ func newFaulty(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal,
 				"type: etcd", "candidate: true", "reconnect-delay: 250ms", "demote-delay: 1s",
 				fmt.Sprintf("etcd:\n    url: %s\n    ttl: %s", f.etcd.URL, faultTTL),
 			}
-		})
+		})...)
 		if nw != nil {
 			n.inside = func(args ...string) []string { return nw.Command(i, args...) }
 		}
@@ -173,7 +174,11 @@ func (f *faulty) any(c *clients) fault {
 		cut("node does not reach the lease server", [2]int{i, server}),
 		cut("lease server does not reach node", [2]int{server, i}),
 		{"node cut from all", func() error { return f.nw.Part(i) }, f.nw.Heal},
-		f.nodeKilled(i, c),
+	}
+	if f.nodes[i].cfg.Guardian { // its applications go on
+		all = append(all, f.daemonKilled(i), f.daemonKilled(j))
+	} else {
+		all = append(all, f.nodeKilled(i, c))
 	}
 	return all[f.rng.IntN(len(all))]
 }
@@ -181,11 +186,42 @@ func (f *faulty) any(c *clients) fault {
 // stop stops a daemon where it is.
 func (f *faulty) stop(i int) error {
 	f.stops[i].now.Store(true)
-	return f.nodes[i].proc.Signal(syscall.SIGSTOP)
+	f.pids[i] = f.daemon(i)
+	return f.signal(i, syscall.SIGSTOP)
+}
+
+// daemon is the process that serves a node's mount, once there is one.
+func (f *faulty) daemon(i int) (pid int) {
+	f.t.Helper()
+	n := f.nodes[i]
+	if !n.cfg.Guardian {
+		return n.proc.PID()
+	}
+	eventually(f.t, "there is a daemon", func() (bool, string) {
+		pid = n.daemonPID()
+		return pid != 0, "none"
+	})
+	return pid
+}
+
+// signal signals the daemon that f.pids has; its guardian may have killed it.
+func (f *faulty) signal(i int, sig syscall.Signal) error {
+	err := syscall.Kill(f.pids[i], sig)
+	if f.nodes[i].cfg.Guardian && errors.Is(err, syscall.ESRCH) {
+		return nil
+	}
+	return err
+}
+
+func (f *faulty) daemonKilled(i int) fault {
+	return fault{"daemon killed", func() error {
+		f.pids[i] = f.daemon(i)
+		return f.signal(i, syscall.SIGKILL)
+	}, func() error { return nil }}
 }
 
 func (f *faulty) goOn(i int) error {
-	err := f.nodes[i].proc.Signal(syscall.SIGCONT)
+	err := f.signal(i, syscall.SIGCONT)
 	f.stops[i].until.Store(int64(f.now() + afterStop))
 	f.stops[i].now.Store(false)
 	return err
@@ -574,7 +610,12 @@ func TestSoakFaults(t *testing.T) {
 				level = []string{"", quorumLevel}[(seed+round)/2%2]
 			}
 			t.Logf("LITEFS_SEED=%d, journal mode %s, level %q", seed+round, journal, level)
-			f := newFaulty(t, seed+round, nodes, nw, journal, level)
+			var options []option
+			if level == "" && (seed+round)/4%2 == 0 {
+				options = append(options, guarded)
+				t.Log("each daemon has a guardian")
+			}
+			f := newFaulty(t, seed+round, nodes, nw, journal, level, options...)
 			faults(t, f, 2*time.Second, func(c *clients) { f.run(c, min(d, each)) })
 		})
 		d -= each
