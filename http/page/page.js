@@ -94,6 +94,7 @@ function drawFacts(info) {
   if (info.role !== 'primary') {
     facts.push(['Lag', info.lagMillis === null ? 'never caught up' : info.lagMillis + ' ms']);
   }
+  if (info.inSync) facts.push(['In sync', info.inSync.join(' ') || 'no replica']);
   if (info.roleReason) facts.push(['No candidate', info.roleReason]);
   $('node').replaceChildren(...facts.map(([name, value]) => {
     const div = element('div');
@@ -112,11 +113,22 @@ function drawNodes(info) {
     rows.push(row(cell(info.hostname || 'primary'), cell('primary'), { node: link }, cell('', 'n'), cell('', 'n'), cell(''), cell('')));
   }
   for (const r of info.replicas || []) {
-    rows.push(row(cell(r.nodeID, 'mono'), cell(r.connected ? 'replica' : 'replica, away', r.connected ? '' : 'warn'), cell(r.remote),
+    rows.push(row(cell(r.nodeID, 'mono'), replicaCell(info, r), cell(r.remote),
       cell(behind(r) + ' tx', 'n'), cell(r.databases.length, 'n'), cell(ago(r.contact)),
       info.roleState && r.connected ? { node: handOverButton(r.nodeID) } : cell('')));
   }
   replaceRows($('nodes'), rows);
+}
+
+// replicaCell says what commits at level quorum make of the replica, too: inSync have every acknowledged
+// transaction, waitedFor are waited for.
+function replicaCell(info, r) {
+  const words = ['replica'];
+  if (!r.connected) words.push('away');
+  const waited = (info.waitedFor || []).includes(r.nodeID);
+  if ((info.inSync || []).includes(r.nodeID)) words.push('in sync');
+  else if (waited) words.push('waited for');
+  return cell(words.join(', '), r.connected ? '' : 'warn');
 }
 
 // replaceRows keeps the focus on the button that has it: rows are drawn anew every few seconds.
@@ -137,14 +149,20 @@ function drawDatabases(info) {
   $('dbs').tBodies[0].replaceChildren(...all.slice(0, state.shown).map(db => row(
     cell(db.name), cell(db.txid ? decimal(db.txid) : '', 'n'), cell(db.checksum || '', 'mono'),
     cell(db.pages ? size(db.pages * db.pageSize) : '', 'n'), cell(db.walBytes ? size(db.walBytes) : '', 'n'),
-    cell(db.logEntries ? db.logEntries + ' / ' + size(db.logBytes) : '', 'n'), stateCell(db))));
+    cell(db.logEntries ? db.logEntries + ' / ' + size(db.logBytes) : '', 'n'), levelCell(db), stateCell(db))));
   $('more').hidden = all.length <= state.shown;
+}
+
+function levelCell(db) {
+  if (db.levelPending) return cell(db.level + ', pending', 'warn');
+  return cell((db.level || '') + (db.levelSet ? ', set here' : ''));
 }
 
 function stateCell(db) {
   if (db.error) return cell(db.error, 'bad');
   if (db.repairing) return cell('repairing: ' + db.repairing, 'warn');
   if (db.loadSize) return cell('first copy: ' + Math.floor(100 * db.loadBytes / db.loadSize) + ' %', 'warn');
+  if (db.writersHeld) return cell('writers wait: no replica is close enough', 'warn');
   if (db.waiting) return cell('waits for readers of the WAL', 'warn');
   return cell('ok');
 }

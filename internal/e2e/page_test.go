@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/litefs/litefs/internal/browser"
+	"github.com/litefs/litefs/internal/childnode"
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
@@ -82,7 +83,7 @@ func TestPageHandOver(t *testing.T) {
 	c := newCluster(t, patience)
 	operated := func(n *node) { n.args = append(n.args, "-set", "http.admin-token="+pageAdminToken) }
 	start := func() *node {
-		n := newNode(t, c.lease)
+		n := newNode(t, c.lease, func(c *childnode.Config) { c.Durability = []string{"{match: kept.db, level: quorum}"} })
 		operated(n)
 		n.start()
 		return n
@@ -94,6 +95,10 @@ func TestPageHandOver(t *testing.T) {
 	db.MustExec("PRAGMA journal_mode=wal")
 	db.MustExec("CREATE TABLE t (a)")
 	db.MustExec("INSERT INTO t VALUES (1)")
+
+	kept := sqlitetest.Open(t, first.path("kept.db"))
+	kept.MustExec("PRAGMA journal_mode=truncate")
+	kept.MustExec("CREATE TABLE t (a)")
 
 	p := newPageTest(t)
 	p.do(p.b.Show(timeout(t), 1200, 900, false))
@@ -107,6 +112,9 @@ func TestPageHandOver(t *testing.T) {
 	info, _ := second.info()
 	p.reads("#nodes", info.NodeID)
 	p.reads("#nodes", "Hand over")
+	p.reads("#nodes", "replica, in sync")
+	p.reads("#node", "In sync")
+	p.reads("#dbs", "quorum:1,durable,5s")
 	db.MustExec("INSERT INTO t VALUES (2)")
 	p.reads("#events", "app.db")
 	p.shot("primary")
