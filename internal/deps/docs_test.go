@@ -49,6 +49,37 @@ func TestDocumentsNameTests(t *testing.T) {
 	}
 }
 
+// A link of a page leads to a file that is there, and every page is in the list of them.
+func TestDocumentsLink(t *testing.T) {
+	base := root(t)
+	pages, err := filepath.Glob(filepath.Join(base, "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := regexp.MustCompile(`\]\(([^)#:\s]+)(?:#[^)]*)?\)`)
+	listed := make(map[string]bool)
+	for _, page := range append(pages, filepath.Join(base, "README.md"), filepath.Join(base, "CONTRIBUTING.md")) {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllSubmatch(b, -1) {
+			target := filepath.Join(filepath.Dir(page), string(m[1]))
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s: %v", filepath.Base(page), m[1], err)
+			}
+			if page == filepath.Join(base, "docs", "README.md") {
+				listed[target] = true
+			}
+		}
+	}
+	for _, page := range pages {
+		if filepath.Base(page) != "README.md" && !listed[page] {
+			t.Errorf("docs/README.md does not list %s", filepath.Base(page))
+		}
+	}
+}
+
 // A message that the page of troubles quotes is in the code.
 func TestTroubleshootingQuotesMessages(t *testing.T) {
 	base := root(t)

@@ -36,49 +36,15 @@ func script(t *testing.T, page string) string {
 	return out.String()
 }
 
-// runPage runs a page's commands in a directory of their own, with the port and the server of the page replaced.
-func runPage(t *testing.T, before, page string, replace ...string) {
-	t.Helper()
-	dir := t.TempDir()
-	addr, err := childnode.FreeAddr()
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := strings.Cut(addr, ":")
-	text := strings.NewReplacer(replace...).Replace(before + script(t, page))
-	text = strings.ReplaceAll(text, "20202", port)
-	text = `set -eu
-check() { local out; out=$(cat); printf '%s\n' "$out"; [[ $out == *"$1"* ]] || { echo "want: $1"; exit 1; }; }
-trap 'echo "line $LINENO: $BASH_COMMAND"' ERR
-trap 'for p in $(jobs -p); do kill $p || true; done; wait || true' EXIT
-` + text
-	cmd := exec.CommandContext(timeout(t), "bash", "-c", text)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(binary(t))+":"+os.Getenv("PATH"), "HOME="+dir)
-	// What the page starts is in one group. One that hangs says where.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGQUIT) }
-	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.CombinedOutput()
-	if kill := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); kill != nil && kill != syscall.ESRCH {
-		t.Error(kill)
-	}
-	mounts, globErr := filepath.Glob(filepath.Join(dir, "*"))
-	if globErr != nil {
-		t.Fatal(globErr)
-	}
-	for _, m := range mounts {
-		if err := childnode.Detach(m); mounted(t, m) && err != nil {
-			t.Error(err)
-		}
-	}
-	if err != nil {
-		t.Fatalf("%v\n%s\n--- script\n%s", err, out, text)
-	}
+// shell runs commands of pages in a directory, with what stands in the pages replaced by what is here.
+type shell struct {
+	dir          string
+	words, ports *strings.Replacer
 }
 
-// A newcomer's path works as it is written.
-func TestGettingStarted(t *testing.T) {
+// newShell is for pages that name the lease server, the port of the nodes, and further pairs.
+func newShell(t *testing.T, replace ...string) shell {
+	t.Helper()
 	server, err := leaseserver.ConsulDev(t.Context(), leaseserver.Options{Dir: t.TempDir(), Log: t.Output()})
 	if err != nil {
 		t.Fatal(err)
@@ -88,27 +54,134 @@ func TestGettingStarted(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	runPage(t, "", "getting-started.md", "http://127.0.0.1:8500", server.URL,
-		"litefs mount app ", "litefs mount -set http.addr=127.0.0.1:20202 app ")
+	var ports []string
+	for _, port := range []string{"20202", "8080", "8081"} {
+		addr, err := childnode.FreeAddr()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports = append(ports, ":"+port, strings.TrimPrefix(addr, "127.0.0.1"), " "+port, strings.Replace(addr, "127.0.0.1:", " ", 1))
+	}
+	ports = append(ports, "http://127.0.0.1:8500", server.URL)
+	s := shell{dir: t.TempDir(), words: strings.NewReplacer(replace...), ports: strings.NewReplacer(ports...)}
+	t.Cleanup(func() {
+		mounts, err := filepath.Glob(filepath.Join(s.dir, "*"))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, m := range mounts {
+			if err := childnode.Detach(m); mounted(t, m) && err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return s
 }
 
-// An operator's commands work as they are written.
-func TestOperations(t *testing.T) {
-	runPage(t, `mkdir one two
-cat > one.yml <<END
-fuse: {dir: one}
-http: {addr: "127.0.0.2:20202"}
-lease: {type: static, candidate: true, advertise-url: "http://127.0.0.2:20202"}
+func (s shell) here(text string) string { return s.ports.Replace(s.words.Replace(text)) }
+
+// command is bash in the directory, in a group of its own. One that hangs says where.
+func (s shell) command(t *testing.T, text string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(timeout(t), "bash", "-c", s.here(text))
+	cmd.Dir = s.dir
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(binary(t))+":"+os.Getenv("PATH"), "HOME="+s.dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGQUIT) }
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// run runs commands to their end, and ends what they have left.
+func (s shell) run(t *testing.T, text string) {
+	t.Helper()
+	text = `set -eu
+check() { local out; out=$(cat); printf '%s\n' "$out"; [[ $out == *"$1"* ]] || { echo "want: $1"; exit 1; }; }
+trap 'echo "line $LINENO: $BASH_COMMAND"' ERR
+trap 'for p in $(jobs -p); do kill $p || true; done; wait || true' EXIT
+` + text
+	cmd := s.command(t, text)
+	out, err := cmd.CombinedOutput()
+	if kill := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); kill != nil && kill != syscall.ESRCH {
+		t.Error(kill)
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s\n--- script\n%s", err, out, s.here(text))
+	}
+}
+
+// serve starts a node that runs until the test ends.
+func (s shell) serve(t *testing.T, text string) {
+	t.Helper()
+	cmd := s.command(t, "exec "+text)
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+	})
+}
+
+// A newcomer's path works as it is written.
+func TestGettingStarted(t *testing.T) {
+	newShell(t, "litefs mount app ", "litefs mount -set http.addr=127.0.0.1:20202 app ").run(t, script(t, "getting-started.md"))
+}
+
+// Every command of a page works as it is written, on a cluster that all pages share.
+func TestDocuments(t *testing.T) {
+	fixture, err := filepath.Abs("../adopt/testdata/litefs-0.5.14.tar.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newShell(t, "/var/lib/litefs", "litefs-0.5", "/etc/litefs.yml", "adopted.yml", "mnt=/litefs", "mnt=adopted")
+	s.run(t, `mkdir one two three old adopted litefs-0.5
+for n in one two; do cat > $n.yml <<END; done
+fuse: {dir: $n}
+http: {addr: "127.0.0.$([ $n = one ] && echo 2 || echo 3):20202"}
+lease:
+  type: consul
+  hostname: $n
+  demote-delay: 100ms
+  advertise-url: http://127.0.0.$([ $n = one ] && echo 2 || echo 3):20202
+  consul: {url: "http://127.0.0.1:8500", key: "documents/primary"}
 END
-cat > two.yml <<END
-fuse: {dir: two}
-http: {addr: "127.0.0.3:20202"}
-lease: {type: static, candidate: false, advertise-url: "http://127.0.0.2:20202"}
+cat > three.yml <<END
+fuse: {dir: three, guardian: true}
+http: {addr: "127.0.0.5:20202"}
 END
-litefs mount -config one.yml &
-litefs mount -config two.yml &
-until mountpoint -q one && mountpoint -q two; do sleep 0.1; done
+cat > adopted.yml <<END
+fuse: {dir: adopted}
+data: {dir: litefs-0.5}
+http: {addr: "127.0.0.6:20202"}
+END
+tar -C litefs-0.5 -xzf `+fixture+`
+sqlite3 old/shop.db "CREATE TABLE orders (a); INSERT INTO orders VALUES ('first'), ('second')"
+`)
+	s.serve(t, "litefs mount -config one.yml")
+	s.serve(t, "litefs mount -config three.yml")
+	s.run(t, "until mountpoint -q one; do sleep 0.1; done")
+	s.serve(t, "litefs mount -config two.yml")
+	s.run(t, `until mountpoint -q two && mountpoint -q three; do sleep 0.1; done
 sqlite3 one/app.db "PRAGMA journal_mode=wal; CREATE TABLE t (a); INSERT INTO t VALUES ('x')"
+sqlite3 three/app.db "CREATE TABLE t (a); INSERT INTO t VALUES ('still there')"
 litefs wait -config two.yml app.db $(cat one/app.db-pos)
-`, "operations.md")
+`)
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range pages {
+		name := filepath.Base(page)
+		commands := script(t, name)
+		if name == "getting-started.md" || commands == "" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) { s.run(t, commands) })
+	}
 }
