@@ -159,3 +159,47 @@ func literal(e ast.Expr) (string, bool) {
 	}
 	return "", false
 }
+
+// Everything that LiteFS 0.5 has a name for is in the page of differences, as the same, better, or left out.
+func TestDifferencesHaveEverything(t *testing.T) {
+	base := root(t)
+	b, err := os.ReadFile(filepath.Join(base, "docs", "differences.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside, _, _ := strings.Cut(string(b), "\n## Its tests")
+	code := regexp.MustCompile("`([^`]+)`")
+	said := make(map[string]bool)
+	for line := range strings.Lines(outside) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 || strings.Trim(cells[1], " -") == "" || strings.TrimSpace(cells[2]) == "here" {
+			continue // no row, or one of ours alone
+		}
+		what, verdict := cells[1], strings.TrimSpace(cells[2])
+		if !strings.HasPrefix(verdict, "same") && !strings.HasPrefix(verdict, "better") && !strings.HasPrefix(verdict, "left out") {
+			t.Errorf("%s: %q is none of same, better and left out", strings.TrimSpace(what), verdict)
+		}
+		for _, m := range code.FindAllStringSubmatch(what, -1) {
+			for _, word := range strings.Fields(m[1]) {
+				word, _, _ = strings.Cut(word, "?")
+				said[strings.TrimPrefix(word, "NAME")] = true
+			}
+		}
+	}
+	for _, list := range []string{"internal/deps/testdata/litefs-0.5-names.txt", "internal/config/testdata/litefs-0.5-keys.txt"} {
+		b, err := os.ReadFile(filepath.Join(base, list))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			if strings.HasPrefix(line, "#") {
+				continue
+			}
+			for _, name := range strings.Fields(line) {
+				if !said[name] && !said[name[:strings.LastIndexByte(name, '.')+1]+"*"] {
+					t.Errorf("docs/differences.md does not say what became of %s", name)
+				}
+			}
+		}
+	}
+}
