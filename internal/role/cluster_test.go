@@ -30,15 +30,21 @@ func TestCluster(t *testing.T) {
 	for shard := range uint64(shards) {
 		t.Run(fmt.Sprint(shard), func(t *testing.T) {
 			t.Parallel()
-			var writes, reigns, lost uint64
+			var writes, reigns, lost, promised uint64
 			for seed := *simStart + shard; seed < *simStart+uint64(*seeds); seed += shards {
 				s := newSim(seed, false)
 				if err := s.live(); err != nil {
 					t.Fatalf("go test ./internal/role -run TestCluster -role.seed %d -v: %v", seed, err)
 				}
 				writes, reigns, lost = writes+s.writes, reigns+s.service.token, lost+uint64(len(s.lost))
+				if s.quorum > 0 {
+					promised += uint64(len(s.acked))
+				}
 			}
-			t.Logf("%d writes, %d leases, %d transactions in lost+found", writes, reigns, lost)
+			if promised == 0 {
+				t.Error("nothing was acknowledged by a quorum")
+			}
+			t.Logf("%d writes, %d leases, %d transactions in lost+found, %d acknowledged by a quorum", writes, reigns, lost, promised)
 		})
 	}
 }
@@ -56,6 +62,9 @@ func newSim(seed uint64, tracing bool) *sim {
 			rate:   0.95 + 0.1*rng.Float64(),
 			offset: Time(rng.Int64N(int64(1000 * Second))),
 		})
+	}
+	if s.inSync {
+		s.quorum = rng.IntN(min(3, len(s.nodes)))
 	}
 	return s
 }

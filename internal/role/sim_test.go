@@ -27,6 +27,7 @@ type sim struct {
 	cut     map[[2]string]bool // from, to: nothing gets through
 
 	inSync bool // acknowledged only by the whole in-sync set, and nobody is forced
+	quorum int  // with inSync: so many followers that the record names must have a transaction; 0: the set may be empty
 	ttl    Time
 	calm   bool // nothing takes long any more
 
@@ -78,6 +79,7 @@ type simNode struct {
 
 	acks   map[string]int  // followers: how long their logs are, known to this primary
 	sync   map[string]bool // those whose acknowledgement is waited for
+	named  map[string]bool // of sync: those that the record names, whatever became of the writes that were not answered
 	ackedN int
 }
 
@@ -210,6 +212,11 @@ func (n *simNode) fullness() Fullness {
 func (n *simNode) setRecord(r Record, done func(ok bool)) {
 	n.number++
 	token, number, set := n.token, n.number, false
+	for id := range n.named {
+		if !slices.Contains(r.InSync, id) {
+			delete(n.named, id) // it may be so from now on
+		}
+	}
 	n.call(func() bool {
 		v := &n.s.service
 		// One that was overtaken by a later one is void, as with a compare-and-set.
@@ -217,7 +224,15 @@ func (n *simNode) setRecord(r Record, done func(ok bool)) {
 			v.record, v.wrote, set = r, number, true
 		}
 		return true
-	}, func(ok bool) { done(ok && set) })
+	}, func(ok bool) {
+		if ok && set && number == n.number && token == n.token {
+			for _, id := range r.InSync {
+				n.named[id] = true
+			}
+			n.ack()
+		}
+		done(ok && set)
+	})
 }
 
 func (n *simNode) recordNow() Record {
@@ -248,6 +263,7 @@ func (n *simNode) act(a Action) {
 	case Prepare:
 		n.epoch = max(n.epoch+1, a.Epoch)
 		n.acks, n.sync, n.held, n.ackedN = make(map[string]int), map[string]bool{n.id: true}, false, len(n.log)
+		n.named = make(map[string]bool)
 		s.at(s.now+s.delay(), n.on(func() {
 			n.setRecord(n.recordNow(), func(ok bool) { n.step(Prepared{Failed: !ok}) })
 		}))
@@ -482,10 +498,43 @@ func (n *simNode) ack() {
 				size = min(size, n.acks[id])
 			}
 		}
+		size = min(size, n.onQuorum())
 	}
 	for ; n.ackedN < size; n.ackedN++ {
-		n.s.acked[n.log[n.ackedN]] = true
+		e := n.log[n.ackedN]
+		n.s.acked[e] = true
+		if have := n.s.having(e, n.ackedN); n.s.inSync && have < n.s.quorum+1 {
+			n.s.fail("%s acknowledges %v, which %d nodes have, want %d", n.id, e, have, n.s.quorum+1)
+		}
 	}
+}
+
+// onQuorum is how much of the log as many followers have as the level asks for, of those that the record names.
+func (n *simNode) onQuorum() int {
+	if n.s.quorum == 0 {
+		return len(n.log)
+	}
+	var sizes []int
+	for id := range n.named {
+		if id != n.id {
+			sizes = append(sizes, n.acks[id])
+		}
+	}
+	if len(sizes) < n.s.quorum {
+		return 0
+	}
+	slices.Sort(sizes)
+	return sizes[len(sizes)-n.s.quorum]
+}
+
+// having counts the nodes that have a transaction, which is in logs at the index at.
+func (s *sim) having(e entry, at int) (have int) {
+	for _, n := range s.nodes {
+		if len(n.log) > at && n.log[at] == e {
+			have++
+		}
+	}
+	return have
 }
 
 // shrink takes followers that are away out of the in-sync set, once the record does not name them.
@@ -500,7 +549,7 @@ func (n *simNode) shrink() {
 			kept[id] = true
 		}
 	}
-	if len(kept) == len(old) {
+	if len(kept) == len(old) || len(kept)-1 < n.s.quorum {
 		return
 	}
 	r := n.recordNow()
