@@ -108,6 +108,10 @@ type DB struct {
 	// ended is closed, for those who must not wait for mu, and unproved that sumsErr is set: the checksums prove no page.
 	ended, unproved atomic.Bool
 
+	// lent is set while a peer of this process has the locks of all writers on a primary: what is written to the write-ahead
+	// log then is the peer's, and not SQLite's.
+	lent atomic.Bool
+
 	// wrote is what was seen of the writes to a write-ahead log that commits wait at.
 	wrote walWrites
 

@@ -217,6 +217,9 @@ func (s *Store) importNew(name string, f *os.File) (*DB, error) {
 	if err != nil && !errors.Is(err, ErrDatabaseExists) {
 		return nil, fmt.Errorf("the file is there, but not on record yet: %w", err)
 	}
+	if err := db.promiseFirst(); err != nil {
+		return nil, fmt.Errorf("the database is there, and on this node alone so far: %w", err)
+	}
 	return db, nil
 }
 
@@ -230,7 +233,11 @@ func (db *DB) importOver(ctx context.Context, image *dbfile.Image) (oldPages uin
 	if err != nil {
 		return 0, busy(ctx, err)
 	}
+	db.lent.Store(true)
 	defer func() {
+		// The write-ahead log goes on behind what the peer wrote, perhaps with pages of another size.
+		db.forgetWrites()
+		db.lent.Store(false)
 		// The locks must go, however late it is.
 		err = errors.Join(err, p.Close(context.WithoutCancel(ctx)))
 	}()
@@ -263,6 +270,10 @@ func (db *DB) importOver(ctx context.Context, image *dbfile.Image) (oldPages uin
 	}
 	if err != nil {
 		return 0, fmt.Errorf("the import is in the database, but not in the log yet: %w", err)
+	}
+	// Nobody commits before the peer is closed. Readers see the import already, so it is not taken back.
+	if err := db.promiseFirst(); err != nil {
+		return 0, fmt.Errorf("the import is in the database, and on this node alone so far: %w", err)
 	}
 	return oldPages, nil
 }

@@ -325,6 +325,9 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 			return nil
 		}
 		if db := s.DBByName(name); db != nil {
+			if db.lent.Load() {
+				return nil
+			}
 			return db.writeWAL(off, data)
 		}
 		if s.levelByName(name).Kind != LevelQuorum {

@@ -326,3 +326,82 @@ func TestMaxStaleness(t *testing.T) {
 	}
 	sqlitetest.CheckIntegrity(t, refuses.path("app.db"))
 }
+
+// An import into a database at quorum returns when a replica has it, also where it changes the size of pages under open
+// connections, which go on to commit. Without a replica it says that it is on this node alone.
+func TestQuorumImport(t *testing.T) {
+	primary := startNode(t, quorum(1, "3s"))
+	replica := startNode(t, quorum(1, "3s"), follows(primary))
+	app := sqlitetest.Start(t)
+	url := "http://" + primary.cfg.Addr
+	for _, mode := range []string{"wal", "delete"} {
+		name := mode + ".db"
+		c := openPatient(app, primary.path(name), "journal_mode="+mode)
+		mustCommit(t, c, "CREATE TABLE t(v)")
+		for _, pageSize := range []int{1024, 4096} {
+			image := imported(t, pageSize, mode)
+			if out, err := litefs(t, "import", "-url", url, "-name", name, image); err != nil {
+				t.Fatalf("%s: import: %s, %v", name, out, err)
+			}
+			// No wait: the replica has what was acknowledged, and shows it when it has heard that it is decided.
+			caughtUp(primary, replica, name)
+			mustCommit(t, c, "INSERT INTO other VALUES ('after', 1)")
+			caughtUp(primary, replica, name)
+			if n := openPatient(app, replica.path(name)).MustInt("SELECT count(*) FROM other"); n != 41 {
+				t.Fatalf("%s: the replica has %d rows, want 41", name, n)
+			}
+		}
+		sqlitetest.CheckIntegrity(t, replica.path(name))
+	}
+	if out, err := litefs(t, "import", "-url", url, "-name", "new.db", imported(t, 4096, "wal")); err != nil {
+		t.Fatalf("import of a new database: %s, %v", out, err)
+	}
+	if err := replica.proc.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"wal.db", "alone.db"} {
+		if out, err := litefs(t, "import", "-url", url, "-name", name, imported(t, 4096, "wal")); err == nil || !strings.Contains(out, "on this node alone so far") {
+			t.Fatalf("import of %s that no replica has: %s, %v", name, out, err)
+		}
+	}
+	if err := replica.proc.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"wal.db", "alone.db"} {
+		c := openPatient(app, primary.path(name))
+		mustCommit(t, c, "INSERT INTO other VALUES ('after', 1)")
+		caughtUp(primary, replica, name)
+	}
+}
+
+// With ack: memory a commit returns when a replica has it in its log, and is there when the replica's applications look.
+func TestQuorumMemory(t *testing.T) {
+	memory := func(c *childnode.Config) {
+		c.Durability = []string{`{match: "*", level: quorum, n: 1, ack: memory, timeout: 3s}`}
+	}
+	primary := startNode(t, memory)
+	replica := startNode(t, memory, follows(primary))
+	app := sqlitetest.Start(t)
+	for _, mode := range []string{"wal", "delete"} {
+		name := mode + ".db"
+		c := openPatient(app, primary.path(name), "journal_mode="+mode)
+		mustCommit(t, c, "CREATE TABLE t(id INTEGER PRIMARY KEY)")
+		for range 50 {
+			c.MustExec("INSERT INTO t DEFAULT VALUES")
+		}
+		caughtUp(primary, replica, name)
+		if n := openPatient(app, replica.path(name)).MustInt("SELECT count(*) FROM t"); n != 50 {
+			t.Fatalf("%s: the replica has %d rows, want 50", name, n)
+		}
+		if err := replica.proc.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Exec("INSERT INTO t DEFAULT VALUES"); err == nil {
+			t.Fatal("a commit that no replica has was acknowledged")
+		}
+		if err := replica.proc.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		mustCommit(t, c, "INSERT INTO t DEFAULT VALUES")
+	}
+}
