@@ -112,6 +112,17 @@ func (db *DB) writeFrame(v walwrite.Verdict) error {
 	return errors.Join(err, f.Close())
 }
 
+// letIn writes a commit frame where it belongs. db.mu is held, and the write-ahead log is open.
+func (db *DB) letIn(v walwrite.Verdict) (err error) {
+	if db.wal.into == nil {
+		if db.wal.into, err = os.OpenFile(db.WALPath(), os.O_WRONLY, 0); err != nil {
+			return fmt.Errorf("write a commit frame: %w", err)
+		}
+	}
+	_, err = db.wal.into.WriteAt(v.Bytes, v.Offset)
+	return err
+}
+
 // walRestarts is called before the header of a write-ahead log is written. All that was published is captured then, so a
 // transaction that is in doubt was not.
 func (db *DB) walRestarts() error {
@@ -197,7 +208,7 @@ func (db *DB) gateLocked(v walwrite.Verdict) error {
 	}
 	level := db.Level()
 	if level.Kind != LevelQuorum {
-		return db.writeFrame(v) // captured when it is published
+		return db.letIn(v) // captured when it is published
 	}
 	if err := db.captureBefore(); err != nil {
 		return fmt.Errorf("capture what was committed before: %w", err)
@@ -220,7 +231,7 @@ func (db *DB) gateLocked(v walwrite.Verdict) error {
 		if same { // SQLite pads its commit to the end of a sector
 			db.at, u.at = batch.To, batch.To
 			copy(u.frame[:], v.Bytes)
-			return db.writeFrame(v)
+			return db.letIn(v)
 		}
 		db.decide() // who goes on behind it has published it
 	}
@@ -306,7 +317,7 @@ func (db *DB) commitGated(v walwrite.Verdict, c change, batch capture.Batch, lev
 		err = errors.New("this node is not the primary any more")
 	}
 	if err == nil {
-		err = db.writeFrame(v)
+		err = db.letIn(v)
 	}
 	if err != nil {
 		return errors.Join(err, db.takeBack())

@@ -37,6 +37,9 @@ type walFile struct {
 	watch *watch.Watch
 	shm   *os.File // wal-index as applications see it; nil until it is needed
 
+	// into is where commit frames are written that were kept from the file; nil until one is.
+	into *os.File
+
 	unwatched bool // the watch could not be armed
 }
 
@@ -89,6 +92,9 @@ func (db *DB) closeWAL() {
 	}
 	if w.shm != nil {
 		errs = append(errs, db.closeIndex(w))
+	}
+	if w.into != nil {
+		errs = append(errs, w.into.Close())
 	}
 	if err := errors.Join(append(errs, w.file.Close())...); err != nil {
 		db.log().Warn("close the write-ahead log", "error", err)

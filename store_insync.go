@@ -216,8 +216,10 @@ func (s *Store) awaitQuorum(db *DB, pos Pos, level Level) error {
 	}()
 	deadline := time.NewTimer(level.Timeout)
 	defer deadline.Stop()
+	fence := time.NewTimer(s.untilFence())
+	defer fence.Stop()
 	for {
-		changed := s.replicas.changed()
+		changed := s.replicas.changedFor(db.id)
 		if s.Role() != RolePrimary {
 			return fmt.Errorf("%w: this node is not the primary any more", errNoQuorum)
 		}
@@ -225,19 +227,16 @@ func (s *Store) awaitQuorum(db *DB, pos Pos, level Level) error {
 		if q.acknowledge(c, func(node string) bool { return db.isOn(acks[node], pos, level.Memory) }) {
 			return nil
 		}
-		fence := time.NewTimer(s.untilFence())
 		select {
 		case <-changed:
 		case <-fence.C:
+			fence.Reset(s.untilFence()) // the lease may have been renewed
 		case <-deadline.C:
-			fence.Stop()
 			recorded, waited := s.InSync()
 			return fmt.Errorf("%w: %d asked for, within %v; in sync are %v, waited for %v", errNoQuorum, level.N, level.Timeout, recorded, waited)
 		case <-s.ctx.Done():
-			fence.Stop()
 			return errors.New("this node is stopping")
 		}
-		fence.Stop()
 	}
 }
 

@@ -18,8 +18,12 @@ type ReplicaRegistry struct {
 	mu       sync.Mutex
 	replicas map[string]*replica // by node id
 	notify   chan struct{}       // closed at the next change; nil: nobody waits
-	version  uint64              // of the list of nodes
-	reign    uint64              // counts the reigns of this node
+
+	// ofDB are closed at the next change that concerns a database. Commits of many databases wait at once, and each is to
+	// be woken by its own acknowledgements alone.
+	ofDB    map[uint32]chan struct{}
+	version uint64 // of the list of nodes
+	reign   uint64 // counts the reigns of this node
 }
 
 // Bounds of the registry: what replicas tell is remembered, but not for ever,
@@ -164,7 +168,7 @@ func (c *ReplicaConn) Acked(ack AckStreamFrame) {
 		if c.reign == c.registry.reign {
 			c.r.live[ack.DBID] = ack
 		}
-		c.registry.wake()
+		c.registry.wakeDB(ack.DBID)
 	}
 }
 
@@ -175,12 +179,43 @@ func (c *ReplicaConn) Handoff() <-chan struct{} {
 	return c.r.handoff
 }
 
-// wake tells who waits for a change. g.mu is held.
+// wake tells who waits for a change of any kind. g.mu is held.
 func (g *ReplicaRegistry) wake() {
+	for _, ch := range g.ofDB {
+		close(ch)
+	}
+	clear(g.ofDB)
 	if g.notify != nil {
 		close(g.notify)
 		g.notify = nil
 	}
+}
+
+// wakeDB tells who waits for what concerns a database. g.mu is held.
+func (g *ReplicaRegistry) wakeDB(dbID uint32) {
+	if ch, ok := g.ofDB[dbID]; ok {
+		close(ch)
+		delete(g.ofDB, dbID)
+	}
+	if g.notify != nil {
+		close(g.notify)
+		g.notify = nil
+	}
+}
+
+// changedFor is closed at the next change that concerns a database.
+func (g *ReplicaRegistry) changedFor(dbID uint32) <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	ch, ok := g.ofDB[dbID]
+	if !ok {
+		ch = make(chan struct{})
+		if g.ofDB == nil {
+			g.ofDB = make(map[uint32]chan struct{})
+		}
+		g.ofDB[dbID] = ch
+	}
+	return ch
 }
 
 // changed is closed at the next change.

@@ -53,3 +53,27 @@ func TestRetainForReplicas(t *testing.T) {
 		t.Errorf("replicas: %+v", list)
 	}
 }
+
+// Who waits for a database is woken by acknowledgements of it and by what concerns all, and by nothing else.
+func TestReplicasWakeByDatabase(t *testing.T) {
+	var g ReplicaRegistry
+	c := g.Connect("n1", "addr")
+	closed := func(ch <-chan struct{}) bool {
+		select {
+		case <-ch:
+			return true
+		default:
+			return false
+		}
+	}
+	one, two, any := g.changedFor(1), g.changedFor(2), g.changed()
+	c.Acked(AckStreamFrame{DBID: 1})
+	if !closed(one) || closed(two) || !closed(any) {
+		t.Errorf("an acknowledgement of database 1: %v %v %v", closed(one), closed(two), closed(any))
+	}
+	one = g.changedFor(1)
+	g.poke()
+	if !closed(one) || !closed(two) {
+		t.Errorf("a change of another kind: %v %v", closed(one), closed(two))
+	}
+}
