@@ -3,6 +3,7 @@ package litefs
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -84,6 +85,7 @@ func (s *Store) lagLook() time.Duration {
 
 // lookAtLag looks once at each database.
 func (s *Store) lookAtLag(marks map[uint32]*lagMarks) {
+	maps.DeleteFunc(marks, func(id uint32, _ *lagMarks) bool { return s.DB(id) == nil })
 	for _, db := range s.DBs() {
 		level := db.Level()
 		if level.Kind != LevelMaxLag {

@@ -47,6 +47,9 @@ func powerDBs() []*powerDB {
 		{name: "persist-extra.db", mode: "persist", sync: "extra", durable: true},
 		{name: "delete-off.db", mode: "delete", sync: "off", durable: true},
 		{name: "truncate-off.db", mode: "truncate", sync: "off", durable: true},
+		// At quorum the log here is synced before the answer, whatever SQLite syncs.
+		{name: "quorum-wal-off.db", mode: "wal", sync: "off", durable: true},
+		{name: "quorum-delete-off.db", mode: "delete", sync: "off", durable: true},
 	}
 }
 
@@ -129,7 +132,8 @@ func record(t *testing.T, seed uint64, d time.Duration, options ...option) *powe
 	t.Helper()
 	r := &powerRun{t: t, disk: cutdisk.New(emptyExt4(t)), dbs: powerDBs()}
 	mnt := recorded(t, r.disk)
-	n := startNode(t, append(options, dataIn(mnt))...)
+	n := startNode(t, append(options, dataIn(mnt), quorumByName)...)
+	startNode(t, follows(n)) // on a disk that keeps its power
 	if err := os.Mkdir(n.path("sub"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -154,6 +158,11 @@ func record(t *testing.T, seed uint64, d time.Duration, options ...option) *powe
 		t.FailNow()
 	}
 	return r
+}
+
+// quorumByName makes commits of the databases that are called so wait for the replica.
+func quorumByName(c *childnode.Config) {
+	c.Durability = []string{`{match: "quorum*", level: quorum, n: 1, timeout: 1m}`}
 }
 
 // recorded mounts the file system of a disk until the end of the test, and returns where.
