@@ -181,6 +181,7 @@ func (o overlay) ReadAt(p []byte, off int64) (int, error) {
 // gate lets the commit frame into the write-ahead log when the transaction is where its level wants it. An error refuses
 // the commit: the frame was never in the file, and the log has what takes the transaction back.
 func (db *DB) gate(v walwrite.Verdict) error {
+	db.store.relieve()
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	err := db.gateLocked(v)

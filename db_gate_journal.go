@@ -79,6 +79,7 @@ func (db *DB) promiseFirst() error {
 // awaitUnlocked waits for replicas without db.mu, which is held before and after: all pages of the transaction are in
 // the file, and its writer waits for us. So a replica may get a copy of the whole database meanwhile.
 func (db *DB) awaitUnlocked(pos Pos, level Level) error {
+	db.store.relieve()
 	db.mu.Unlock()
 	defer db.mu.Lock()
 	return db.store.awaitQuorum(db, pos, level)

@@ -34,6 +34,9 @@ const (
 func (s *Store) Syncing(own bool, path string) SyncMode {
 	name, typ := fileOf(path)
 	if typ == FileTypeJournal || typ == FileTypeWAL || isSuper(path) {
+		if s.insync.waiting.Load() > 0 { // other databases commit as well: this sync is not to hold them up
+			s.relieve()
+		}
 		return SyncData
 	}
 	db := s.DBByName(name)

@@ -116,6 +116,7 @@ func mountNodeAs(t *testing.T, dir string, noPassthrough bool, as func(*Store) f
 		})
 	}
 	t.Cleanup(m.close)
+	m.store.OnWait(session.Relieve)
 	live, _ := session.Passthrough()
 	if err := m.store.Mounted(m.dir, live); err != nil {
 		t.Fatal(err)

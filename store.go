@@ -152,6 +152,8 @@ type Store struct {
 	insync            inSync
 	keeping, bounding sync.Once // of keepInSync and boundLag
 
+	onWait atomic.Pointer[func()] // see OnWait
+
 	scrubbing sync.Mutex // held by the one scrub at work
 	importing sync.Mutex // held by the one import at work
 

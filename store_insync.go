@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/litefs/litefs/internal/ltxlog"
@@ -19,6 +20,8 @@ type inSync struct {
 	// recording is held while the record beside the lease is written, so that the last one written is the last one that
 	// was meant. Before mu.
 	recording sync.Mutex
+
+	waiting atomic.Int32 // commits that wait for replicas
 
 	mu       sync.Mutex // guards everything below
 	waited   map[string]struct{}
@@ -206,6 +209,8 @@ var errNoQuorum = errors.New("not enough replicas have it in time")
 func (s *Store) awaitQuorum(db *DB, pos Pos, level Level) error {
 	c := &waitingCommit{db: db, pos: pos, level: level, since: time.Now()}
 	q := &s.insync
+	q.waiting.Add(1)
+	defer q.waiting.Add(-1)
 	q.mu.Lock()
 	q.commits[c] = struct{}{}
 	q.mu.Unlock()
@@ -237,6 +242,16 @@ func (s *Store) awaitQuorum(db *DB, pos Pos, level Level) error {
 		case <-s.ctx.Done():
 			return errors.New("this node is stopping")
 		}
+	}
+}
+
+// OnWait has fn called in each request of the mount that is about to wait for replicas, so that the mount answers others
+// meanwhile.
+func (s *Store) OnWait(fn func()) { s.onWait.Store(&fn) }
+
+func (s *Store) relieve() {
+	if fn := s.onWait.Load(); fn != nil {
+		(*fn)()
 	}
 }
 

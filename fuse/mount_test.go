@@ -31,6 +31,7 @@ type recorder struct {
 	entered chan string                    // when not nil: each call that is about to wait
 	virtual func(string) ([]byte, bool)    //
 	modeOf  func(path string) (Mode, bool) // overrides mode
+	written func(path string)              // see onWrite
 }
 
 func (r *recorder) call(method, path string, args ...any) error {
@@ -99,6 +100,13 @@ func (r *recorder) set(f func()) {
 	f()
 }
 
+// onWrite has fn called in each write; nil: nothing.
+func (r *recorder) onWrite(fn func(path string)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.written = fn
+}
+
 // take returns the calls since the last take.
 func (r *recorder) take() []string {
 	r.mu.Lock()
@@ -138,6 +146,12 @@ func (r *recorder) Released(path string, writable, last bool) {
 	r.call("Released", path, writable, last)
 }
 func (r *recorder) Writing(_ Caller, path string, off int64, data []byte) error {
+	r.mu.Lock()
+	written := r.written
+	r.mu.Unlock()
+	if written != nil {
+		written(path)
+	}
 	return r.call("Writing", path, off, len(data))
 }
 func (r *recorder) Wrote(path string, off int64, n int) { r.call("Wrote", path, off, n) }

@@ -111,3 +111,12 @@ func (s *Session) requestPending() bool {
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.dev.fd), Events: unix.POLLIN}}, 0)
 	return n > 0 || err != nil
 }
+
+// Relieve has another goroutine read, if none does. A Backend calls it, in a request, before it waits for something that
+// takes much longer than the disk: the relief would notice, but only after some ticks, and hold up everybody meanwhile.
+func (s *Session) Relieve() {
+	if s.reading.Load() == 0 {
+		s.workers.Add(1) // the caller is one of them, so that nobody has ended the waiting for them
+		go s.serve()
+	}
+}

@@ -287,3 +287,36 @@ func TestPollSettled(t *testing.T) {
 		t.Fatalf("%d POLL requests, want %d", after, before)
 	}
 }
+
+// TestRelieve: a request that says that it will wait holds nobody up, without anybody noticing that it does.
+func TestRelieve(t *testing.T) {
+	m := newMount(t, Direct)
+	m.relief.stop() // who would notice
+	a, b := startApp(t, 0), startApp(t, 0)
+	fa := a.open(m.Path("a"), unix.O_CREAT|unix.O_RDWR)
+	fb := b.open(m.Path("b"), unix.O_CREAT|unix.O_RDWR)
+	waiting, other := make(chan struct{}), make(chan struct{})
+	m.back.onWrite(func(path string) {
+		if path != "a" {
+			close(other)
+			return
+		}
+		close(waiting)
+		m.Relieve()
+		m.Relieve() // once is enough
+		select {
+		case <-other:
+		case <-time.After(time.Minute):
+			t.Error("nobody answers the other request")
+		}
+	})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.pwrite(fa, 0, "x")
+	}()
+	<-waiting
+	b.pwrite(fb, 0, "y")
+	<-done
+	m.back.onWrite(nil)
+}

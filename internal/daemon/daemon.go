@@ -171,6 +171,7 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 	if err := n.outliveOthers(); err != nil {
 		return nil, err
 	}
+	n.store.OnWait(n.session.Relieve)
 	passthrough, _ := n.session.Passthrough()
 	if err := n.store.Mounted(cfg.Fuse.Dir, passthrough); err != nil {
 		return nil, err
