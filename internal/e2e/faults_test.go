@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -535,11 +536,16 @@ func faults(t *testing.T, f *faulty, slack time.Duration, do func(*clients)) {
 	final := rowsOf(reader.MustQuery(allRows))
 	reader.Close()
 	order = f.settle()
-	v := judge(history, final, f.tails(), slack)
+	tails := f.tails()
+	v := judge(history, final, tails, slack)
 	t.Logf("faults: %v", f.done)
 	t.Logf("%d writes tried, %d acknowledged and in the cluster, %d in lost+found (%d written below a stopped daemon after its lease); overlap %v; errors %v",
 		len(history), v.kept, v.lost, v.unwatched, v.overlap, c.said)
-	if f.level != "" {
+	if f.level == maxLagLevel {
+		v.lag(history, final, tails, maxLag+maxLag/8+slack)
+		t.Logf("level %s: what was lost of one reign was acknowledged within %v", f.level, v.lostSpan)
+	}
+	if f.level == quorumLevel {
 		q := judgeQuorum(history, c.seen, final, slack)
 		if v.lost > 0 {
 			q.fault("%d acknowledged writes are in lost+found", v.lost)
@@ -565,8 +571,12 @@ func TestFaults(t *testing.T) {
 	faults(t, f, 10*time.Second, f.each)
 }
 
-// quorumLevel is that of the clusters whose history must be one order.
-const quorumLevel = "level: quorum, n: 1, timeout: 3s"
+// Levels of clusters. At quorum the history must be one order; at max-lag what is lost must not span more than maxLag.
+const (
+	quorumLevel = "level: quorum, n: 1, timeout: 3s"
+	maxLagLevel = "level: max-lag, lag: 1s"
+	maxLag      = time.Second
+)
 
 // At level quorum the daemon of the primary is stopped past its lease, and the next primary is killed with all below it,
 // while clients write and read on all nodes. No acknowledged write is lost, and writes and reads of the primary are in
@@ -605,9 +615,11 @@ func TestSoakFaults(t *testing.T) {
 				}
 			})
 			journal := []string{"wal", "delete"}[(seed+round)%2]
-			level, given := os.LookupEnv("LITEFS_LEVEL")
-			if !given {
-				level = []string{"", quorumLevel}[(seed+round)/2%2]
+			levels := map[string]string{"async": "", "quorum": quorumLevel, "max-lag": maxLagLevel}
+			name := cmp.Or(os.Getenv("LITEFS_LEVEL"), []string{"async", "quorum", "max-lag"}[(seed+round)/2%3])
+			level, known := levels[name]
+			if !known {
+				t.Fatalf("LITEFS_LEVEL=%s: want async, quorum or max-lag", name)
 			}
 			t.Logf("LITEFS_SEED=%d, journal mode %s, level %q", seed+round, journal, level)
 			var options []option

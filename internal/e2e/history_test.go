@@ -49,6 +49,8 @@ type verdict struct {
 	// overlap is for how long a node that ran has acknowledged after another one had become the primary.
 	overlap time.Duration
 
+	lostSpan time.Duration // at level max-lag: from the first to the last acknowledgement that was lost with one reign
+
 	faults []string
 }
 
@@ -252,6 +254,54 @@ func TestHistoryQuorum(t *testing.T) {
 	lost := append(writes, write(4, 1, 9, 10, acked, 3))
 	if got := judgeQuorum(lost, nil, final, time.Second).faults; len(got) == 0 {
 		t.Error("two writes have one token, and the checker finds an order")
+	}
+}
+
+// lag checks that what was lost with each reign was acknowledged within a time: writers were held back after it. Nobody
+// holds those back who write below a daemon that is stopped.
+func (v *verdict) lag(history []attempt, final map[rowKey]int64, tails []map[rowKey]int64, bound time.Duration) {
+	for _, tail := range tails {
+		first, last := time.Duration(1<<63-1), time.Duration(0)
+		for _, a := range history {
+			_, in := tail[a.rowKey]
+			if _, kept := final[a.rowKey]; a.outcome != acked || !in || kept || a.unwatched {
+				continue
+			}
+			first, last = min(first, a.end), max(last, a.end)
+		}
+		if span := last - first; span > 0 {
+			v.lostSpan = max(v.lostSpan, span)
+			if span > bound {
+				v.fault("writes were acknowledged for %v that no replica got, want %v at most", span, bound)
+			}
+		}
+	}
+}
+
+// What is lost at level max-lag is measured from the first to the last of one reign.
+func TestHistoryMaxLag(t *testing.T) {
+	at := func(n int64, end int) attempt {
+		return attempt{rowKey: rowKey{1, n}, end: time.Duration(end) * time.Second, id: n}
+	}
+	history := []attempt{at(1, 1), at(2, 10), at(3, 11), at(4, 20)}
+	stopped := at(5, 90)
+	stopped.unwatched = true
+	history = append(history, stopped)
+	final := map[rowKey]int64{{1, 1}: 1}
+	for name, c := range map[string]struct {
+		tails []map[rowKey]int64
+		want  int // faults
+	}{
+		"within":                  {[]map[rowKey]int64{{{1, 1}: 1, {1, 2}: 2, {1, 3}: 3}}, 0},
+		"of two reigns":           {[]map[rowKey]int64{{{1, 1}: 1, {1, 2}: 2}, {{1, 1}: 1, {1, 4}: 4}}, 0},
+		"for too long":            {[]map[rowKey]int64{{{1, 1}: 1, {1, 2}: 2, {1, 4}: 4}}, 1},
+		"below a stopped daemon":  {[]map[rowKey]int64{{{1, 4}: 4, {1, 5}: 5}}, 0},
+		"nothing was lost at all": {nil, 0},
+	} {
+		var v verdict
+		if v.lag(history, final, c.tails, 2*time.Second); len(v.faults) != c.want {
+			t.Errorf("%s: %v, want %d faults", name, v.faults, c.want)
+		}
 	}
 }
 
