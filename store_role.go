@@ -179,6 +179,9 @@ func (s *Store) setRole(r Role, primaryURL string) {
 	s.mu.Lock()
 	s.primaryURL = primaryURL
 	s.mu.Unlock()
+	if r == RoleReplica && Role(s.role.Load()) == RolePrimary {
+		s.noteCeased()
+	}
 	s.role.Store(int32(r))
 	s.roleChanged()
 	s.replicas.poke() // commits that wait for replicas look at the role

@@ -32,6 +32,17 @@ func (s *Store) Staleness() (time.Duration, bool) {
 	return max(lag, time.Duration(int64(bootNow())-s.syncedHere.Load())), true
 }
 
+// noteCeased is called when this node ceases to be the primary: until now, or until its lease ended, its copy was the
+// primary's.
+func (s *Store) noteCeased() {
+	now, since := int64(bootNow()), int64(0)
+	if at := s.fenceAt.Load(); at != 0 {
+		since = max(0, now-at)
+	}
+	s.syncedHere.Store(now - since)
+	s.syncedAt.Store(time.Now().Add(-time.Duration(since)).UnixMilli())
+}
+
 // RefusesReads reports whether reads are refused: this node is a replica whose copy is older than MaxStaleness.
 func (s *Store) RefusesReads() bool { return s.refusing.Load() }
 
@@ -102,7 +113,7 @@ func (s *Store) awaitStaleness(name string) error {
 // refuseReads has the peer refuse reads, or allow them.
 func (db *DB) refuseReads(ctx context.Context, refuse bool) error {
 	p := db.peerNow()
-	if p == nil && refuse { // no primary was met since the start
+	if p == nil && refuse && db.store.roles == nil { // no primary was met since the start; roles that move have seen to it
 		if err := db.takePeer(ctx); err != nil {
 			return err
 		}

@@ -76,3 +76,22 @@ func TestReadOnlyReplica(t *testing.T) {
 		}
 	}
 }
+
+// A node that ceases to be the primary has a fresh copy; one that finds out late, a copy of the end of its lease.
+func TestStalenessAfterAReign(t *testing.T) {
+	for _, late := range []time.Duration{0, time.Hour} {
+		s := NewStore(t.TempDir())
+		if _, known := s.Staleness(); known {
+			t.Fatal("the age is known of a copy that never was fresh")
+		}
+		s.setRole(RolePrimary, "")
+		if late > 0 {
+			s.fenceAt.Store(int64(bootNow()) - int64(late))
+		}
+		s.setRole(RoleReplica, "")
+		age, known := s.Staleness()
+		if !known || age < late || age > late+time.Minute {
+			t.Errorf("%v, %v, want %v", age, known, late)
+		}
+	}
+}
