@@ -54,7 +54,7 @@ func isBusy(err error) bool { return sqlapp.IsCode(err, sqlapp.CodeBusy) }
 // When no replica answers, writers find the database locked before the oldest transaction that none has is much older
 // than the bound; readers go on; and when a replica has everything, the same connections write.
 func TestMaxLag(t *testing.T) {
-	const bound = time.Second
+	const bound = 500 * time.Millisecond
 	for _, mode := range []string{"wal", "delete", "persist", "memory"} {
 		t.Run(mode, func(t *testing.T) {
 			n, w := lagNode(t, bound)
@@ -90,7 +90,7 @@ func TestMaxLag(t *testing.T) {
 			} else {
 				t.Logf("%v over the bound; a look comes each %v, and the longest transaction took %v", over, bound/8, longest)
 			}
-			if st := n.db("app.db").Status(); !st.Held || st.Level.String() != "max-lag:1s" {
+			if st := n.db("app.db").Status(); !st.Held || st.Level.String() != "max-lag:500ms" {
 				t.Errorf("status %v %v", st.Held, st.Level)
 			}
 			rows := c.MustInt("SELECT count(*) FROM t")
