@@ -14,8 +14,8 @@ import (
 
 // renewedAt holds a renewal on its way: the lease counts from before it was sent.
 func renewedAt(t *testing.T, s suite) {
-	p := newProxy(t, s.server.URL)
-	a := s.node(t, "a", func(o *Options) { o.URL = p.URL; o.TTL = 10 * s.TTL })
+	p := s.proxy(t)
+	a := s.node(t, "a", func(o *Options) { o.URL = p.url(); o.TTL = 10 * s.TTL })
 	before := time.Now()
 	p.set(hold)
 	var lease litefs.FencedLease
@@ -25,7 +25,7 @@ func renewedAt(t *testing.T, s suite) {
 		t.Helper()
 		go func() { done <- call() }()
 		select {
-		case <-p.arrived:
+		case <-p.held():
 		case err := <-done:
 			t.Fatalf("%s sent nothing: %v", what, err)
 		}
@@ -88,9 +88,9 @@ func calls(l leaser, lease litefs.FencedLease) map[string]func(context.Context) 
 
 // hanging is a server that answers nothing: every call ends by itself.
 func hanging(t *testing.T, s suite) {
-	p := newProxy(t, s.server.URL)
-	a := s.node(t, "a", func(o *Options) { o.URL = p.URL })
-	b := s.node(t, "b", func(o *Options) { o.URL = p.URL })
+	p := s.proxy(t)
+	a := s.node(t, "a", func(o *Options) { o.URL = p.url() })
+	b := s.node(t, "b", func(o *Options) { o.URL = p.url() })
 	lease := mustAcquire(t, a)
 	at := lease.RenewedAt()
 	p.set(hang)
@@ -136,8 +136,8 @@ func hanging(t *testing.T, s suite) {
 
 // failing is a server that answers with errors, or cuts connections. Nothing of it ends a lease.
 func failing(t *testing.T, s suite) {
-	p := newProxy(t, s.server.URL)
-	long := func(o *Options) { o.URL = p.URL; o.TTL = 20 * s.TTL }
+	p := s.proxy(t)
+	long := func(o *Options) { o.URL = p.url(); o.TTL = 20 * s.TTL }
 	a, b := s.node(t, "a", long), s.node(t, "b", long)
 	lease := mustAcquire(t, a)
 	for _, f := range []fault{fail, refuse} {
@@ -164,8 +164,8 @@ func failing(t *testing.T, s suite) {
 
 // lostAnswers is a server that does what it is asked and whose answers get lost.
 func lostAnswers(t *testing.T, s suite) {
-	p := newProxy(t, s.server.URL)
-	through := func(o *Options) { o.URL = p.URL }
+	p := s.proxy(t)
+	through := func(o *Options) { o.URL = p.url() }
 	ctx := timeout(t)
 	a, b := s.node(t, "a", through), s.node(t, "b")
 	p.set(loseAnswer)
@@ -196,6 +196,88 @@ func lostAnswers(t *testing.T, s suite) {
 	p.set(pass)
 	if err := lease.Renew(ctx); err != nil && lease.Remaining() > 0 {
 		t.Errorf("Renew: %v", err)
+	}
+}
+
+// lostAnswer loses the answers of an acquisition from one of its requests on: whichever that is, the node
+// that asked does not count on the lease, and nobody waits for it for longer than for any other.
+func lostAnswer(t *testing.T, s suite) {
+	ctx := timeout(t)
+	var last uint64
+	for requests := 0; ; requests++ {
+		p := s.proxy(t)
+		a := s.node(t, "a", func(o *Options) { o.URL = p.url() })
+		p.setAfter(loseAnswer, requests)
+		lease, err := a.Acquire(ctx)
+		p.set(pass)
+		if err != nil {
+			lease = eventually(t, s.node(t, "b"))
+		}
+		token := fenced(t, lease).Token()
+		if token <= last {
+			t.Errorf("token %d after %d", token, last)
+		}
+		last = token
+		if err := lease.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err == nil {
+			if requests < 2 {
+				t.Errorf("an acquisition of %d requests", requests)
+			}
+			return
+		}
+	}
+}
+
+// slow is a server that takes its time for each request: all goes on.
+func slow(t *testing.T, s suite) {
+	p := s.proxy(t)
+	p.set(late)
+	through := func(o *Options) { o.URL = p.url() }
+	a, b := s.node(t, "a", through), s.node(t, "b", through)
+	lease := mustAcquire(t, a)
+	for range 3 {
+		from := time.Now()
+		if err := lease.Renew(timeout(t)); err != nil {
+			t.Fatal(err)
+		}
+		if at := lease.RenewedAt(); at.Before(from) || time.Since(at) < lateness {
+			t.Errorf("a lease counts from %v after a renewal began that took %v", at.Sub(from), time.Since(from))
+		}
+	}
+	if err := lease.SetRecord(timeout(t), litefs.Record{NodeID: "aa"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := lease.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if next := eventually(t, b); next.Token() <= lease.Token() {
+		t.Errorf("token %d after %d", next.Token(), lease.Token())
+	}
+}
+
+// slept is a candidate whose machine slept while the holder renewed: the time that passed for it says
+// nothing of a lock that it did not look at.
+func slept(t *testing.T, s suite) {
+	ctx := timeout(t)
+	var jump atomic.Int64
+	start := time.Now()
+	long := func(o *Options) { o.TTL = 20 * s.TTL }
+	a, b := s.node(t, "a", long), s.node(t, "b", long, func(o *Options) {
+		o.Now = func() time.Duration { return time.Since(start) + time.Duration(jump.Load()) }
+	})
+	lease := mustAcquire(t, a)
+	_, err := b.Acquire(ctx)
+	wantErr(t, "Acquire", err, litefs.ErrPrimaryExists)
+	jump.Store(int64(100 * s.TTL))
+	if err := lease.Renew(ctx); err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.Acquire(ctx)
+	wantErr(t, "Acquire after a sleep", err, litefs.ErrPrimaryExists)
+	if err := lease.Renew(ctx); err != nil {
+		t.Error(err)
 	}
 }
 

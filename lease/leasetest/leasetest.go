@@ -24,6 +24,9 @@ type Backend struct {
 	// Start starts a server that keeps its data over a restart.
 	Start func(context.Context, leaseserver.Options) (*leaseserver.Server, error)
 
+	// Wire says how to be in between, where the service does not speak HTTP.
+	Wire *Wire
+
 	// Open makes the leaser of one node.
 	Open func(Options) (litefs.Leaser, error)
 
@@ -65,6 +68,9 @@ func Run(t *testing.T, b Backend) {
 			"Hanging":      hanging,
 			"Failing":      failing,
 			"LostAnswers":  lostAnswers,
+			"LostAnswer":   lostAnswer,
+			"Slow":         slow,
+			"Slept":        slept,
 			"Contention":   contention,
 			"AwaitVacancy": awaitVacancy,
 		} {

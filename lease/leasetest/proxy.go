@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"sync"
 	"testing"
+	"time"
 )
 
 // fault is what a proxy does to each request.
@@ -21,30 +22,93 @@ const (
 	refuse           // cut the connection
 	loseAnswer       // let the server do it, and cut the connection
 	hold             // wait for release, then pass
+	late             // pass after lateness
 )
 
-// proxy stands between a leaser and its server.
-type proxy struct {
-	URL    string
-	target *url.URL
+// lateness is what a slow server takes for a request: well within the time-out of a call, which is a third
+// of the shortest TTL in use.
+const lateness = 150 * time.Millisecond
 
+// proxy stands between a leaser and its server.
+type proxy interface {
+	url() string
+	set(fault)             // what is done to requests from now on
+	setAfter(fault, int)   // what is done to them once some have passed
+	held() <-chan struct{} // gets one for each request that is held
+	release()              // lets them pass
+}
+
+func (s suite) proxy(t *testing.T) proxy {
+	t.Helper()
+	if s.Wire != nil {
+		return newWireProxy(t, s.server.URL, *s.Wire)
+	}
+	return newHTTPProxy(t, s.server.URL)
+}
+
+// faults is what a proxy does, and to whom.
+type faults struct {
 	mu       sync.Mutex
 	fault    fault
+	after    int           // requests that pass before the fault
 	released chan struct{} // closed by release
-	arrived  chan struct{} // gets one for each request that is held
+	arrived  chan struct{}
+}
+
+func newFaults() faults {
+	return faults{released: make(chan struct{}), arrived: make(chan struct{}, 64)}
+}
+
+func (f *faults) set(next fault) { f.setAfter(next, 0) }
+
+func (f *faults) setAfter(next fault, requests int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fault, f.after = next, requests
+}
+
+// request counts a request, and is what is done to it.
+func (f *faults) request() fault {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.after > 0 {
+		f.after--
+		return pass
+	}
+	return f.fault
+}
+
+// now is what is done to what is under way: nothing before the first request that meets the fault.
+func (f *faults) now() fault {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.after > 0 {
+		return pass
+	}
+	return f.fault
+}
+
+func (f *faults) held() <-chan struct{} { return f.arrived }
+func (f *faults) release()              { close(f.released) }
+
+// httpProxy is one for a service that speaks HTTP.
+type httpProxy struct {
+	faults
+	base   string
+	target *url.URL
 }
 
 const maxBody = 1 << 20
 
-func newProxy(t *testing.T, target string) *proxy {
+func newHTTPProxy(t *testing.T, target string) *httpProxy {
 	t.Helper()
 	u, err := url.Parse(target)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{target: u, released: make(chan struct{}), arrived: make(chan struct{}, 64)}
+	p := &httpProxy{target: u, faults: newFaults()}
 	s := httptest.NewServer(p)
-	p.URL = s.URL
+	p.base = s.URL
 	t.Cleanup(func() {
 		s.CloseClientConnections()
 		s.Close()
@@ -52,29 +116,22 @@ func newProxy(t *testing.T, target string) *proxy {
 	return p
 }
 
-// set changes what is done to requests from now on.
-func (p *proxy) set(f fault) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.fault = f
-}
+func (p *httpProxy) url() string { return p.base }
 
-func (p *proxy) release() { close(p.released) }
-
-func (p *proxy) now() fault {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.fault
-}
-
-func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (p *httpProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// The server notices that the client is gone only once the body was read.
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody))
 	if err != nil {
 		return
 	}
-	f := p.now()
+	f := p.request()
 	switch f {
+	case late:
+		select {
+		case <-time.After(lateness):
+		case <-r.Context().Done():
+			return
+		}
 	case hang:
 		<-r.Context().Done()
 		return
@@ -97,7 +154,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		cut(w)
 		return
 	}
-	out.Header = r.Header
+	out.Header, out.Host = r.Header, r.Host // which a signature may be of
 	resp, err := http.DefaultTransport.RoundTrip(out)
 	if err != nil {
 		cut(w)
