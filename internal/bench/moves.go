@@ -25,7 +25,7 @@ type MoveWorkload struct {
 	What  string        // for people
 	Bound time.Duration // in which the other node should write; 0: none
 
-	backend string // "etcd" or "consul"
+	backend string // "etcd", "consul" or "nats"
 	server  func(context.Context, leaseserver.Options) (*leaseserver.Server, error)
 	config  string // lines of the section lease, with %s for the server's URL
 	phase   time.Duration
@@ -44,6 +44,7 @@ func MoveWorkloads() []MoveWorkload {
 		}
 	}
 	consul := MoveWorkload{backend: "consul", Lease: "Consul, TTL 10 s, lock-delay 1 s", server: leaseserver.ConsulDev, config: "type: consul\n  consul:\n    url: %s"}
+	nats := MoveWorkload{backend: "nats", Lease: "NATS, TTL 2 s, lock-delay 0.2 s", server: leaseserver.NATS, config: "type: nats\n  nats:\n    url: %s\n    ttl: 2s\n    lock-delay: 200ms"}
 	handover := func(w MoveWorkload) MoveWorkload {
 		w.Name, w.What = "handover", "`litefs promote` on the other node"
 		w.do = func(ctx context.Context, m *moves, _ *writers, writing int) error {
@@ -62,7 +63,10 @@ func MoveWorkloads() []MoveWorkload {
 		}
 		return w
 	}
-	return []MoveWorkload{handover(onEtcd("10s")), failover(onEtcd("2s"), 2*time.Second, 0), failover(consul, 10*time.Second, time.Second)}
+	return []MoveWorkload{
+		handover(onEtcd("10s")), handover(nats),
+		failover(onEtcd("2s"), 2*time.Second, 0), failover(consul, 10*time.Second, time.Second), failover(nats, 2*time.Second, 200*time.Millisecond),
+	}
 }
 
 // MoveResult is what was found about one of them.

@@ -54,6 +54,7 @@ const (
 	DefaultLeaseKey                 = "litefs/primary"
 	DefaultLeaseTTL                 = 10 * time.Second
 	DefaultLockDelay                = time.Second
+	DefaultNATSBucket               = "litefs"
 	DefaultRollForwardTimeout       = 10 * time.Second
 )
 
@@ -62,6 +63,7 @@ const (
 	LeaseStatic = "static" // roles are fixed by the file
 	LeaseConsul = "consul"
 	LeaseEtcd   = "etcd"
+	LeaseNATS   = "nats"
 )
 
 // Log formats.
@@ -153,7 +155,7 @@ type TLS struct{ Cert, Key, CA string }
 
 // Lease says who may write.
 type Lease struct {
-	Type string // LeaseStatic, LeaseConsul, LeaseEtcd
+	Type string // LeaseStatic, LeaseConsul, LeaseEtcd, LeaseNATS
 
 	// Hostname and AdvertiseURL are the primary's under a static lease (the URL is empty only on a
 	// primary without followers), and this node's own with a lease server. Hostname is not empty.
@@ -169,6 +171,7 @@ type Lease struct {
 
 	Consul Consul // of LeaseConsul
 	Etcd   Etcd   // of LeaseEtcd
+	NATS   NATS   // of LeaseNATS
 
 	// Databases are patterns, as path.Match has them, of the databases that a
 	// node that is no candidate follows; empty: all.
@@ -195,6 +198,17 @@ type Etcd struct {
 	URL Secret // its user and password log in, its path goes before Key
 	Key string
 	TTL time.Duration // whole seconds, from 2 s to 24 h
+}
+
+// NATS is where the lease is kept.
+type NATS struct {
+	URL         Secret // of one server, or of several with commas between; user and password, or a token, log in
+	Credentials string // file of a user; "": none
+	Bucket      string
+	Replicas    int // of a bucket that is made: from 1 to 5
+	Key         string
+	TTL         time.Duration // from 1 s to 24 h
+	LockDelay   time.Duration // from 1 ms to 1 min
 }
 
 // Log says how the daemon speaks, on standard error.
@@ -271,6 +285,7 @@ func defaults() *Config {
 			DemoteDelay:        DefaultDemoteDelay,
 			Consul:             Consul{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
 			Etcd:               Etcd{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL},
+			NATS:               NATS{Bucket: DefaultNATSBucket, Replicas: 1, Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
 		},
 		Proxy:       proxyDefaults(),
 		Log:         Log{Format: LogText},

@@ -48,6 +48,7 @@ func mustParse(t *testing.T, text string, src config.Source) *config.Config {
 var (
 	consul = config.Consul{Key: "litefs/primary", TTL: 10 * time.Second, LockDelay: time.Second}
 	etcd   = config.Etcd{Key: "litefs/primary", TTL: 10 * time.Second}
+	nats   = config.NATS{Bucket: "litefs", Replicas: 1, Key: "litefs/primary", TTL: 10 * time.Second, LockDelay: time.Second}
 )
 
 func TestDefault(t *testing.T) {
@@ -59,7 +60,7 @@ func TestDefault(t *testing.T) {
 		Fuse:        config.Fuse{Dir: "/srv/app", Passthrough: true},
 		Data:        config.Data{Dir: "/srv/.app.litefs", Retention: 10 * time.Minute, RetentionMonitorInterval: time.Minute},
 		HTTP:        config.HTTP{Addr: "127.0.0.1:20202"},
-		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd},
+		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd, NATS: nats},
 		Log:         config.Log{Format: "text"},
 		Trace:       config.Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
 		ExitOnError: true,
@@ -110,7 +111,7 @@ log:
 		Fuse:  config.Fuse{Dir: "/mnt/db", AllowOther: true, Debug: true},
 		Data:  config.Data{Dir: "/var/lib/litefs", Retention: time.Hour, RetentionMonitorInterval: 30 * time.Second, MaxSize: 2 << 30},
 		HTTP:  config.HTTP{Addr: ":20202", Token: "s3cret"},
-		Lease: config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, RollForwardTimeout: 3 * time.Second, Consul: consul, Etcd: etcd},
+		Lease: config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, RollForwardTimeout: 3 * time.Second, Consul: consul, Etcd: etcd, NATS: nats},
 		Exec: []config.Command{
 			{Argv: []string{"migrate", "--all"}, IfCandidate: true, IfPrimary: true, Restart: "never"},
 			{Argv: []string{"server", "-name", "two words"}, Restart: "on-failure"},
@@ -138,7 +139,7 @@ consul:
 `, source("DB_DIR", "/home/u/demo1", "LITEFS_PORT", "30303", "CONSUL_URL", "http://localhost:8500"))
 	want := config.Lease{
 		Type: "consul", Hostname: "bert", AdvertiseURL: "http://bert:30303", Candidate: true,
-		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Etcd: etcd, Consul: consul,
+		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Etcd: etcd, Consul: consul, NATS: nats,
 	}
 	want.Consul.URL = "http://localhost:8500"
 	if cfg.Fuse.Dir != "/home/u/demo1" || cfg.HTTP.Addr != ":30303" || !reflect.DeepEqual(cfg.Lease, want) {
@@ -164,7 +165,7 @@ lease:
 `, source("FLY_REGION", "ord"))
 	want := config.Lease{
 		Type: "consul", Hostname: "bert", AdvertiseURL: "http://bert:20202", Candidate: true, Promote: true,
-		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, Etcd: etcd,
+		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, Etcd: etcd, NATS: nats,
 		Consul: config.Consul{URL: "https://:t0ken@consul.example/app-1", Key: "myapp/primary", TTL: 15 * time.Second, LockDelay: 2 * time.Second},
 	}
 	if cfg.HTTP.Addr != ":20202" || !reflect.DeepEqual(cfg.Lease, want) {
@@ -269,8 +270,11 @@ func TestErrors(t *testing.T) {
 		{"consul ttl", dir + "consul: {ttl: 10ms}\n", `f.yml: consul.ttl at line 2: "10ms" must be from 1s to 24h0m0s`},
 		{"lock-delay", dir + "lease: {consul: {lock-delay: 2m}}\n", `f.yml: lease.consul.lock-delay at line 2: "2m" must be from 1ms to 1m0s`},
 		{"etcd ttl", dir + "lease: {etcd: {ttl: 2500ms}}\n", `f.yml: lease.etcd.ttl at line 2: "2500ms": etcd counts whole seconds`},
+		{"no nats", dir + "lease: {type: nats}\n", "f.yml: lease.nats.url is missing: where is the server? For one on this machine: nats://127.0.0.1:4222"},
+		{"nats of http", dir + "lease: {nats: {url: 'nats://a,http://u:pw@b'}}\n", "f.yml: lease.nats.url at line 2: is not a URL like nats://127.0.0.1:4222"},
+		{"nats bucket", dir + "lease: {nats: {bucket: a.b}}\n", `f.yml: lease.nats.bucket at line 2: "a.b" is no name of a bucket: use letters, digits, - and _`},
 		{"lease key", dir + "lease: {etcd: {key: '/'}}\n", `f.yml: lease.etcd.key at line 2: "/" is no key like litefs/primary`},
-		{"promote", dir + "lease: {promote: true}\n", "f.yml: lease.promote has no use with lease.type: static, where the file says who is primary: remove it, or use consul or etcd"},
+		{"promote", dir + "lease: {promote: true}\n", "f.yml: lease.promote has no use with lease.type: static, where the file says who is primary: remove it, or use another type"},
 		{"port of chance", dir + "http: {addr: ':0'}\nlease: {type: etcd, etcd: {url: 'http://a:1'}}\n", "f.yml: lease.advertise-url is missing: with http.addr's port 0 nobody knows where this node will be reached"},
 		{"filter of a candidate", dir + "lease: {databases: [a]}\n", "f.yml: lease.databases is for nodes with lease.candidate: false; a candidate has all databases"},
 		{"bad pattern", dir + "lease: {databases: ['[']}\n", `f.yml: lease.databases at line 2: "[" is no pattern: syntax error in pattern`},
@@ -292,7 +296,7 @@ func TestErrors(t *testing.T) {
 		{"key of an item", dir + "exec:\n  - cmd: a\n    when: now\n", "f.yml: exec at line 2: line 3: when: unknown key: an item has cmd, if-candidate, if-primary and restart"},
 		{"item's key twice", dir + "exec:\n  - cmd: a\n    cmd: b\n", "f.yml: exec at line 2: line 3: cmd at line 4 is given twice"},
 
-		{"lease type", dir + "lease: {type: raft}\n", `f.yml: lease.type at line 2: "raft" is not a lease type: use consul, etcd or static`},
+		{"lease type", dir + "lease: {type: raft}\n", `f.yml: lease.type at line 2: "raft" is not a lease type: use consul, etcd, nats or static`},
 		{"bool", dir + "skip-sync: maybe\n", `f.yml: skip-sync at line 2: "maybe" is neither true nor false`},
 		{"duration", dir + "data: {retention: 10}\n", `f.yml: data.retention at line 2: "10" is not a duration like 10m or 1m30s`},
 		{"negative", dir + "data: {retention: -1s}\n", `f.yml: data.retention at line 2: "-1s" is negative`},
@@ -477,6 +481,7 @@ func TestYAMLRoundTrip(t *testing.T) {
 		{"fuse.dir=/mnt/$x: y #z", "fuse.passthrough=off", "data.max-size=1500K", "data.retention=90m"},
 		{"lease.candidate=false", "lease.advertise-url=http://[::1]:5", "http.addr=[::1]:0"},
 		{"lease.type=consul", "lease.consul.url=https://c.example/p", "lease.consul.key=a$b", "lease.promote=true"},
+		{"lease.type=nats", "lease.nats.url=nats://e:4222,tls://e", "lease.nats.credentials=/c", "lease.nats.replicas=3", "lease.nats.key=k"},
 		{"lease.type=etcd", "lease.etcd.url=http://e:2379", "lease.etcd.ttl=3s", "lease.candidate=false", "lease.databases=a"},
 		{`exec=sh -c 'echo "$HOME" $$'`, "lease.hostname=true", "log.format=json", "exit-on-error=no"},
 	} {

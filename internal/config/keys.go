@@ -86,22 +86,27 @@ func keyTable() []key {
 		})},
 
 		{path: "lease.consul.url", set: text(setConsulURL)},
-		{path: "lease.consul.key", set: text(setConsulKey)},
-		{path: "lease.consul.ttl", set: text(setConsulTTL)},
-		{path: "lease.consul.lock-delay", set: text(setLockDelay)},
+		{path: "lease.consul.key", set: text(setKey(consulKey))},
+		{path: "lease.consul.ttl", set: text(setTTL(consulTTL))},
+		{path: "lease.consul.lock-delay", set: text(setLockDelay(consulLockDelay))},
 
 		{path: "lease.etcd.url", set: text(setEtcdURL)},
-		{path: "lease.etcd.key", set: text(func(c *Config, s string) (err error) {
-			c.Lease.Etcd.Key, err = parseKey(s)
-			return err
-		})},
+		{path: "lease.etcd.key", set: text(setKey(func(c *Config) *string { return &c.Lease.Etcd.Key }))},
 		{path: "lease.etcd.ttl", set: text(setEtcdTTL)},
+
+		{path: "lease.nats.url", set: text(setNATSURL)},
+		{path: "lease.nats.credentials", set: text(func(c *Config, s string) error { c.Lease.NATS.Credentials = s; return nil })},
+		{path: "lease.nats.bucket", set: text(setNATSBucket)},
+		{path: "lease.nats.replicas", set: text(setNATSReplicas)},
+		{path: "lease.nats.key", set: text(setKey(func(c *Config) *string { return &c.Lease.NATS.Key }))},
+		{path: "lease.nats.ttl", set: text(setTTL(func(c *Config) *time.Duration { return &c.Lease.NATS.TTL }))},
+		{path: "lease.nats.lock-delay", set: text(setLockDelay(func(c *Config) *time.Duration { return &c.Lease.NATS.LockDelay }))},
 
 		// The group in which LiteFS 0.1 had what is now below lease.
 		{path: "consul.url", set: text(setConsulURL)},
-		{path: "consul.key", set: text(setConsulKey)},
-		{path: "consul.ttl", set: text(setConsulTTL)},
-		{path: "consul.lock-delay", set: text(setLockDelay)},
+		{path: "consul.key", set: text(setKey(consulKey))},
+		{path: "consul.ttl", set: text(setTTL(consulTTL))},
+		{path: "consul.lock-delay", set: text(setLockDelay(consulLockDelay))},
 		{path: "consul.hostname", set: text(setHostname)},
 		{path: "consul.advertise-url", set: text(setAdvertiseURL)},
 

@@ -5,17 +5,18 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
 
 func setLeaseType(c *Config, s string) error {
 	switch s {
-	case LeaseStatic, LeaseConsul, LeaseEtcd:
+	case LeaseStatic, LeaseConsul, LeaseEtcd, LeaseNATS:
 		c.Lease.Type = s
 		return nil
 	}
-	return fmt.Errorf("%q is not a lease type: use consul, etcd or static", s)
+	return fmt.Errorf("%q is not a lease type: use consul, etcd, nats or static", s)
 }
 
 func setHostname(c *Config, s string) error { c.Lease.Hostname = s; return nil }
@@ -27,27 +28,38 @@ func setAdvertiseURL(c *Config, s string) error {
 
 func setConsulURL(c *Config, s string) error {
 	c.Lease.Consul.URL = Secret(s)
-	return checkServerURL(s, "http://127.0.0.1:8500")
+	return checkServerURL(s, likeConsul, "http", "https")
 }
 
-func setConsulKey(c *Config, s string) (err error) {
-	c.Lease.Consul.Key, err = parseKey(s)
-	return err
+// setKey, setTTL and setLockDelay are of lease servers that take any.
+func setKey(field func(*Config) *string) func(*Config, string) error {
+	return func(c *Config, s string) (err error) {
+		*field(c), err = parseKey(s)
+		return err
+	}
 }
 
-func setConsulTTL(c *Config, s string) (err error) {
-	c.Lease.Consul.TTL, err = parseBetween(s, time.Second, 24*time.Hour)
-	return err
+func setTTL(field func(*Config) *time.Duration) func(*Config, string) error {
+	return func(c *Config, s string) (err error) {
+		*field(c), err = parseBetween(s, time.Second, 24*time.Hour)
+		return err
+	}
 }
 
-func setLockDelay(c *Config, s string) (err error) {
-	c.Lease.Consul.LockDelay, err = parseBetween(s, time.Millisecond, time.Minute)
-	return err
+func setLockDelay(field func(*Config) *time.Duration) func(*Config, string) error {
+	return func(c *Config, s string) (err error) {
+		*field(c), err = parseBetween(s, time.Millisecond, time.Minute)
+		return err
+	}
 }
+
+func consulKey(c *Config) *string              { return &c.Lease.Consul.Key }
+func consulTTL(c *Config) *time.Duration       { return &c.Lease.Consul.TTL }
+func consulLockDelay(c *Config) *time.Duration { return &c.Lease.Consul.LockDelay }
 
 func setEtcdURL(c *Config, s string) error {
 	c.Lease.Etcd.URL = Secret(s)
-	return checkServerURL(s, "http://127.0.0.1:2379")
+	return checkServerURL(s, likeEtcd, "http", "https")
 }
 
 func setEtcdTTL(c *Config, s string) (err error) {
@@ -56,6 +68,29 @@ func setEtcdTTL(c *Config, s string) (err error) {
 		err = fmt.Errorf("%q: etcd counts whole seconds", s)
 	}
 	return err
+}
+
+func setNATSURL(c *Config, s string) error {
+	c.Lease.NATS.URL = Secret(s)
+	for server := range strings.SplitSeq(s, ",") {
+		if err := checkServerURL(strings.TrimSpace(server), likeNATS, "nats", "tls"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func setNATSReplicas(c *Config, s string) (err error) {
+	c.Lease.NATS.Replicas, err = parseCount(s, 5)
+	return err
+}
+
+func setNATSBucket(c *Config, s string) error {
+	c.Lease.NATS.Bucket = s
+	if len(s) > 64 || strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
+		return fmt.Errorf("%q is no name of a bucket: use letters, digits, - and _", s)
+	}
+	return nil
 }
 
 func parseBetween(s string, low, high time.Duration) (time.Duration, error) {
@@ -75,24 +110,36 @@ func parseKey(s string) (string, error) {
 	return key, nil
 }
 
+// Addresses of lease servers on this machine.
+const (
+	likeConsul = "http://127.0.0.1:8500"
+	likeEtcd   = "http://127.0.0.1:2379"
+	likeNATS   = "nats://127.0.0.1:4222"
+)
+
 // checkServerURL accepts the address of a lease server. It never repeats it: it may hold a credential.
-func checkServerURL(s, like string) error {
+func checkServerURL(s, like string, schemes ...string) error {
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" {
+	if err != nil || !slices.Contains(schemes, u.Scheme) || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" {
 		return errors.New("is not a URL like " + like)
 	}
 	return nil
 }
 
-// withoutCredential is a lease server's URL as it may be shown, and whether something was left out.
-func withoutCredential(s Secret) (string, bool) {
-	u, err := url.Parse(string(s))
-	if err != nil {
-		return "", s != ""
+// withoutCredential is a lease server's URL, or a list of them, as it may be shown, and whether something
+// was left out.
+func withoutCredential(s Secret) (shown string, hidden bool) {
+	var all []string
+	for server := range strings.SplitSeq(string(s), ",") {
+		u, err := url.Parse(strings.TrimSpace(server))
+		if err != nil {
+			return "", s != ""
+		}
+		hidden = hidden || u.User != nil
+		u.User = nil
+		all = append(all, u.String())
 	}
-	had := u.User != nil
-	u.User = nil
-	return u.String(), had
+	return strings.Join(all, ","), hidden
 }
 
 // concludeLease settles the type of the lease and what it needs.
@@ -109,8 +156,9 @@ func (p *parser) concludeLease() error {
 		leaseType, like string
 		url             Secret
 	}{
-		{LeaseConsul, "http://127.0.0.1:8500", l.Consul.URL},
-		{LeaseEtcd, "http://127.0.0.1:2379", l.Etcd.URL},
+		{LeaseConsul, likeConsul, l.Consul.URL},
+		{LeaseEtcd, likeEtcd, l.Etcd.URL},
+		{LeaseNATS, likeNATS, l.NATS.URL},
 	} {
 		switch {
 		case l.Type == server.leaseType && server.url == "":
@@ -120,7 +168,7 @@ func (p *parser) concludeLease() error {
 		}
 	}
 	if l.Type == LeaseStatic && l.Promote {
-		return errors.New("lease.promote has no use with lease.type: static, where the file says who is primary: remove it, or use consul or etcd")
+		return errors.New("lease.promote has no use with lease.type: static, where the file says who is primary: remove it, or use another type")
 	}
 	return nil
 }

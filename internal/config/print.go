@@ -84,6 +84,16 @@ func (c *Config) YAML() ([]byte, error) {
 		server := serverGroup(lease, "etcd", c.Lease.Etcd.URL)
 		add(server, "key", str(c.Lease.Etcd.Key))
 		add(server, "ttl", str(c.Lease.Etcd.TTL.String()))
+	case LeaseNATS:
+		server := serverGroup(lease, "nats", c.Lease.NATS.URL)
+		if c.Lease.NATS.Credentials != "" {
+			add(server, "credentials", str(c.Lease.NATS.Credentials))
+		}
+		add(server, "bucket", str(c.Lease.NATS.Bucket))
+		add(server, "replicas", plain(fmt.Sprint(c.Lease.NATS.Replicas)))
+		add(server, "key", str(c.Lease.NATS.Key))
+		add(server, "ttl", str(c.Lease.NATS.TTL.String()))
+		add(server, "lock-delay", str(c.Lease.NATS.LockDelay.String()))
 	}
 
 	if len(c.Durability) > 0 {

@@ -104,6 +104,7 @@ func beside(path, value string) []string {
 	token, here, follower := "http.token=nodes", "fuse.dir=/srv/app/data", "lease.advertise-url=http://127.0.0.1:1"
 	consul := []string{here, "lease.type=consul", "lease.consul.url=http://c:8500"}
 	etcd := []string{here, "lease.type=etcd", "lease.etcd.url=http://e:2379"}
+	nats := []string{here, "lease.type=nats", "lease.nats.url=nats://n:4222"}
 	proxy := []string{here, "proxy.addr=:1", "proxy.target=localhost:2", "proxy.db=a.db", "proxy.write=redirect", "proxy.redirect-url=http://p:1"}
 	set := map[string][]string{
 		"mount-dir":             {},
@@ -120,6 +121,7 @@ func beside(path, value string) []string {
 		"lease.promote":         etcd,
 		"lease.type consul":     {here, consul[2]},
 		"lease.type etcd":       {here, etcd[2]},
+		"lease.type nats":       {here, nats[2]},
 		"proxy.write":           proxy[:4],
 		"proxy.write redirect":  append(proxy[:4:4], proxy[5]),
 	}
@@ -131,6 +133,8 @@ func beside(path, value string) []string {
 	case ok:
 	case strings.HasPrefix(path, "lease.etcd."):
 		keys = etcd
+	case strings.HasPrefix(path, "lease.nats."):
+		keys = nats
 	case strings.HasPrefix(path, "lease.consul."):
 		keys = consul
 	case strings.HasPrefix(path, "consul."):

@@ -13,6 +13,7 @@ import (
 	"github.com/litefs/litefs/internal/config"
 	"github.com/litefs/litefs/lease/consul"
 	"github.com/litefs/litefs/lease/etcd"
+	"github.com/litefs/litefs/lease/nats"
 	"github.com/litefs/litefs/lease/static"
 )
 
@@ -39,6 +40,13 @@ func newLeaser(cfg *config.Config, logger *slog.Logger) (litefs.Leaser, error) {
 	case config.LeaseEtcd:
 		return etcd.New(etcd.Options{
 			URL: string(l.Etcd.URL), Key: l.Etcd.Key, TTL: l.Etcd.TTL,
+			Hostname: l.Hostname, AdvertiseURL: l.AdvertiseURL, Follower: !l.Candidate,
+			Former: former, Remember: remember,
+		})
+	case config.LeaseNATS:
+		return nats.New(nats.Options{
+			URL: string(l.NATS.URL), Credentials: l.NATS.Credentials, Bucket: l.NATS.Bucket, Replicas: l.NATS.Replicas,
+			Key: l.NATS.Key, TTL: l.NATS.TTL, LockDelay: l.NATS.LockDelay,
 			Hostname: l.Hostname, AdvertiseURL: l.AdvertiseURL, Follower: !l.Candidate,
 			Former: former, Remember: remember,
 		})

@@ -43,6 +43,8 @@ var edges = map[string][]string{
 	// Lease services, and what their clients and tests need.
 	"lease/consul":         {"", "internal/boottime", "internal/leasehttp", "internal/leaseterm"},
 	"lease/etcd":           {"", "internal/boottime", "internal/leasehttp", "internal/leaseterm"},
+	"lease/cas":            {"", "internal/boottime", "internal/leaseterm"},
+	"lease/nats":           {"lease/cas"}, // a store for it: the lease itself is one and the same
 	"lease/leasetest":      {"", "internal/leaseserver"},
 	"internal/boottime":    {},
 	"internal/leasehttp":   {},
@@ -53,7 +55,7 @@ var edges = map[string][]string{
 	"internal/config":    {},
 	"internal/supervise": {},
 	"internal/guardian":  {},
-	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "proxy", "internal/config", "internal/vfs"},
+	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "proxy", "internal/config", "internal/vfs"},
 	"internal/adopt":     {"sqlitefile"},
 	"internal/doctor":    {"", "fuse", "http", "internal/config", "internal/daemon"},
 	"internal/sqlapp":    {},
@@ -87,6 +89,7 @@ var doors = map[string][]string{
 	"github.com/pierrec/lz4":           {"http", "internal/ltxlog"},
 	"github.com/aws":                   {"internal/objstore/s3"},
 	"gopkg.in/natefinch/lumberjack.v2": {"cmd/litefs"},
+	"github.com/nats-io/nats.go":       {"lease/nats"},
 	"golang.org/x/sys":                 anyPackage,
 	"golang.org/x/sync":                anyPackage,
 	"golang.org/x/net":                 {"http"},

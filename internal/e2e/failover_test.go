@@ -17,7 +17,7 @@ import (
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
-// cluster is nodes that share a lease of a real etcd.
+// cluster is nodes that share a lease of a real server.
 type cluster struct {
 	t      *testing.T
 	server *leaseserver.Server
@@ -26,7 +26,13 @@ type cluster struct {
 
 func newCluster(t *testing.T, ttl time.Duration) *cluster {
 	t.Helper()
-	server, err := leaseserver.Etcd(t.Context(), leaseserver.Options{Dir: t.TempDir(), Log: t.Output()})
+	return newClusterOn(t, leaseserver.Etcd, "type: etcd", "etcd:\n    url: %s\n    ttl: "+ttl.String())
+}
+
+// newClusterOn has its lease with another service; group is lines of its keys, with %s for the URL.
+func newClusterOn(t *testing.T, start func(context.Context, leaseserver.Options) (*leaseserver.Server, error), leaseType, group string) *cluster {
+	t.Helper()
+	server, err := start(t.Context(), leaseserver.Options{Dir: t.TempDir(), Log: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,8 +43,8 @@ func newCluster(t *testing.T, ttl time.Duration) *cluster {
 	})
 	return &cluster{t, server, func(c *childnode.Config) {
 		c.Lease = []string{
-			"type: etcd", "candidate: true", "reconnect-delay: 250ms", "demote-delay: 1s",
-			fmt.Sprintf("etcd:\n    url: %s\n    ttl: %s", server.URL, ttl),
+			leaseType, "candidate: true", "reconnect-delay: 250ms", "demote-delay: 1s",
+			fmt.Sprintf(group, server.URL),
 		}
 	}}
 }

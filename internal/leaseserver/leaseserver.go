@@ -1,4 +1,4 @@
-// Package leaseserver runs a real Consul, etcd or S3 server as a child process, for tests and benchmarks: on free
+// Package leaseserver runs a real Consul, etcd, NATS or S3 server as a child process, for tests and benchmarks: on free
 // loopback ports, with its data in a directory of the caller's, to be paused, killed and started again
 // at the same place.
 package leaseserver
@@ -25,6 +25,8 @@ import (
 type Options struct {
 	Dir string    // where its data goes; exists
 	Log io.Writer // gets what it prints; may be nil
+
+	Args []string // further ones, of NATS
 
 	// Of an etcd in a network of its own: the address that it listens on (default 127.0.0.1), and what
 	// makes a command line run there.
@@ -122,6 +124,28 @@ func Etcd(ctx context.Context, o Options) (*Server, error) {
 	}
 	if o.Inside != nil {
 		s.argv = o.Inside(s.argv...)
+	}
+	return s, s.Start(ctx)
+}
+
+// NATS starts a NATS server with JetStream that keeps its data over a restart.
+func NATS(ctx context.Context, o Options) (*Server, error) {
+	binary, err := exec.LookPath("nats-server")
+	if err != nil {
+		return nil, fmt.Errorf("no nats-server on this machine (.ci/install fetches it): %w", err)
+	}
+	ports, err := freePorts(2)
+	if err != nil {
+		return nil, err
+	}
+	monitor := "http://127.0.0.1:" + ports[1]
+	s := &Server{
+		URL:  "nats://127.0.0.1:" + ports[0],
+		argv: append([]string{binary, "--addr", "127.0.0.1", "--port", ports[0], "--http_port", ports[1], "--jetstream", "--store_dir", o.Dir}, o.Args...),
+		log:  o.Log,
+		probe: func(ctx context.Context, _ string) error {
+			return call(ctx, http.MethodGet, monitor+"/healthz?js-enabled-only=true", "")
+		},
 	}
 	return s, s.Start(ctx)
 }

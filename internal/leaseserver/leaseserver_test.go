@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// Both servers start, die and come back at the same place.
+// All servers start, die and come back at the same place.
 func TestServers(t *testing.T) {
-	for name, start := range map[string]func(context.Context, Options) (*Server, error){"consul": Consul, "etcd": Etcd} {
+	for name, start := range map[string]func(context.Context, Options) (*Server, error){"consul": Consul, "etcd": Etcd, "nats": NATS} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
