@@ -247,6 +247,7 @@ type state struct {
 	// Fence and ID are of the last lease that was taken. Only its holder may write the rest.
 	Fence  uint64         `json:"fence"`
 	ID     string         `json:"id"`
+	Writes uint64         `json:"writes"` // by that holder: no two documents are the same
 	Record *litefs.Record `json:"record,omitempty"`
 
 	version string // of the document
@@ -269,6 +270,7 @@ func (l *Leaser) state(ctx context.Context) (s state, err error) {
 
 // putState replaces the state that has s.version by s.
 func (l *Leaser) putState(ctx context.Context, s state) (state, error) {
+	s.Writes++
 	value, err := json.Marshal(s)
 	if err != nil {
 		return state{}, err

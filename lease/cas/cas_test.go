@@ -2,6 +2,7 @@ package cas
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,13 +20,18 @@ var seeds = flag.Int("cas.seeds", 20, "runs of TestRandom")
 
 // memory is a store in memory. hook, if there is one, is called before and after each call is done.
 type memory struct {
-	mu     sync.Mutex
-	docs   map[string]Doc
-	number int
-	hook   func(ctx context.Context, put bool, done bool) error
+	mu      sync.Mutex
+	docs    map[string]Doc
+	number  int
+	hashes  bool            // versions are hashes of the content
+	written map[string]bool // names and versions that there were
+	hook    func(ctx context.Context, put bool, done bool) error
 }
 
-func newMemory() *memory { return &memory{docs: map[string]Doc{}} }
+func newMemory() *memory { return &memory{docs: map[string]Doc{}, written: map[string]bool{}} }
+
+// errTwice is a value that the document has had before: what is late could be taken for what is now.
+var errTwice = errors.New("one value twice")
 
 func (m *memory) Get(ctx context.Context, name string) (Doc, error) {
 	if err := m.call(ctx, false, false); err != nil {
@@ -55,7 +61,15 @@ func (m *memory) put(name string, value []byte, version string) (string, error) 
 		return "", ErrConflict
 	}
 	m.number++
-	m.docs[name] = Doc{Value: value, Version: strconv.Itoa(m.number)}
+	d := Doc{Value: value, Version: strconv.Itoa(m.number)}
+	if m.hashes {
+		d.Version = fmt.Sprintf("%x", sha256.Sum256(value))
+		if m.written[name+d.Version] {
+			return "", errTwice
+		}
+		m.written[name+d.Version] = true
+	}
+	m.docs[name] = d
 	return m.docs[name].Version, nil
 }
 
@@ -185,12 +199,13 @@ func random(t *testing.T, seed uint64) {
 	}
 	m := newMemory()
 	var wg sync.WaitGroup
-	faulty := &faultyMemory{memory: m, draw: draw, pause: pause, wg: &wg}
+	faulty := &faultyMemory{memory: m, t: t, draw: draw, pause: pause, wg: &wg}
 	c := &checker{t: t}
 	for i := range 3 {
 		rate := 1 + 0.04*float64(i-1)
 		start := time.Now()
 		numbered := seed%2 == 0
+		m.hashes = !numbered
 		l, err := New(Options{
 			Store: faulty, Numbered: numbered, TTL: ttl, LockDelay: lockDelay, AdvertiseURL: fmt.Sprint("http://", i),
 			Now: func() time.Duration { return time.Duration(float64(time.Since(start)) * rate) },
@@ -222,6 +237,7 @@ func random(t *testing.T, seed uint64) {
 // faultyMemory is late, and sometimes worse.
 type faultyMemory struct {
 	*memory
+	t     *testing.T
 	draw  func(int) int
 	pause func(context.Context, time.Duration)
 	wg    *sync.WaitGroup
@@ -247,12 +263,17 @@ func (f *faultyMemory) Put(ctx context.Context, name string, value []byte, versi
 			d := time.Duration(f.draw(30000)) * time.Millisecond
 			f.wg.Go(func() {
 				time.Sleep(d)
-				_, _ = f.put(name, value, version)
+				if _, err := f.put(name, value, version); errors.Is(err, errTwice) {
+					f.t.Errorf("%q: %v", name, err)
+				}
 			})
 		}
 		return "", errLost
 	}
 	next, err := f.memory.Put(ctx, name, value, version)
+	if errors.Is(err, errTwice) {
+		f.t.Errorf("%q: %v", name, err)
+	}
 	f.late(ctx)
 	if f.draw(15) == 0 {
 		return f.memory.Put(ctx, name, value, version) // by a client that tries again by itself
@@ -323,11 +344,12 @@ func (c *checker) hold(ctx context.Context, l *Leaser, lease *Lease, draw func(i
 					c.t.Errorf("the holder's record is %d, want %d", r.Epoch, count)
 				}
 			}
-			if err := lease.SetRecord(ctx, litefs.Record{Epoch: count + 1}); err != nil {
+			next := count + uint64(draw(2)) // the same again, or more
+			if err := lease.SetRecord(ctx, litefs.Record{Epoch: next}); err != nil {
 				sure = false
 				break
 			}
-			count++
+			count = next
 			c.mu.Lock()
 			c.acked = max(c.acked, count)
 			c.mu.Unlock()

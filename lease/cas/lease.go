@@ -72,7 +72,7 @@ func (l *Lease) raiseFence(ctx context.Context, s state) (err error) {
 		if s.exists && s.Fence >= l.token {
 			return litefs.ErrPrimaryExists // somebody has taken the lease since
 		}
-		s.Fence, s.ID = l.token, l.id
+		s.Fence, s.ID, s.Writes = l.token, l.id, 0
 		l.state, err = l.leaser.putState(ctx, s)
 		if !errors.Is(err, ErrConflict) {
 			return err
@@ -160,7 +160,7 @@ func (l *Lease) alone(ctx context.Context) (unlock func(), err error) {
 func (l *Lease) write(ctx context.Context, k Lock) error {
 	version, err := l.leaser.put(ctx, LockName, k.Encode(), l.version)
 	if errors.Is(err, ErrConflict) {
-		// Another's, or a write of ours whose answer was lost.
+		// Another's, or a write of ours: one whose answer was lost, or this one, tried again by a client.
 		found, at, lookErr := l.leaser.lock(ctx)
 		if lookErr != nil {
 			return lookErr
@@ -168,7 +168,9 @@ func (l *Lease) write(ctx context.Context, k Lock) error {
 		if found.ID != l.id {
 			return l.expire()
 		}
-		version, err = l.leaser.put(ctx, LockName, k.Encode(), at)
+		if version, err = at, nil; found.Renewals != k.Renewals {
+			version, err = l.leaser.put(ctx, LockName, k.Encode(), at)
+		}
 	}
 	if errors.Is(err, ErrConflict) {
 		return fmt.Errorf("write %v: %w", l.leaser, err) // a late write of ours came in between: the next one is told

@@ -14,7 +14,7 @@ type Store interface {
 	// Put replaces the document if it is still the one that has version, as Get or Put has returned it,
 	// and returns its new version. With ErrConflict it is another one by now, perhaps by this very call,
 	// when it was tried again on the way. After any other error the value may have been written, or may
-	// be later.
+	// be later. No document has the same value twice: a version may be a hash of it.
 	Put(ctx context.Context, name string, value []byte, version string) (newVersion string, err error)
 
 	// Close lets go of connections; a later call makes new ones.
@@ -27,7 +27,7 @@ type Store interface {
 // Doc is a document and what tells it from the one before and the one after.
 type Doc struct {
 	Value   []byte // nil: there is none
-	Version string // never the same again after another; "" where there never was a document
+	Version string // another one for each value; "" where there never was a document
 }
 
 // ErrConflict: the document has not the version any more.
