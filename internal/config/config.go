@@ -55,6 +55,8 @@ const (
 	DefaultLeaseTTL                 = 10 * time.Second
 	DefaultLockDelay                = time.Second
 	DefaultNATSBucket               = "litefs"
+	DefaultKubernetesName           = "litefs"
+	DefaultAccountDir               = "/var/run/secrets/kubernetes.io/serviceaccount"
 	DefaultRollForwardTimeout       = 10 * time.Second
 )
 
@@ -64,6 +66,8 @@ const (
 	LeaseConsul = "consul"
 	LeaseEtcd   = "etcd"
 	LeaseNATS   = "nats"
+
+	LeaseKubernetes = "kubernetes"
 )
 
 // Log formats.
@@ -155,7 +159,7 @@ type TLS struct{ Cert, Key, CA string }
 
 // Lease says who may write.
 type Lease struct {
-	Type string // LeaseStatic, LeaseConsul, LeaseEtcd, LeaseNATS
+	Type string // LeaseStatic, LeaseConsul, LeaseEtcd, LeaseNATS, LeaseKubernetes
 
 	// Hostname and AdvertiseURL are the primary's under a static lease (the URL is empty only on a
 	// primary without followers), and this node's own with a lease server. Hostname is not empty.
@@ -172,6 +176,8 @@ type Lease struct {
 	Consul Consul // of LeaseConsul
 	Etcd   Etcd   // of LeaseEtcd
 	NATS   NATS   // of LeaseNATS
+
+	Kubernetes Kubernetes // of LeaseKubernetes
 
 	// Databases are patterns, as path.Match has them, of the databases that a
 	// node that is no candidate follows; empty: all.
@@ -209,6 +215,16 @@ type NATS struct {
 	Key         string
 	TTL         time.Duration // from 1 s to 24 h
 	LockDelay   time.Duration // from 1 ms to 1 min
+}
+
+// Kubernetes is where the lease is kept.
+type Kubernetes struct {
+	URL        string        // of the API server; not empty with LeaseKubernetes
+	AccountDir string        // with the files token and ca.crt
+	Namespace  string        // not empty with LeaseKubernetes
+	Name       string        // of the Lease
+	TTL        time.Duration // from 1 s to 24 h
+	LockDelay  time.Duration // from 1 ms to 1 min
 }
 
 // Log says how the daemon speaks, on standard error.
@@ -286,6 +302,7 @@ func defaults() *Config {
 			Consul:             Consul{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
 			Etcd:               Etcd{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL},
 			NATS:               NATS{Bucket: DefaultNATSBucket, Replicas: 1, Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
+			Kubernetes:         Kubernetes{AccountDir: DefaultAccountDir, Name: DefaultKubernetesName, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
 		},
 		Proxy:       proxyDefaults(),
 		Log:         Log{Format: LogText},

@@ -48,6 +48,7 @@ func mustParse(t *testing.T, text string, src config.Source) *config.Config {
 var (
 	consul = config.Consul{Key: "litefs/primary", TTL: 10 * time.Second, LockDelay: time.Second}
 	etcd   = config.Etcd{Key: "litefs/primary", TTL: 10 * time.Second}
+	kube   = config.Kubernetes{AccountDir: "/var/run/secrets/kubernetes.io/serviceaccount", Name: "litefs", TTL: 10 * time.Second, LockDelay: time.Second}
 	nats   = config.NATS{Bucket: "litefs", Replicas: 1, Key: "litefs/primary", TTL: 10 * time.Second, LockDelay: time.Second}
 )
 
@@ -60,7 +61,7 @@ func TestDefault(t *testing.T) {
 		Fuse:        config.Fuse{Dir: "/srv/app", Passthrough: true},
 		Data:        config.Data{Dir: "/srv/.app.litefs", Retention: 10 * time.Minute, RetentionMonitorInterval: time.Minute},
 		HTTP:        config.HTTP{Addr: "127.0.0.1:20202"},
-		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd, NATS: nats},
+		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd, NATS: nats, Kubernetes: kube},
 		Log:         config.Log{Format: "text"},
 		Trace:       config.Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
 		ExitOnError: true,
@@ -111,7 +112,7 @@ log:
 		Fuse:  config.Fuse{Dir: "/mnt/db", AllowOther: true, Debug: true},
 		Data:  config.Data{Dir: "/var/lib/litefs", Retention: time.Hour, RetentionMonitorInterval: 30 * time.Second, MaxSize: 2 << 30},
 		HTTP:  config.HTTP{Addr: ":20202", Token: "s3cret"},
-		Lease: config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, RollForwardTimeout: 3 * time.Second, Consul: consul, Etcd: etcd, NATS: nats},
+		Lease: config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, RollForwardTimeout: 3 * time.Second, Consul: consul, Etcd: etcd, NATS: nats, Kubernetes: kube},
 		Exec: []config.Command{
 			{Argv: []string{"migrate", "--all"}, IfCandidate: true, IfPrimary: true, Restart: "never"},
 			{Argv: []string{"server", "-name", "two words"}, Restart: "on-failure"},
@@ -139,7 +140,7 @@ consul:
 `, source("DB_DIR", "/home/u/demo1", "LITEFS_PORT", "30303", "CONSUL_URL", "http://localhost:8500"))
 	want := config.Lease{
 		Type: "consul", Hostname: "bert", AdvertiseURL: "http://bert:30303", Candidate: true,
-		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Etcd: etcd, Consul: consul, NATS: nats,
+		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Etcd: etcd, Consul: consul, NATS: nats, Kubernetes: kube,
 	}
 	want.Consul.URL = "http://localhost:8500"
 	if cfg.Fuse.Dir != "/home/u/demo1" || cfg.HTTP.Addr != ":30303" || !reflect.DeepEqual(cfg.Lease, want) {
@@ -165,7 +166,7 @@ lease:
 `, source("FLY_REGION", "ord"))
 	want := config.Lease{
 		Type: "consul", Hostname: "bert", AdvertiseURL: "http://bert:20202", Candidate: true, Promote: true,
-		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, Etcd: etcd, NATS: nats,
+		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, Etcd: etcd, NATS: nats, Kubernetes: kube,
 		Consul: config.Consul{URL: "https://:t0ken@consul.example/app-1", Key: "myapp/primary", TTL: 15 * time.Second, LockDelay: 2 * time.Second},
 	}
 	if cfg.HTTP.Addr != ":20202" || !reflect.DeepEqual(cfg.Lease, want) {
@@ -273,6 +274,9 @@ func TestErrors(t *testing.T) {
 		{"no nats", dir + "lease: {type: nats}\n", "f.yml: lease.nats.url is missing: where is the server? For one on this machine: nats://127.0.0.1:4222"},
 		{"nats of http", dir + "lease: {nats: {url: 'nats://a,http://u:pw@b'}}\n", "f.yml: lease.nats.url at line 2: is not a URL like nats://127.0.0.1:4222"},
 		{"nats bucket", dir + "lease: {nats: {bucket: a.b}}\n", `f.yml: lease.nats.bucket at line 2: "a.b" is no name of a bucket: use letters, digits, - and _`},
+		{"kubernetes outside", dir + "lease: {type: kubernetes}\n", "f.yml: lease.kubernetes.url is missing: this is no pod of Kubernetes, where KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT say where the API server is"},
+		{"kubernetes with a password", dir + "lease: {kubernetes: {url: 'https://u:pw@k'}}\n", "f.yml: lease.kubernetes.url at line 2: must not carry a user or password: the credential is the service account's token"},
+		{"kubernetes name", dir + "lease: {kubernetes: {name: A}}\n", `f.yml: lease.kubernetes.name at line 2: "A" is no name of a Lease: use a-z and 0-9, and - or . between`},
 		{"lease key", dir + "lease: {etcd: {key: '/'}}\n", `f.yml: lease.etcd.key at line 2: "/" is no key like litefs/primary`},
 		{"promote", dir + "lease: {promote: true}\n", "f.yml: lease.promote has no use with lease.type: static, where the file says who is primary: remove it, or use another type"},
 		{"port of chance", dir + "http: {addr: ':0'}\nlease: {type: etcd, etcd: {url: 'http://a:1'}}\n", "f.yml: lease.advertise-url is missing: with http.addr's port 0 nobody knows where this node will be reached"},
@@ -296,7 +300,7 @@ func TestErrors(t *testing.T) {
 		{"key of an item", dir + "exec:\n  - cmd: a\n    when: now\n", "f.yml: exec at line 2: line 3: when: unknown key: an item has cmd, if-candidate, if-primary and restart"},
 		{"item's key twice", dir + "exec:\n  - cmd: a\n    cmd: b\n", "f.yml: exec at line 2: line 3: cmd at line 4 is given twice"},
 
-		{"lease type", dir + "lease: {type: raft}\n", `f.yml: lease.type at line 2: "raft" is not a lease type: use consul, etcd, nats or static`},
+		{"lease type", dir + "lease: {type: raft}\n", `f.yml: lease.type at line 2: "raft" is not a lease type: use consul, etcd, nats, kubernetes or static`},
 		{"bool", dir + "skip-sync: maybe\n", `f.yml: skip-sync at line 2: "maybe" is neither true nor false`},
 		{"duration", dir + "data: {retention: 10}\n", `f.yml: data.retention at line 2: "10" is not a duration like 10m or 1m30s`},
 		{"negative", dir + "data: {retention: -1s}\n", `f.yml: data.retention at line 2: "-1s" is negative`},
@@ -473,6 +477,21 @@ func TestDurabilityRoundTrip(t *testing.T) {
 	}
 }
 
+// A pod knows where its API server is, and its namespace.
+func TestKubernetesPod(t *testing.T) {
+	src := source("KUBERNETES_SERVICE_HOST", "fd00::1", "KUBERNETES_SERVICE_PORT", "443")
+	src.ReadFile = func(name string) ([]byte, error) {
+		if name != "/var/run/secrets/kubernetes.io/serviceaccount/namespace" {
+			return nil, os.ErrNotExist
+		}
+		return []byte("apps\n"), nil
+	}
+	cfg := mustParse(t, "fuse: {dir: /mnt/a}\nlease: {type: kubernetes}\n", src)
+	if k := cfg.Lease.Kubernetes; k.URL != "https://[fd00::1]:443" || k.Namespace != "apps" {
+		t.Errorf("got %+v", k)
+	}
+}
+
 // What YAML prints is read back as the same configuration.
 func TestYAMLRoundTrip(t *testing.T) {
 	src := source("LITEFS_TOKEN", "t")
@@ -481,6 +500,7 @@ func TestYAMLRoundTrip(t *testing.T) {
 		{"fuse.dir=/mnt/$x: y #z", "fuse.passthrough=off", "data.max-size=1500K", "data.retention=90m"},
 		{"lease.candidate=false", "lease.advertise-url=http://[::1]:5", "http.addr=[::1]:0"},
 		{"lease.type=consul", "lease.consul.url=https://c.example/p", "lease.consul.key=a$b", "lease.promote=true"},
+		{"lease.type=kubernetes", "lease.kubernetes.url=https://k:6443/x/", "lease.kubernetes.namespace=apps", "lease.kubernetes.name=a.b"},
 		{"lease.type=nats", "lease.nats.url=nats://e:4222,tls://e", "lease.nats.credentials=/c", "lease.nats.replicas=3", "lease.nats.key=k"},
 		{"lease.type=etcd", "lease.etcd.url=http://e:2379", "lease.etcd.ttl=3s", "lease.candidate=false", "lease.databases=a"},
 		{`exec=sh -c 'echo "$HOME" $$'`, "lease.hostname=true", "log.format=json", "exit-on-error=no"},

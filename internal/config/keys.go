@@ -102,6 +102,13 @@ func keyTable() []key {
 		{path: "lease.nats.ttl", set: text(setTTL(func(c *Config) *time.Duration { return &c.Lease.NATS.TTL }))},
 		{path: "lease.nats.lock-delay", set: text(setLockDelay(func(c *Config) *time.Duration { return &c.Lease.NATS.LockDelay }))},
 
+		{path: "lease.kubernetes.url", set: text(setKubernetesURL)},
+		{path: "lease.kubernetes.account-dir", set: text(func(c *Config, s string) error { c.Lease.Kubernetes.AccountDir = s; return nil })},
+		{path: "lease.kubernetes.namespace", set: text(func(c *Config, s string) error { c.Lease.Kubernetes.Namespace = s; return nil })},
+		{path: "lease.kubernetes.name", set: text(setKubernetesName)},
+		{path: "lease.kubernetes.ttl", set: text(setTTL(func(c *Config) *time.Duration { return &c.Lease.Kubernetes.TTL }))},
+		{path: "lease.kubernetes.lock-delay", set: text(setLockDelay(func(c *Config) *time.Duration { return &c.Lease.Kubernetes.LockDelay }))},
+
 		// The group in which LiteFS 0.1 had what is now below lease.
 		{path: "consul.url", set: text(setConsulURL)},
 		{path: "consul.key", set: text(setKey(consulKey))},

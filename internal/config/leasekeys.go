@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -12,11 +13,11 @@ import (
 
 func setLeaseType(c *Config, s string) error {
 	switch s {
-	case LeaseStatic, LeaseConsul, LeaseEtcd, LeaseNATS:
+	case LeaseStatic, LeaseConsul, LeaseEtcd, LeaseNATS, LeaseKubernetes:
 		c.Lease.Type = s
 		return nil
 	}
-	return fmt.Errorf("%q is not a lease type: use consul, etcd, nats or static", s)
+	return fmt.Errorf("%q is not a lease type: use consul, etcd, nats, kubernetes or static", s)
 }
 
 func setHostname(c *Config, s string) error { c.Lease.Hostname = s; return nil }
@@ -28,7 +29,7 @@ func setAdvertiseURL(c *Config, s string) error {
 
 func setConsulURL(c *Config, s string) error {
 	c.Lease.Consul.URL = Secret(s)
-	return checkServerURL(s, likeConsul, "http", "https")
+	return checkServerURL(s, likeConsul)
 }
 
 // setKey, setTTL and setLockDelay are of lease servers that take any.
@@ -59,7 +60,7 @@ func consulLockDelay(c *Config) *time.Duration { return &c.Lease.Consul.LockDela
 
 func setEtcdURL(c *Config, s string) error {
 	c.Lease.Etcd.URL = Secret(s)
-	return checkServerURL(s, likeEtcd, "http", "https")
+	return checkServerURL(s, likeEtcd)
 }
 
 func setEtcdTTL(c *Config, s string) (err error) {
@@ -93,6 +94,51 @@ func setNATSBucket(c *Config, s string) error {
 	return nil
 }
 
+func setKubernetesURL(c *Config, s string) error {
+	c.Lease.Kubernetes.URL = strings.TrimRight(s, "/")
+	u, err := url.Parse(s)
+	if err == nil && u.User != nil {
+		return errors.New("must not carry a user or password: the credential is the service account's token")
+	}
+	return checkServerURL(s, "https://10.0.0.1:443")
+}
+
+func setKubernetesName(c *Config, s string) error {
+	c.Lease.Kubernetes.Name = s
+	if len(s) > 200 || strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" || strings.Trim(s, "-.") != s {
+		return fmt.Errorf("%q is no name of a Lease: use a-z and 0-9, and - or . between", s)
+	}
+	return nil
+}
+
+// inCluster is how a pod finds the API server, as the kubelet tells it.
+func (p *parser) inCluster() (string, error) {
+	host, ok := p.src.LookupEnv("KUBERNETES_SERVICE_HOST")
+	port, _ := p.src.LookupEnv("KUBERNETES_SERVICE_PORT")
+	if !ok || host == "" || port == "" {
+		return "", errors.New("lease.kubernetes.url is missing: this is no pod of Kubernetes, where KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT say where the API server is")
+	}
+	return "https://" + net.JoinHostPort(host, port), nil
+}
+
+// concludeKubernetes fills in what a pod knows.
+func (p *parser) concludeKubernetes() (err error) {
+	k := &p.cfg.Lease.Kubernetes
+	if k.URL == "" {
+		if k.URL, err = p.inCluster(); err != nil {
+			return err
+		}
+	}
+	if k.Namespace == "" {
+		text, err := p.src.ReadFile(filepath.Join(k.AccountDir, "namespace"))
+		if err != nil {
+			return fmt.Errorf("lease.kubernetes.namespace is missing, and the service account does not say it: %w", err)
+		}
+		k.Namespace = strings.TrimSpace(string(text))
+	}
+	return nil
+}
+
 func parseBetween(s string, low, high time.Duration) (time.Duration, error) {
 	d, err := parseDuration(s)
 	if err == nil && (d < low || d > high) {
@@ -117,8 +163,12 @@ const (
 	likeNATS   = "nats://127.0.0.1:4222"
 )
 
-// checkServerURL accepts the address of a lease server. It never repeats it: it may hold a credential.
+// checkServerURL accepts the address of a server, by default of http or https. It never repeats it: it may
+// hold a credential.
 func checkServerURL(s, like string, schemes ...string) error {
+	if len(schemes) == 0 {
+		schemes = []string{"http", "https"}
+	}
 	u, err := url.Parse(s)
 	if err != nil || !slices.Contains(schemes, u.Scheme) || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" {
 		return errors.New("is not a URL like " + like)
@@ -165,6 +215,11 @@ func (p *parser) concludeLease() error {
 			return fmt.Errorf("lease.%s.url is missing: where is the server? For one on this machine: %s", server.leaseType, server.like)
 		case l.Type != server.leaseType && server.url != "":
 			return fmt.Errorf("lease.%s.url has no use with lease.type: %s: set lease.type: %s, or remove it", server.leaseType, l.Type, server.leaseType)
+		}
+	}
+	if l.Type == LeaseKubernetes {
+		if err := p.concludeKubernetes(); err != nil {
+			return err
 		}
 	}
 	if l.Type == LeaseStatic && l.Promote {

@@ -84,6 +84,15 @@ func (c *Config) YAML() ([]byte, error) {
 		server := serverGroup(lease, "etcd", c.Lease.Etcd.URL)
 		add(server, "key", str(c.Lease.Etcd.Key))
 		add(server, "ttl", str(c.Lease.Etcd.TTL.String()))
+	case LeaseKubernetes:
+		server := &yaml.Node{Kind: yaml.MappingNode}
+		add(lease, "kubernetes", server)
+		add(server, "url", str(c.Lease.Kubernetes.URL))
+		add(server, "account-dir", str(c.Lease.Kubernetes.AccountDir))
+		add(server, "namespace", str(c.Lease.Kubernetes.Namespace))
+		add(server, "name", str(c.Lease.Kubernetes.Name))
+		add(server, "ttl", str(c.Lease.Kubernetes.TTL.String()))
+		add(server, "lock-delay", str(c.Lease.Kubernetes.LockDelay.String()))
 	case LeaseNATS:
 		server := serverGroup(lease, "nats", c.Lease.NATS.URL)
 		if c.Lease.NATS.Credentials != "" {

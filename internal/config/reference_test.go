@@ -105,6 +105,7 @@ func beside(path, value string) []string {
 	consul := []string{here, "lease.type=consul", "lease.consul.url=http://c:8500"}
 	etcd := []string{here, "lease.type=etcd", "lease.etcd.url=http://e:2379"}
 	nats := []string{here, "lease.type=nats", "lease.nats.url=nats://n:4222"}
+	kube := []string{here, "lease.type=kubernetes", "lease.kubernetes.url=https://k"}
 	proxy := []string{here, "proxy.addr=:1", "proxy.target=localhost:2", "proxy.db=a.db", "proxy.write=redirect", "proxy.redirect-url=http://p:1"}
 	set := map[string][]string{
 		"mount-dir":             {},
@@ -122,6 +123,7 @@ func beside(path, value string) []string {
 		"lease.type consul":     {here, consul[2]},
 		"lease.type etcd":       {here, etcd[2]},
 		"lease.type nats":       {here, nats[2]},
+		"lease.type kubernetes": {here, kube[2]},
 		"proxy.write":           proxy[:4],
 		"proxy.write redirect":  append(proxy[:4:4], proxy[5]),
 	}
@@ -133,6 +135,10 @@ func beside(path, value string) []string {
 	case ok:
 	case strings.HasPrefix(path, "lease.etcd."):
 		keys = etcd
+	case path == "lease.kubernetes.url":
+		keys = kube[:2]
+	case strings.HasPrefix(path, "lease.kubernetes."):
+		keys = kube
 	case strings.HasPrefix(path, "lease.nats."):
 		keys = nats
 	case strings.HasPrefix(path, "lease.consul."):

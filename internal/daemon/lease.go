@@ -13,6 +13,7 @@ import (
 	"github.com/litefs/litefs/internal/config"
 	"github.com/litefs/litefs/lease/consul"
 	"github.com/litefs/litefs/lease/etcd"
+	"github.com/litefs/litefs/lease/kubernetes"
 	"github.com/litefs/litefs/lease/nats"
 	"github.com/litefs/litefs/lease/static"
 )
@@ -47,6 +48,13 @@ func newLeaser(cfg *config.Config, logger *slog.Logger) (litefs.Leaser, error) {
 		return nats.New(nats.Options{
 			URL: string(l.NATS.URL), Credentials: l.NATS.Credentials, Bucket: l.NATS.Bucket, Replicas: l.NATS.Replicas,
 			Key: l.NATS.Key, TTL: l.NATS.TTL, LockDelay: l.NATS.LockDelay,
+			Hostname: l.Hostname, AdvertiseURL: l.AdvertiseURL, Follower: !l.Candidate,
+			Former: former, Remember: remember,
+		})
+	case config.LeaseKubernetes:
+		return kubernetes.New(kubernetes.Options{
+			URL: l.Kubernetes.URL, Dir: l.Kubernetes.AccountDir, Namespace: l.Kubernetes.Namespace, Name: l.Kubernetes.Name,
+			TTL: l.Kubernetes.TTL, LockDelay: l.Kubernetes.LockDelay,
 			Hostname: l.Hostname, AdvertiseURL: l.AdvertiseURL, Follower: !l.Candidate,
 			Former: former, Remember: remember,
 		})

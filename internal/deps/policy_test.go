@@ -45,6 +45,7 @@ var edges = map[string][]string{
 	"lease/etcd":           {"", "internal/boottime", "internal/leasehttp", "internal/leaseterm"},
 	"lease/cas":            {"", "internal/boottime", "internal/leaseterm"},
 	"lease/nats":           {"lease/cas"}, // a store for it: the lease itself is one and the same
+	"lease/kubernetes":     {"lease/cas", "internal/leasehttp"},
 	"lease/leasetest":      {"", "internal/leaseserver"},
 	"internal/boottime":    {},
 	"internal/leasehttp":   {},
@@ -55,7 +56,7 @@ var edges = map[string][]string{
 	"internal/config":    {},
 	"internal/supervise": {},
 	"internal/guardian":  {},
-	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "proxy", "internal/config", "internal/vfs"},
+	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "proxy", "internal/config", "internal/vfs"},
 	"internal/adopt":     {"sqlitefile"},
 	"internal/doctor":    {"", "fuse", "http", "internal/config", "internal/daemon"},
 	"internal/sqlapp":    {},
@@ -78,6 +79,7 @@ var edges = map[string][]string{
 	"internal/sqlitetest": {"internal/sqlapp"},
 	"internal/e2e":        {},
 	"internal/cutdisk":    {},
+	"internal/kubefake":   {},
 }
 
 // doors lists who may import an outside module: one package knows it, so it can be replaced there.
@@ -99,7 +101,7 @@ var doors = map[string][]string{
 var anyPackage = []string{"*"}
 
 // testOnly packages may be imported by tests alone.
-var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps", "lease/leasetest", "internal/faultnet", "internal/netns", "internal/browser", "internal/objstore/objtest"}
+var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps", "lease/leasetest", "internal/kubefake", "internal/faultnet", "internal/netns", "internal/browser", "internal/objstore/objtest"}
 
 // pure packages hold decisions that can lose data. They read no clock, disk, socket or random number,
 // so that a million of their inputs can be replayed in a minute.

@@ -5,6 +5,8 @@ package leasehttp
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 )
@@ -45,26 +48,47 @@ type Client struct {
 	base    string // scheme and host
 	timeout time.Duration
 	http    *http.Client
+
+	transport *http.Transport // of http
 }
 
 // New returns a client of the server at base, a URL of which only the scheme and the host are used.
 // A call takes at most timeout.
 func New(name string, base *url.URL, timeout time.Duration) *Client {
+	// No proxy of the environment: the lease of a cluster is not web traffic, and what is in between adds
+	// to the time that a call takes.
+	transport := &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: timeout, KeepAlive: 5 * time.Second}).DialContext,
+		TLSHandshakeTimeout: timeout,
+		IdleConnTimeout:     90 * time.Second,
+	}
 	return &Client{
-		name:    name,
-		base:    (&url.URL{Scheme: base.Scheme, Host: base.Host}).String(),
-		timeout: timeout,
+		name:      name,
+		base:      (&url.URL{Scheme: base.Scheme, Host: base.Host}).String(),
+		timeout:   timeout,
+		transport: transport,
 		http: &http.Client{
-			// No proxy of the environment: the lease of a cluster is not web traffic, and what is in
-			// between adds to the time that a call takes.
-			Transport: &http.Transport{
-				DialContext:         (&net.Dialer{Timeout: timeout, KeepAlive: 5 * time.Second}).DialContext,
-				TLSHandshakeTimeout: timeout,
-				IdleConnTimeout:     90 * time.Second,
-			},
+			Transport: transport,
 			// A redirect would carry the credential to another host.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
+	}
+}
+
+// Trust makes https believe the authorities in a PEM file and no others. It is read for each connection:
+// authorities are replaced while nodes run.
+func (c *Client) Trust(file string) {
+	dialer := &net.Dialer{Timeout: c.timeout, KeepAlive: 5 * time.Second}
+	c.transport.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("the server's authority: %w", err)
+		}
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("%s holds no certificate of an authority", file)
+		}
+		return (&tls.Dialer{NetDialer: dialer, Config: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}).DialContext(ctx, network, addr)
 	}
 }
 
@@ -89,7 +113,7 @@ type Request struct {
 	Longer time.Duration
 }
 
-// Do sends r, decodes an answer with status 200 into out unless that is nil, and returns the answer's
+// Do sends r, decodes an answer with status 200 or 201 into out unless that is nil, and returns the answer's
 // header. Another status is a *StatusError, an answer that is late is ErrNoAnswer.
 func (c *Client) Do(ctx context.Context, r Request, out any) (http.Header, error) {
 	limit := c.timeout + r.Longer
@@ -105,7 +129,7 @@ func (c *Client) Do(ctx context.Context, r Request, out any) (http.Header, error
 	default:
 		return nil, fmt.Errorf("%s: %w", c.what(r), err)
 	}
-	if resp.StatusCode != http.StatusOK {
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
 		return resp.Header, fmt.Errorf("%s: %w", c.what(r), &StatusError{resp.StatusCode, body})
 	}
 	if out != nil {

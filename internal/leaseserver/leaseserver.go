@@ -150,6 +150,20 @@ func NATS(ctx context.Context, o Options) (*Server, error) {
 	return s, s.Start(ctx)
 }
 
+// Program starts another server: argv makes its command line of the address to listen at, and any answer
+// to a GET of path says that it is ready.
+func Program(ctx context.Context, o Options, argv func(addr string) []string, path string) (*Server, error) {
+	addr, err := childnode.FreeAddr()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		URL: "http://" + addr, argv: argv(addr), log: o.Log,
+		probe: func(ctx context.Context, url string) error { return answers(ctx, url+path) },
+	}
+	return s, s.Start(ctx)
+}
+
 // Start starts the server at its place and waits until it answers.
 func (s *Server) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)

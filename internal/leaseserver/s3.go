@@ -31,20 +31,21 @@ func S3(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		URL:   "http://127.0.0.1:" + ports[0],
-		argv:  []string{binary, "--port", "127.0.0.1:" + ports[0], "posix", root},
-		env:   []string{"ROOT_ACCESS_KEY=" + S3AccessKey, "ROOT_SECRET_KEY=" + S3SecretKey},
-		log:   o.Log,
-		probe: s3Answers,
+		URL:  "http://127.0.0.1:" + ports[0],
+		argv: []string{binary, "--port", "127.0.0.1:" + ports[0], "posix", root},
+		env:  []string{"ROOT_ACCESS_KEY=" + S3AccessKey, "ROOT_SECRET_KEY=" + S3SecretKey},
+		log:  o.Log,
+		// Without credentials that is a refusal.
+		probe: func(ctx context.Context, url string) error { return answers(ctx, url+"/") },
 	}
 	return s, s.Start(ctx)
 }
 
-// s3Answers reports whether requests are answered: without credentials that is a refusal.
-func s3Answers(ctx context.Context, url string) error {
+// answers reports whether requests are answered, in whatever way.
+func answers(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
