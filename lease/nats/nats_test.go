@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,9 @@ import (
 	"github.com/litefs/litefs/lease/cas"
 	"github.com/litefs/litefs/lease/leasetest"
 )
+
+// The suite waits for leases to end.
+func TestMain(m *testing.M) { os.Exit(leasetest.Main(m)) }
 
 func TestConformance(t *testing.T) {
 	leasetest.Run(t, leasetest.Backend{
@@ -127,6 +131,13 @@ func TestForgetfulBucket(t *testing.T) {
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", c.config.Bucket, err, c.want)
 		}
+	}
+	// Who looks makes nothing.
+	if _, err := open(t, Options{URL: s.URL}).PrimaryURL(t.Context()); !errors.Is(err, litefs.ErrNoPrimary) {
+		t.Error(err)
+	}
+	if _, err := js.KeyValue(DefaultBucket); !errors.Is(err, nats.ErrBucketNotFound) {
+		t.Errorf("the bucket after a look: %v", err)
 	}
 	// What is made here is a bucket to other clients.
 	if _, err := open(t, Options{URL: s.URL}).Acquire(t.Context()); err != nil {

@@ -6,8 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -22,6 +25,8 @@ type store struct {
 	bucket   string
 	key      string
 	replicas int
+
+	there atomic.Bool // the bucket answers
 }
 
 var _ cas.Store = (*store)(nil)
@@ -43,6 +48,7 @@ func (s *store) subject(name string) string {
 // Codes of errors of JetStream.
 const (
 	noMessage     = 10037
+	otherStream   = 10058 // one of that name is there and has another configuration
 	noStream      = 10059
 	wrongRevision = 10071
 )
@@ -69,6 +75,11 @@ func (s *store) Get(ctx context.Context, name string) (cas.Doc, error) {
 	if err != nil {
 		return cas.Doc{}, err
 	}
+	if !s.there.Load() {
+		if ok, err := s.probe(ctx); err != nil || !ok {
+			return cas.Doc{}, err
+		}
+	}
 	var answer struct {
 		Message struct {
 			Seq     uint64 `json:"seq"`
@@ -81,7 +92,8 @@ func (s *store) Get(ctx context.Context, name string) (cas.Doc, error) {
 	case isCode(err, noMessage):
 		return cas.Doc{}, nil
 	case isCode(err, noStream):
-		return cas.Doc{}, s.makeBucket(ctx)
+		s.there.Store(false)
+		return cas.Doc{}, nil
 	case err != nil:
 		return cas.Doc{}, err
 	}
@@ -98,18 +110,23 @@ func (s *store) Get(ctx context.Context, name string) (cas.Doc, error) {
 	return d, nil
 }
 
-// Put is cas.Store's.
+// Put is cas.Store's. Only a write makes the bucket: who looks changes nothing.
 func (s *store) Put(ctx context.Context, name string, value []byte, version string) (string, error) {
 	m := nats.NewMsg(s.subject(name))
 	m.Data = value
 	if version == "" {
 		version = "0"
 	}
-	m.Header.Set("Nats-Expected-Last-Subject-Sequence", version)
+	m.Header.Set(expected, version)
 	var ack struct {
 		Seq uint64 `json:"seq"`
 	}
 	err := s.request(ctx, m, &ack)
+	if version == "0" && errors.Is(err, errNobody) {
+		if err = s.makeBucket(ctx); err == nil {
+			err = s.request(ctx, m, &ack)
+		}
+	}
 	if isCode(err, wrongRevision) {
 		return "", cas.ErrConflict
 	}
@@ -118,6 +135,50 @@ func (s *store) Put(ctx context.Context, name string, value []byte, version stri
 	}
 	return strconv.FormatUint(ack.Seq, 10), err
 }
+
+// probe reports whether the bucket is there, and waits for one that is being made. It asks by a write that
+// cannot succeed: a server of version 2.9 crashes when it is asked for a message of a stream that is just
+// being made, and a stream takes writes only once it can be read.
+func (s *store) probe(ctx context.Context) (bool, error) {
+	for {
+		m := nats.NewMsg(s.subject("probe"))
+		m.Header.Set(expected, strconv.FormatUint(math.MaxInt64, 10))
+		err := s.request(ctx, m, nil)
+		switch {
+		case err == nil:
+			return false, fmt.Errorf("the bucket %s takes a write whose condition does not hold: it protects nothing", s.bucket)
+		case isCode(err, wrongRevision):
+			s.there.Store(true)
+			return true, nil
+		case !errors.Is(err, errNobody):
+			return false, err
+		}
+		if ok, err := s.listed(ctx); err != nil || !ok {
+			return false, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, errNobody
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// listed reports whether the server knows the bucket, ready or not.
+func (s *store) listed(ctx context.Context) (bool, error) {
+	request, err := json.Marshal(map[string]string{"subject": s.subject(cas.LockName)})
+	if err != nil {
+		return false, err
+	}
+	var answer struct {
+		Streams []string `json:"streams"`
+	}
+	err = s.api(ctx, "STREAM.NAMES", request, &answer)
+	return len(answer.Streams) > 0, err
+}
+
+// expected is the header of a write's condition: the number of the key's last message.
+const expected = "Nats-Expected-Last-Subject-Sequence"
 
 // makeBucket makes the bucket, as other clients do.
 func (s *store) makeBucket(ctx context.Context) error {
@@ -130,7 +191,8 @@ func (s *store) makeBucket(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.api(ctx, "STREAM.CREATE."+s.stream(), request, nil); err != nil {
+	// Another node may be doing the same, with another number of replicas.
+	if err := s.api(ctx, "STREAM.CREATE."+s.stream(), request, nil); err != nil && !isCode(err, otherStream) {
 		return fmt.Errorf("make the bucket %s with %d replicas: %w", s.bucket, s.replicas, err)
 	}
 	return nil
@@ -147,7 +209,7 @@ func (s *store) checkBucket(ctx context.Context, nc *nats.Conn) error {
 	err := ask(ctx, nc, nats.NewMsg("$JS.API.STREAM.INFO."+s.stream()), &answer)
 	switch c := answer.Config; {
 	case isCode(err, noStream):
-		return nil // it is made by the first read
+		return nil // it is made by the first write
 	case err != nil:
 		return err
 	case c.MaxAge != 0:
@@ -179,10 +241,13 @@ func (s *store) request(ctx context.Context, m *nats.Msg, out any) error {
 	return err
 }
 
+// errNobody: no stream takes the message, or nobody the request.
+var errNobody = errors.New("nobody answers for JetStream: is it enabled (nats-server -js), and has the stream a leader?")
+
 func ask(ctx context.Context, nc *nats.Conn, m *nats.Msg, out any) error {
 	answer, err := nc.RequestMsgWithContext(ctx, m)
 	if errors.Is(err, nats.ErrNoResponders) {
-		return errors.New("nobody answers for JetStream: is it enabled (nats-server -js), and has the stream a leader?")
+		return errNobody
 	}
 	if err != nil {
 		return err
