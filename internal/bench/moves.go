@@ -25,7 +25,7 @@ type MoveWorkload struct {
 	What  string        // for people
 	Bound time.Duration // in which the other node should write; 0: none
 
-	backend string // "etcd", "consul" or "nats"
+	backend string // "etcd", "consul", "nats" or "s3"
 	server  func(context.Context, leaseserver.Options) (*leaseserver.Server, error)
 	config  string // lines of the section lease, with %s for the server's URL
 	phase   time.Duration
@@ -45,6 +45,11 @@ func MoveWorkloads() []MoveWorkload {
 	}
 	consul := MoveWorkload{backend: "consul", Lease: "Consul, TTL 10 s, lock-delay 1 s", server: leaseserver.ConsulDev, config: "type: consul\n  consul:\n    url: %s"}
 	nats := MoveWorkload{backend: "nats", Lease: "NATS, TTL 2 s, lock-delay 0.2 s", server: leaseserver.NATS, config: "type: nats\n  nats:\n    url: %s\n    ttl: 2s\n    lock-delay: 200ms"}
+	bucket := MoveWorkload{
+		backend: "s3", Lease: "a bucket (versitygw), TTL 2 s, lock-delay 0.2 s", server: leaseserver.S3,
+		config: "type: s3\n  s3:\n    url: s3://" + leaseserver.S3Bucket + "\n    endpoint: %s\n    access-key: " + leaseserver.S3AccessKey +
+			"\n    secret-key: " + leaseserver.S3SecretKey + "\n    ttl: 2s\n    lock-delay: 200ms",
+	}
 	handover := func(w MoveWorkload) MoveWorkload {
 		w.Name, w.What = "handover", "`litefs promote` on the other node"
 		w.do = func(ctx context.Context, m *moves, _ *writers, writing int) error {
@@ -64,8 +69,9 @@ func MoveWorkloads() []MoveWorkload {
 		return w
 	}
 	return []MoveWorkload{
-		handover(onEtcd("10s")), handover(nats),
-		failover(onEtcd("2s"), 2*time.Second, 0), failover(consul, 10*time.Second, time.Second), failover(nats, 2*time.Second, 200*time.Millisecond),
+		handover(onEtcd("10s")), handover(nats), handover(bucket),
+		failover(onEtcd("2s"), 2*time.Second, 0), failover(consul, 10*time.Second, time.Second),
+		failover(nats, 2*time.Second, 200*time.Millisecond), failover(bucket, 2*time.Second, 200*time.Millisecond),
 	}
 }
 

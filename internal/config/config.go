@@ -68,6 +68,7 @@ const (
 	LeaseNATS   = "nats"
 
 	LeaseKubernetes = "kubernetes"
+	LeaseS3         = "s3"
 )
 
 // Log formats.
@@ -159,7 +160,7 @@ type TLS struct{ Cert, Key, CA string }
 
 // Lease says who may write.
 type Lease struct {
-	Type string // LeaseStatic, LeaseConsul, LeaseEtcd, LeaseNATS, LeaseKubernetes
+	Type string // LeaseStatic, LeaseConsul, LeaseEtcd, LeaseNATS, LeaseKubernetes, LeaseS3
 
 	// Hostname and AdvertiseURL are the primary's under a static lease (the URL is empty only on a
 	// primary without followers), and this node's own with a lease server. Hostname is not empty.
@@ -178,6 +179,7 @@ type Lease struct {
 	NATS   NATS   // of LeaseNATS
 
 	Kubernetes Kubernetes // of LeaseKubernetes
+	S3         S3         // of LeaseS3
 
 	// Databases are patterns, as path.Match has them, of the databases that a
 	// node that is no candidate follows; empty: all.
@@ -225,6 +227,18 @@ type Kubernetes struct {
 	Name       string        // of the Lease
 	TTL        time.Duration // from 1 s to 24 h
 	LockDelay  time.Duration // from 1 ms to 1 min
+}
+
+// S3 is where the lease is kept.
+type S3 struct {
+	URL       string // s3://bucket or s3://bucket/prefix
+	Endpoint  string // of the service; "": AWS's
+	Region    string // "": the service's default
+	AccessKey string // "": AWS_ACCESS_KEY_ID
+	SecretKey Secret // "": AWS_SECRET_ACCESS_KEY
+	Key       string
+	TTL       time.Duration // from 1 s to 24 h
+	LockDelay time.Duration // from 1 ms to 1 min
 }
 
 // Log says how the daemon speaks, on standard error.
@@ -302,6 +316,7 @@ func defaults() *Config {
 			Consul:             Consul{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
 			Etcd:               Etcd{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL},
 			NATS:               NATS{Bucket: DefaultNATSBucket, Replicas: 1, Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
+			S3:                 S3{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
 			Kubernetes:         Kubernetes{AccountDir: DefaultAccountDir, Name: DefaultKubernetesName, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
 		},
 		Proxy:       proxyDefaults(),

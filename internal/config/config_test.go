@@ -48,6 +48,7 @@ func mustParse(t *testing.T, text string, src config.Source) *config.Config {
 var (
 	consul = config.Consul{Key: "litefs/primary", TTL: 10 * time.Second, LockDelay: time.Second}
 	etcd   = config.Etcd{Key: "litefs/primary", TTL: 10 * time.Second}
+	s3     = config.S3{Key: "litefs/primary", TTL: 10 * time.Second, LockDelay: time.Second}
 	kube   = config.Kubernetes{AccountDir: "/var/run/secrets/kubernetes.io/serviceaccount", Name: "litefs", TTL: 10 * time.Second, LockDelay: time.Second}
 	nats   = config.NATS{Bucket: "litefs", Replicas: 1, Key: "litefs/primary", TTL: 10 * time.Second, LockDelay: time.Second}
 )
@@ -61,7 +62,7 @@ func TestDefault(t *testing.T) {
 		Fuse:        config.Fuse{Dir: "/srv/app", Passthrough: true},
 		Data:        config.Data{Dir: "/srv/.app.litefs", Retention: 10 * time.Minute, RetentionMonitorInterval: time.Minute},
 		HTTP:        config.HTTP{Addr: "127.0.0.1:20202"},
-		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd, NATS: nats, Kubernetes: kube},
+		Lease:       config.Lease{Type: "static", Hostname: "bert", Candidate: true, ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Consul: consul, Etcd: etcd, NATS: nats, Kubernetes: kube, S3: s3},
 		Log:         config.Log{Format: "text"},
 		Trace:       config.Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
 		ExitOnError: true,
@@ -112,7 +113,7 @@ log:
 		Fuse:  config.Fuse{Dir: "/mnt/db", AllowOther: true, Debug: true},
 		Data:  config.Data{Dir: "/var/lib/litefs", Retention: time.Hour, RetentionMonitorInterval: 30 * time.Second, MaxSize: 2 << 30},
 		HTTP:  config.HTTP{Addr: ":20202", Token: "s3cret"},
-		Lease: config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, RollForwardTimeout: 3 * time.Second, Consul: consul, Etcd: etcd, NATS: nats, Kubernetes: kube},
+		Lease: config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, RollForwardTimeout: 3 * time.Second, Consul: consul, Etcd: etcd, NATS: nats, Kubernetes: kube, S3: s3},
 		Exec: []config.Command{
 			{Argv: []string{"migrate", "--all"}, IfCandidate: true, IfPrimary: true, Restart: "never"},
 			{Argv: []string{"server", "-name", "two words"}, Restart: "on-failure"},
@@ -140,7 +141,7 @@ consul:
 `, source("DB_DIR", "/home/u/demo1", "LITEFS_PORT", "30303", "CONSUL_URL", "http://localhost:8500"))
 	want := config.Lease{
 		Type: "consul", Hostname: "bert", AdvertiseURL: "http://bert:30303", Candidate: true,
-		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Etcd: etcd, Consul: consul, NATS: nats, Kubernetes: kube,
+		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, DemoteDelay: 10 * time.Second, Etcd: etcd, Consul: consul, NATS: nats, Kubernetes: kube, S3: s3,
 	}
 	want.Consul.URL = "http://localhost:8500"
 	if cfg.Fuse.Dir != "/home/u/demo1" || cfg.HTTP.Addr != ":30303" || !reflect.DeepEqual(cfg.Lease, want) {
@@ -166,7 +167,7 @@ lease:
 `, source("FLY_REGION", "ord"))
 	want := config.Lease{
 		Type: "consul", Hostname: "bert", AdvertiseURL: "http://bert:20202", Candidate: true, Promote: true,
-		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, Etcd: etcd, NATS: nats, Kubernetes: kube,
+		ReconnectDelay: time.Second, RollForwardTimeout: 10 * time.Second, Etcd: etcd, NATS: nats, Kubernetes: kube, S3: s3,
 		Consul: config.Consul{URL: "https://:t0ken@consul.example/app-1", Key: "myapp/primary", TTL: 15 * time.Second, LockDelay: 2 * time.Second},
 	}
 	if cfg.HTTP.Addr != ":20202" || !reflect.DeepEqual(cfg.Lease, want) {
@@ -277,6 +278,10 @@ func TestErrors(t *testing.T) {
 		{"kubernetes outside", dir + "lease: {type: kubernetes}\n", "f.yml: lease.kubernetes.url is missing: this is no pod of Kubernetes, where KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT say where the API server is"},
 		{"kubernetes with a password", dir + "lease: {kubernetes: {url: 'https://u:pw@k'}}\n", "f.yml: lease.kubernetes.url at line 2: must not carry a user or password: the credential is the service account's token"},
 		{"kubernetes name", dir + "lease: {kubernetes: {name: A}}\n", `f.yml: lease.kubernetes.name at line 2: "A" is no name of a Lease: use a-z and 0-9, and - or . between`},
+		{"no bucket", dir + "lease: {type: s3}\n", "f.yml: lease.s3.url is missing: where is the server? For one on this machine: s3://bucket/prefix, with lease.s3.endpoint: http://127.0.0.1:7070"},
+		{"bucket of http", dir + "lease: {s3: {url: 'https://k:pw@b'}}\n", "f.yml: lease.s3.url at line 2: is not of the form s3://bucket/prefix"},
+		{"endpoint with a password", dir + "lease: {s3: {endpoint: 'https://k:pw@b'}}\n", "f.yml: lease.s3.endpoint at line 2: must not carry a user or password: the credential is lease.s3.access-key and secret-key"},
+		{"half a key of s3", dir + "lease: {s3: {access-key: k}}\n", "f.yml: lease.s3.access-key and lease.s3.secret-key come together: only one of them is set"},
 		{"lease key", dir + "lease: {etcd: {key: '/'}}\n", `f.yml: lease.etcd.key at line 2: "/" is no key like litefs/primary`},
 		{"promote", dir + "lease: {promote: true}\n", "f.yml: lease.promote has no use with lease.type: static, where the file says who is primary: remove it, or use another type"},
 		{"port of chance", dir + "http: {addr: ':0'}\nlease: {type: etcd, etcd: {url: 'http://a:1'}}\n", "f.yml: lease.advertise-url is missing: with http.addr's port 0 nobody knows where this node will be reached"},
@@ -300,7 +305,7 @@ func TestErrors(t *testing.T) {
 		{"key of an item", dir + "exec:\n  - cmd: a\n    when: now\n", "f.yml: exec at line 2: line 3: when: unknown key: an item has cmd, if-candidate, if-primary and restart"},
 		{"item's key twice", dir + "exec:\n  - cmd: a\n    cmd: b\n", "f.yml: exec at line 2: line 3: cmd at line 4 is given twice"},
 
-		{"lease type", dir + "lease: {type: raft}\n", `f.yml: lease.type at line 2: "raft" is not a lease type: use consul, etcd, nats, kubernetes or static`},
+		{"lease type", dir + "lease: {type: raft}\n", `f.yml: lease.type at line 2: "raft" is not a lease type: use consul, etcd, nats, kubernetes, s3 or static`},
 		{"bool", dir + "skip-sync: maybe\n", `f.yml: skip-sync at line 2: "maybe" is neither true nor false`},
 		{"duration", dir + "data: {retention: 10}\n", `f.yml: data.retention at line 2: "10" is not a duration like 10m or 1m30s`},
 		{"negative", dir + "data: {retention: -1s}\n", `f.yml: data.retention at line 2: "-1s" is negative`},
@@ -501,6 +506,7 @@ func TestYAMLRoundTrip(t *testing.T) {
 		{"lease.candidate=false", "lease.advertise-url=http://[::1]:5", "http.addr=[::1]:0"},
 		{"lease.type=consul", "lease.consul.url=https://c.example/p", "lease.consul.key=a$b", "lease.promote=true"},
 		{"lease.type=kubernetes", "lease.kubernetes.url=https://k:6443/x/", "lease.kubernetes.namespace=apps", "lease.kubernetes.name=a.b"},
+		{"lease.type=s3", "lease.s3.url=s3://b/p", "lease.s3.endpoint=https://s:7070/", "lease.s3.region=r", "lease.s3.ttl=20s"},
 		{"lease.type=nats", "lease.nats.url=nats://e:4222,tls://e", "lease.nats.credentials=/c", "lease.nats.replicas=3", "lease.nats.key=k"},
 		{"lease.type=etcd", "lease.etcd.url=http://e:2379", "lease.etcd.ttl=3s", "lease.candidate=false", "lease.databases=a"},
 		{`exec=sh -c 'echo "$HOME" $$'`, "lease.hostname=true", "log.format=json", "exit-on-error=no"},

@@ -109,6 +109,15 @@ func keyTable() []key {
 		{path: "lease.kubernetes.ttl", set: text(setTTL(func(c *Config) *time.Duration { return &c.Lease.Kubernetes.TTL }))},
 		{path: "lease.kubernetes.lock-delay", set: text(setLockDelay(func(c *Config) *time.Duration { return &c.Lease.Kubernetes.LockDelay }))},
 
+		{path: "lease.s3.url", set: text(setS3URL)},
+		{path: "lease.s3.endpoint", set: text(setS3Endpoint)},
+		{path: "lease.s3.region", set: text(func(c *Config, s string) error { c.Lease.S3.Region = s; return nil })},
+		{path: "lease.s3.access-key", set: text(func(c *Config, s string) error { c.Lease.S3.AccessKey = s; return nil })},
+		{path: "lease.s3.secret-key", set: text(func(c *Config, s string) error { c.Lease.S3.SecretKey = Secret(s); return nil })},
+		{path: "lease.s3.key", set: text(setKey(func(c *Config) *string { return &c.Lease.S3.Key }))},
+		{path: "lease.s3.ttl", set: text(setTTL(func(c *Config) *time.Duration { return &c.Lease.S3.TTL }))},
+		{path: "lease.s3.lock-delay", set: text(setLockDelay(func(c *Config) *time.Duration { return &c.Lease.S3.LockDelay }))},
+
 		// The group in which LiteFS 0.1 had what is now below lease.
 		{path: "consul.url", set: text(setConsulURL)},
 		{path: "consul.key", set: text(setKey(consulKey))},

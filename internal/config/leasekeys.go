@@ -13,11 +13,11 @@ import (
 
 func setLeaseType(c *Config, s string) error {
 	switch s {
-	case LeaseStatic, LeaseConsul, LeaseEtcd, LeaseNATS, LeaseKubernetes:
+	case LeaseStatic, LeaseConsul, LeaseEtcd, LeaseNATS, LeaseKubernetes, LeaseS3:
 		c.Lease.Type = s
 		return nil
 	}
-	return fmt.Errorf("%q is not a lease type: use consul, etcd, nats, kubernetes or static", s)
+	return fmt.Errorf("%q is not a lease type: use consul, etcd, nats, kubernetes, s3 or static", s)
 }
 
 func setHostname(c *Config, s string) error { c.Lease.Hostname = s; return nil }
@@ -109,6 +109,30 @@ func setKubernetesName(c *Config, s string) error {
 		return fmt.Errorf("%q is no name of a Lease: use a-z and 0-9, and - or . between", s)
 	}
 	return nil
+}
+
+func setS3URL(c *Config, s string) error {
+	c.Lease.S3.URL = strings.TrimRight(s, "/")
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "s3" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return errors.New("is not of the form s3://bucket/prefix") // not repeated: it may hold a credential
+	}
+	return nil
+}
+
+func setS3Endpoint(c *Config, s string) error {
+	c.Lease.S3.Endpoint = strings.TrimRight(s, "/")
+	u, err := url.Parse(s)
+	if err == nil && u.User != nil {
+		return errors.New("must not carry a user or password: the credential is lease.s3.access-key and secret-key")
+	}
+	return checkServerURL(s, "https://s3.example.com")
+}
+
+// Bucket takes the URL apart.
+func (s S3) Bucket() (bucket, prefix string) {
+	bucket, prefix, _ = strings.Cut(strings.TrimPrefix(s.URL, "s3://"), "/")
+	return bucket, strings.Trim(prefix, "/")
 }
 
 // inCluster is how a pod finds the API server, as the kubelet tells it.
@@ -209,6 +233,7 @@ func (p *parser) concludeLease() error {
 		{LeaseConsul, likeConsul, l.Consul.URL},
 		{LeaseEtcd, likeEtcd, l.Etcd.URL},
 		{LeaseNATS, likeNATS, l.NATS.URL},
+		{LeaseS3, "s3://bucket/prefix, with lease.s3.endpoint: http://127.0.0.1:7070", Secret(l.S3.URL)},
 	} {
 		switch {
 		case l.Type == server.leaseType && server.url == "":
@@ -216,6 +241,9 @@ func (p *parser) concludeLease() error {
 		case l.Type != server.leaseType && server.url != "":
 			return fmt.Errorf("lease.%s.url has no use with lease.type: %s: set lease.type: %s, or remove it", server.leaseType, l.Type, server.leaseType)
 		}
+	}
+	if (l.S3.AccessKey == "") != (l.S3.SecretKey == "") {
+		return errors.New("lease.s3.access-key and lease.s3.secret-key come together: only one of them is set")
 	}
 	if l.Type == LeaseKubernetes {
 		if err := p.concludeKubernetes(); err != nil {

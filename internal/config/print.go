@@ -93,6 +93,21 @@ func (c *Config) YAML() ([]byte, error) {
 		add(server, "name", str(c.Lease.Kubernetes.Name))
 		add(server, "ttl", str(c.Lease.Kubernetes.TTL.String()))
 		add(server, "lock-delay", str(c.Lease.Kubernetes.LockDelay.String()))
+	case LeaseS3:
+		server := &yaml.Node{Kind: yaml.MappingNode}
+		add(lease, "s3", server)
+		add(server, "url", str(c.Lease.S3.URL))
+		if c.Lease.S3.SecretKey != "" {
+			server.Content[0].HeadComment = "# access-key and secret-key are set; they are not shown"
+		}
+		for _, kv := range [][2]string{{"endpoint", c.Lease.S3.Endpoint}, {"region", c.Lease.S3.Region}} {
+			if kv[1] != "" {
+				add(server, kv[0], str(kv[1]))
+			}
+		}
+		add(server, "key", str(c.Lease.S3.Key))
+		add(server, "ttl", str(c.Lease.S3.TTL.String()))
+		add(server, "lock-delay", str(c.Lease.S3.LockDelay.String()))
 	case LeaseNATS:
 		server := serverGroup(lease, "nats", c.Lease.NATS.URL)
 		if c.Lease.NATS.Credentials != "" {

@@ -106,6 +106,7 @@ func beside(path, value string) []string {
 	etcd := []string{here, "lease.type=etcd", "lease.etcd.url=http://e:2379"}
 	nats := []string{here, "lease.type=nats", "lease.nats.url=nats://n:4222"}
 	kube := []string{here, "lease.type=kubernetes", "lease.kubernetes.url=https://k"}
+	s3 := []string{here, "lease.type=s3", "lease.s3.url=s3://b"}
 	proxy := []string{here, "proxy.addr=:1", "proxy.target=localhost:2", "proxy.db=a.db", "proxy.write=redirect", "proxy.redirect-url=http://p:1"}
 	set := map[string][]string{
 		"mount-dir":             {},
@@ -123,6 +124,9 @@ func beside(path, value string) []string {
 		"lease.type consul":     {here, consul[2]},
 		"lease.type etcd":       {here, etcd[2]},
 		"lease.type nats":       {here, nats[2]},
+		"lease.type s3":         {here, s3[2]},
+		"lease.s3.access-key":   append(s3[:3:3], "lease.s3.secret-key=s"),
+		"lease.s3.secret-key":   append(s3[:3:3], "lease.s3.access-key=a"),
 		"lease.type kubernetes": {here, kube[2]},
 		"proxy.write":           proxy[:4],
 		"proxy.write redirect":  append(proxy[:4:4], proxy[5]),
@@ -139,6 +143,8 @@ func beside(path, value string) []string {
 		keys = kube[:2]
 	case strings.HasPrefix(path, "lease.kubernetes."):
 		keys = kube
+	case strings.HasPrefix(path, "lease.s3."):
+		keys = s3
 	case strings.HasPrefix(path, "lease.nats."):
 		keys = nats
 	case strings.HasPrefix(path, "lease.consul."):

@@ -11,6 +11,8 @@ import (
 
 	"github.com/litefs/litefs"
 	"github.com/litefs/litefs/internal/config"
+	"github.com/litefs/litefs/internal/objstore/s3"
+	"github.com/litefs/litefs/lease/bucket"
 	"github.com/litefs/litefs/lease/consul"
 	"github.com/litefs/litefs/lease/etcd"
 	"github.com/litefs/litefs/lease/kubernetes"
@@ -55,6 +57,21 @@ func newLeaser(cfg *config.Config, logger *slog.Logger) (litefs.Leaser, error) {
 		return kubernetes.New(kubernetes.Options{
 			URL: l.Kubernetes.URL, Dir: l.Kubernetes.AccountDir, Namespace: l.Kubernetes.Namespace, Name: l.Kubernetes.Name,
 			TTL: l.Kubernetes.TTL, LockDelay: l.Kubernetes.LockDelay,
+			Hostname: l.Hostname, AdvertiseURL: l.AdvertiseURL, Follower: !l.Candidate,
+			Former: former, Remember: remember,
+		})
+	case config.LeaseS3:
+		name, prefix := l.S3.Bucket()
+		objects, err := s3.New(s3.Options{
+			Bucket: name, Prefix: prefix, Endpoint: l.S3.Endpoint, Region: l.S3.Region,
+			AccessKey: l.S3.AccessKey, SecretKey: string(l.S3.SecretKey),
+		})
+		if err != nil {
+			return nil, err
+		}
+		return bucket.New(bucket.Options{
+			Objects: objects, Key: l.S3.Key, TTL: l.S3.TTL, LockDelay: l.S3.LockDelay,
+			Check:    func(ctx context.Context) error { return objects.Check(ctx, l.S3.Key+"/check-"+rand.Text()) },
 			Hostname: l.Hostname, AdvertiseURL: l.AdvertiseURL, Follower: !l.Candidate,
 			Former: former, Remember: remember,
 		})

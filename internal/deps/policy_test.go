@@ -46,6 +46,7 @@ var edges = map[string][]string{
 	"lease/cas":            {"", "internal/boottime", "internal/leaseterm"},
 	"lease/nats":           {"lease/cas"}, // a store for it: the lease itself is one and the same
 	"lease/kubernetes":     {"lease/cas", "internal/leasehttp"},
+	"lease/bucket":         {"lease/cas", "internal/objstore"},
 	"lease/leasetest":      {"", "internal/leaseserver"},
 	"internal/boottime":    {},
 	"internal/leasehttp":   {},
@@ -56,7 +57,7 @@ var edges = map[string][]string{
 	"internal/config":    {},
 	"internal/supervise": {},
 	"internal/guardian":  {},
-	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "proxy", "internal/config", "internal/vfs"},
+	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "lease/bucket", "internal/objstore/s3", "proxy", "internal/config", "internal/vfs"},
 	"internal/adopt":     {"sqlitefile"},
 	"internal/doctor":    {"", "fuse", "http", "internal/config", "internal/daemon"},
 	"internal/sqlapp":    {},

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -13,6 +14,13 @@ import (
 // handed over, which does not wait.
 func TestFailover_NATS(t *testing.T) {
 	failover(t, newClusterOn(t, leaseserver.NATS, "type: nats", "nats:\n    url: %s\n    ttl: 2s\n    lock-delay: 300ms"))
+}
+
+// The same with two nodes and a bucket.
+func TestFailover_Bucket(t *testing.T) {
+	failover(t, newClusterOn(t, leaseserver.S3, "type: s3", fmt.Sprintf(
+		"s3:\n    url: s3://%s/app\n    endpoint: %%s\n    access-key: %s\n    secret-key: %s\n    ttl: 2s\n    lock-delay: 300ms",
+		leaseserver.S3Bucket, leaseserver.S3AccessKey, leaseserver.S3SecretKey)))
 }
 
 func failover(t *testing.T, c *cluster) {
