@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,9 @@ import (
 	"github.com/litefs/litefs/lease/cas"
 	"github.com/litefs/litefs/lease/leasetest"
 )
+
+// The suite waits for leases to end.
+func TestMain(m *testing.M) { os.Exit(leasetest.Main(m)) }
 
 func TestConformance(t *testing.T) {
 	leasetest.Run(t, leasetest.Backend{

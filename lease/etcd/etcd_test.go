@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,9 @@ import (
 	"github.com/litefs/litefs/internal/leaseserver"
 	"github.com/litefs/litefs/lease/leasetest"
 )
+
+// The suite waits for leases to end.
+func TestMain(m *testing.M) { os.Exit(leasetest.Main(m)) }
 
 func TestConformance(t *testing.T) {
 	leasetest.Run(t, leasetest.Backend{

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	os.Exit(leasetest.Main(m))
 }
 
 func startFake(ctx context.Context, o leaseserver.Options) (*leaseserver.Server, error) {

@@ -6,7 +6,9 @@ package leasetest
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -47,6 +49,17 @@ type Options struct {
 
 // patience bounds every wait for something that should be quick.
 const patience = 2 * time.Minute
+
+// Main is for TestMain: its value is the exit code. The tests wait for leases to end, most of the time: as
+// many at once as there are processors would take minutes.
+func Main(m *testing.M) int {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
 
 // Run runs the suite.
 func Run(t *testing.T, b Backend) {
