@@ -171,13 +171,19 @@ func (n *Node) awaitLeaseServer(ctx context.Context) error {
 	})
 }
 
-// AskLease asks the lease that cfg names for the URL of the primary. It takes no part. The error is
-// litefs.ErrNoPrimary if nobody has the lease.
+// AskLease asks the lease that cfg names for the URL of the primary, and tries whether the service is fit to
+// keep one, where that is not certain. It takes no part. The error is litefs.ErrNoPrimary if nobody has the
+// lease.
 func AskLease(ctx context.Context, cfg *config.Config, logger *slog.Logger) (url string, err error) {
 	l, err := newLeaser(cfg, logger)
 	if err != nil {
 		return "", config.Invalid(err)
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
+	if c, ok := l.(interface{ Check(context.Context) error }); ok {
+		if err := c.Check(ctx); err != nil {
+			return "", err
+		}
+	}
 	return l.PrimaryURL(ctx)
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/litefs/litefs/internal/config"
+	"github.com/litefs/litefs/internal/kubefake"
+	"github.com/litefs/litefs/internal/leaseserver"
 )
 
 func TestKernel(t *testing.T) {
@@ -121,6 +123,68 @@ func TestCluster(t *testing.T) {
 	answer = strings.Replace(answer, "true", "false", 1)
 	if worst, all := look(srv.URL, "right"); worst != Warn {
 		t.Errorf("no primary: %s: %s", worst, all)
+	}
+}
+
+// Lease servers that are there, and fit, and those that are not.
+func TestLeaseServers(t *testing.T) {
+	start := func(start func(context.Context, leaseserver.Options) (*leaseserver.Server, error)) string {
+		t.Helper()
+		s, err := start(t.Context(), leaseserver.Options{Dir: t.TempDir(), Log: t.Output()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := s.Kill(); err != nil {
+				t.Error(err)
+			}
+		})
+		return s.URL
+	}
+	nats, bucket := start(leaseserver.NATS), start(leaseserver.S3)
+	// It takes every write, whatever its condition.
+	careless := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"e"`)
+		if r.Method == http.MethodGet {
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	defer careless.Close()
+	api, err := kubefake.Open(filepath.Join(t.TempDir(), "leases"), "apps", "t0ken")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kube, account := httptest.NewServer(api), t.TempDir()
+	defer kube.Close()
+	for name, text := range map[string]string{"token": "t0ken", "ca.crt": ""} {
+		if err := os.WriteFile(filepath.Join(account, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s3 := func(endpoint string) []string {
+		return []string{"lease.type=s3", "lease.s3.url=s3://" + leaseserver.S3Bucket, "lease.s3.endpoint=" + endpoint,
+			"lease.s3.access-key=" + leaseserver.S3AccessKey, "lease.s3.secret-key=" + leaseserver.S3SecretKey}
+	}
+	const vacant = "answers: no node has the lease"
+	for _, c := range []struct {
+		set  []string
+		want Finding
+	}{
+		{[]string{"lease.type=nats", "lease.nats.url=" + nats}, Finding{Check: "nats", Level: OK, Text: vacant}},
+		{[]string{"lease.type=nats", "lease.nats.url=nats://127.0.0.1:1"}, Finding{Check: "nats", Level: Fail, Text: "no servers available"}},
+		{[]string{"lease.type=kubernetes", "lease.kubernetes.url=" + kube.URL, "lease.kubernetes.namespace=apps", "lease.kubernetes.account-dir=" + account}, Finding{Check: "kubernetes", Level: OK, Text: vacant}},
+		{s3(bucket), Finding{Check: "s3", Level: OK, Text: vacant}},
+		{s3(careless.URL), Finding{Check: "s3", Level: Fail, Text: "does not honour conditional writes"}},
+	} {
+		cfg, err := config.Default(filepath.Join(t.TempDir(), "mnt"), config.Source{Set: c.set})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range cluster(t.Context(), Options{Config: cfg, Logger: slog.New(slog.DiscardHandler)}) {
+			if f.Check != c.want.Check || f.Level != c.want.Level || !strings.Contains(f.Text, c.want.Text) {
+				t.Errorf("%s: got %+v, want %+v", c.set[0], f, c.want)
+			}
+		}
 	}
 }
 

@@ -71,7 +71,10 @@ type store struct {
 	check func(context.Context) error // nil: it has been made
 }
 
-var _ cas.Store = (*store)(nil)
+var (
+	_ cas.Store   = (*store)(nil)
+	_ cas.Checker = (*store)(nil)
+)
 
 // maxDocument bounds what is read of a document, in bytes.
 const maxDocument = 64 << 10
@@ -106,7 +109,7 @@ func (s *store) Get(ctx context.Context, name string) (cas.Doc, error) {
 
 // Put is cas.Store's.
 func (s *store) Put(ctx context.Context, name string, value []byte, version string) (etag string, err error) {
-	if err := s.checked(ctx); err != nil {
+	if err := s.Check(ctx); err != nil {
 		return "", err
 	}
 	key, body := s.object(name), bytes.NewReader(value)
@@ -124,8 +127,8 @@ func (s *store) Put(ctx context.Context, name string, value []byte, version stri
 	return etag, err
 }
 
-// checked makes sure, once, that conditions of writes count.
-func (s *store) checked(ctx context.Context) error {
+// Check is cas.Checker's. It asks the service once.
+func (s *store) Check(ctx context.Context) error {
 	s.mu.Lock()
 	check := s.check
 	s.mu.Unlock()

@@ -232,6 +232,14 @@ func (l *Leaser) SetOnce(ctx context.Context, name string, value []byte) ([]byte
 	return d.Value, err
 }
 
+// Check reports whether the service is fit to keep a lease, as far as that can be found out.
+func (l *Leaser) Check(ctx context.Context) error {
+	if c, ok := l.opt.Store.(Checker); ok {
+		return l.call(ctx, "try out", LockName, c.Check)
+	}
+	return nil
+}
+
 // Close gives back the lease, if it is held, and lets go of the connections.
 func (l *Leaser) Close() error {
 	lease := l.slot.Lease()

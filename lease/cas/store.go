@@ -24,6 +24,12 @@ type Store interface {
 	String() string
 }
 
+// Checker is implemented by a Store that can find out whether the service refuses a Put of another version.
+// What it writes for a trial it removes.
+type Checker interface {
+	Check(ctx context.Context) error
+}
+
 // Doc is a document and what tells it from the one before and the one after.
 type Doc struct {
 	Value   []byte // nil: there is none
