@@ -267,3 +267,24 @@ type object struct {
 	Metadata struct{ Labels map[string]string }
 	Spec     spec
 }
+
+// What is written is the file that packaging/check decodes into the type of the API.
+func TestForm(t *testing.T) {
+	s := &store{name: "litefs"}
+	k := cas.Lock{ID: "ID", Token: 7, Hostname: "litefs-0", URL: "http://litefs-0.litefs:20202", TTL: "10s", LockDelay: "1s"}
+	l, err := s.encode(cas.LockName, k.Encode(), "1001", time.Date(2026, 11, 30, 8, 0, 0, 1000, time.UTC))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.MarshalIndent(l, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("testdata/lease.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got)+"\n" != string(want) {
+		t.Errorf("got %s\nwant %s", got, want)
+	}
+}

@@ -131,21 +131,11 @@ func (l *lease) lock(text string, ok bool) ([]byte, error) {
 
 // Put is cas.Store's.
 func (s *store) Put(ctx context.Context, name string, value []byte, version string) (string, error) {
-	l := lease{APIVersion: apiVersion, Kind: "Lease", Metadata: metadata{Name: s.object(name), ResourceVersion: version}}
-	text := string(value)
-	switch name {
-	case cas.LockName:
-		var err error
-		if l.Spec, err = specOf(value, time.Now()); err != nil {
-			return "", err
-		}
-	case cas.StateName:
-	default:
-		text = base64.StdEncoding.EncodeToString(value)
+	l, err := s.encode(name, value, version, time.Now())
+	if err != nil {
+		return "", err
 	}
-	l.Metadata.Annotations = map[string]string{annotation(name): text}
 	var written lease
-	var err error
 	if version == "" {
 		err = s.do(ctx, http.MethodPost, s.path, "application/json", l, &written)
 	} else {
@@ -158,6 +148,23 @@ func (s *store) Put(ctx context.Context, name string, value []byte, version stri
 		err = fmt.Errorf("the Lease %s was written and has no resourceVersion", l.Metadata.Name)
 	}
 	return written.Metadata.ResourceVersion, err
+}
+
+// encode is the object with a document, written at now in the place of version.
+func (s *store) encode(name string, value []byte, version string, now time.Time) (l lease, err error) {
+	l = lease{APIVersion: apiVersion, Kind: "Lease", Metadata: metadata{Name: s.object(name), ResourceVersion: version}}
+	text := string(value)
+	switch name {
+	case cas.LockName:
+		if l.Spec, err = specOf(value, now); err != nil {
+			return lease{}, err
+		}
+	case cas.StateName:
+	default:
+		text = base64.StdEncoding.EncodeToString(value)
+	}
+	l.Metadata.Annotations = map[string]string{annotation(name): text}
+	return l, nil
 }
 
 // specOf shows a lock that is written at now.

@@ -10,8 +10,10 @@ import (
 	"testing"
 
 	apps "k8s.io/api/apps/v1"
+	coordination "k8s.io/api/coordination/v1"
 	core "k8s.io/api/core/v1"
 	policy "k8s.io/api/policy/v1"
+	rbac "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -20,6 +22,8 @@ func TestManifests(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d manifests, %v", len(files), err)
 	}
+	// And what a node writes.
+	files = append(files, "../../lease/kubernetes/testdata/lease.json")
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
@@ -41,7 +45,9 @@ func check(doc []byte) (kind string, err error) {
 	kinds := map[string]any{
 		"v1 ConfigMap": &core.ConfigMap{}, "v1 Service": &core.Service{}, "v1 Secret": &core.Secret{},
 		"apps/v1 StatefulSet": &apps.StatefulSet{}, "apps/v1 DaemonSet": &apps.DaemonSet{},
-		"policy/v1 PodDisruptionBudget": &policy.PodDisruptionBudget{},
+		"policy/v1 PodDisruptionBudget": &policy.PodDisruptionBudget{}, "v1 ServiceAccount": &core.ServiceAccount{},
+		"rbac.authorization.k8s.io/v1 Role": &rbac.Role{}, "rbac.authorization.k8s.io/v1 RoleBinding": &rbac.RoleBinding{},
+		"coordination.k8s.io/v1 Lease": &coordination.Lease{},
 	}
 	kind = head.APIVersion + " " + head.Kind
 	into, ok := kinds[kind]
