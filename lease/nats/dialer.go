@@ -41,7 +41,8 @@ func (d *dialer) connected(ctx context.Context, check func(context.Context, *nat
 			return d.nc, nil
 		}
 		a := d.attempt
-		if a == nil {
+		mine := a == nil
+		if mine {
 			a = &attempt{done: make(chan struct{})}
 			d.attempt = a
 			go d.dial(a, check)
@@ -49,7 +50,8 @@ func (d *dialer) connected(ctx context.Context, check func(context.Context, *nat
 		d.mu.Unlock()
 		select {
 		case <-a.done:
-			if a.err != nil {
+			// One that an earlier call began may have failed by what was before this one.
+			if a.err != nil && mine {
 				return nil, a.err
 			}
 		case <-ctx.Done():
