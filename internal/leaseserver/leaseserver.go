@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -249,7 +250,7 @@ func builtBinary(ctx context.Context, name string) (string, error) {
 
 func freePorts(n int) ([]string, error) {
 	ports := make([]string, 0, n)
-	for range n {
+	for len(ports) < n {
 		addr, err := childnode.FreeAddr()
 		if err != nil {
 			return nil, err
@@ -258,7 +259,9 @@ func freePorts(n int) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		ports = append(ports, port)
+		if !slices.Contains(ports, port) { // nobody listens on it yet
+			ports = append(ports, port)
+		}
 	}
 	return ports, nil
 }
