@@ -154,7 +154,7 @@ func TestBenchMeasuresTwoNodes(t *testing.T) {
 }
 
 func TestBenchMovesTheRole(t *testing.T) {
-	o := pairOptions(t, "handover")
+	o := pairOptions(t, "handover-etcd") // that of one service
 	o.Rounds = 2
 	report, out := runReport(t, o)
 	if len(report.Moves) != 1 {
