@@ -58,6 +58,10 @@ type Store struct {
 	// background. 0: there are none.
 	ScrubInterval time.Duration
 
+	// StrictVerify compares all pages of a database with their checksums after each
+	// of its transactions. Slow: for tests, and for a disk that is under suspicion.
+	StrictVerify bool
+
 	// Keeper holds what must outlive this process: a replica's locks. May be
 	// nil.
 	Keeper Keeper

@@ -36,6 +36,9 @@ func (s *Store) startMaintenance() {
 	if s.ScrubInterval > 0 {
 		s.goRun(s.scrubLoop)
 	}
+	if s.StrictVerify {
+		s.goRun(s.verifyLoop)
+	}
 }
 
 // syncLog makes the log durable. It does not take db.mu while the disk works,

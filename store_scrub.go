@@ -57,13 +57,18 @@ func (s *Store) Scrub(ctx context.Context, name string, o ScrubOptions) (ScrubRe
 	if err := sc.run(ctx); err != nil {
 		return sc.report, fmt.Errorf("scrub %s: %w", name, err)
 	}
-	r := &sc.report
-	s.stats.Scrubs.Add(1)
-	s.stats.ScrubFaults.Add(uint64(len(r.Faults)))
-	for _, fault := range r.Faults {
-		db.log().Error("scrub: " + fault)
+	sc.tell()
+	return sc.report, nil
+}
+
+// tell counts a scrub that has ended, and logs what it found.
+func (s *scrub) tell() {
+	stats := &s.db.store.stats
+	stats.Scrubs.Add(1)
+	stats.ScrubFaults.Add(uint64(len(s.report.Faults)))
+	for _, fault := range s.report.Faults {
+		s.db.log().Error("scrub: " + fault)
 	}
-	return *r, nil
 }
 
 // scrub is one scrub at work.
@@ -88,6 +93,18 @@ func (s *scrub) run(ctx context.Context) error {
 	for _, e := range entries {
 		s.total += e.Size
 	}
+	if err := s.comparePages(ctx, record); err != nil {
+		return err
+	}
+	if err := s.readLog(ctx, entries); err != nil {
+		return err
+	}
+	s.askPrimary(ctx)
+	return nil
+}
+
+// comparePages compares the files with the record, and the record with the log's head.
+func (s *scrub) comparePages(ctx context.Context, record PageSums) error {
 	suspects, err := s.readPages(ctx, record)
 	if err != nil {
 		return err
@@ -99,10 +116,6 @@ func (s *scrub) run(ctx context.Context) error {
 		s.fault("%d pages of the files are not what the record says, the first is page %d", n, s.report.Damaged[0])
 	}
 	s.compareRecord()
-	if err := s.readLog(ctx, entries); err != nil {
-		return err
-	}
-	s.askPrimary(ctx)
 	return nil
 }
 

@@ -104,6 +104,9 @@ type Config struct {
 	// ExitOnError false keeps the process up after a fault, for a look at it.
 	ExitOnError bool
 
+	// StrictVerify compares all pages of a database with their checksums after each transaction.
+	StrictVerify bool
+
 	// SkipSync starts Exec before a replica has caught up with its primary.
 	SkipSync bool
 }

@@ -104,6 +104,7 @@ exec:
     restart: on-failure
 exit-on-error: false
 skip-sync: true
+strict-verify: true
 log:
   format: json
   timestamp: true
@@ -118,9 +119,9 @@ log:
 			{Argv: []string{"migrate", "--all"}, IfCandidate: true, IfPrimary: true, Restart: "never"},
 			{Argv: []string{"server", "-name", "two words"}, Restart: "on-failure"},
 		},
-		SkipSync: true,
-		Log:      config.Log{Format: "json", Timestamp: true, Debug: true},
-		Trace:    config.Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
+		SkipSync: true, StrictVerify: true,
+		Log:   config.Log{Format: "json", Timestamp: true, Debug: true},
+		Trace: config.Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -299,7 +300,6 @@ func TestErrors(t *testing.T) {
 		{"key of a rule", dir + "durability: [{match: a, level: async, x: 1}]\n", `f.yml: durability at line 2: unknown key "x" at line 2: a rule has match, level, n, ack, timeout and lag`},
 		{"quorum and guardian", "fuse: {dir: /srv/app, guardian: true}\ndurability: [{match: a, level: quorum}]\n", "f.yml: durability: level quorum and fuse.guardian: true do not go together yet: remove one of them"},
 		{"compress", dir + "data: {compress: false}\n", "f.yml: data.compress at line 2: a log without compression is not built yet; remove the key"},
-		{"strict", dir + "strict-verify: true\n", "f.yml: strict-verify at line 2: verification of each transaction is not built yet; remove the key and use litefs verify"},
 		{"restart", dir + "exec:\n  - cmd: a\n    restart: often\n", `f.yml: exec at line 2: line 3: restart: "often" is neither never, on-failure nor always`},
 		{"restart of the first", dir + "exec:\n  - cmd: a\n    restart: always\n  - cmd: b\n", "f.yml: exec at line 2: line 3: restart is for the last command of the list: those before it run to their end"},
 		{"key of an item", dir + "exec:\n  - cmd: a\n    when: now\n", "f.yml: exec at line 2: line 3: when: unknown key: an item has cmd, if-candidate, if-primary and restart"},

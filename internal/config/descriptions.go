@@ -139,6 +139,8 @@ func descriptions() []description {
 			"`false`: after a fault the process stays up, for a look at it."},
 		{"skip-sync", kindBool, "false", since05, "true",
 			"Start `exec` before a replica has caught up with its primary."},
+		{"strict-verify", kindBool, "false", since05, "true",
+			"After each transaction of a database all its pages are compared with their checksums, here and on each replica that has the key. Transactions do not wait for it; what is wrong is logged and counted (`litefs_scrub_faults_total`). Slow: for tests, and for a disk under suspicion."},
 
 		{"log.format", oneOf("text", "json"), "text", since05, "json",
 			"How lines on standard error look."},

@@ -24,7 +24,6 @@ type key struct {
 const (
 	noBackup  = "backup is not built yet; remove the key"
 	noTimeout = "a first copy has no time limit: it holds nobody up and goes on where it was cut; remove the key"
-	noStrict  = "verification of each transaction is not built yet; remove the key and use litefs verify"
 )
 
 // keyTable lists every key, in the order in which they are printed.
@@ -135,6 +134,7 @@ func keyTable() []key {
 		{path: "exec", set: setExec},
 		{path: "exit-on-error", set: boolean(func(c *Config) *bool { return &c.ExitOnError })},
 		{path: "skip-sync", set: boolean(func(c *Config) *bool { return &c.SkipSync })},
+		{path: "strict-verify", set: boolean(func(c *Config) *bool { return &c.StrictVerify })},
 
 		{path: "log.format", set: text(setLogFormat)},
 		{path: "log.timestamp", set: boolean(func(c *Config) *bool { return &c.Log.Timestamp })},
@@ -157,7 +157,6 @@ func keyTable() []key {
 	}
 	keys = append(keys, proxyKeys()...)
 	for _, m := range []struct{ why, paths string }{
-		{noStrict, "strict-verify"},
 		{noTimeout, "http.snapshot-timeout"},
 		{noBackup, "backup.type backup.path backup.url backup.cluster backup.auth-token"},
 	} {

@@ -146,6 +146,7 @@ func (c *Config) YAML() ([]byte, error) {
 	}
 	add(root, "exit-on-error", plain(fmt.Sprint(c.ExitOnError)))
 	add(root, "skip-sync", plain(fmt.Sprint(c.SkipSync)))
+	add(root, "strict-verify", plain(fmt.Sprint(c.StrictVerify)))
 
 	log := group("log")
 	add(log, "format", str(c.Log.Format))

@@ -234,6 +234,7 @@ func (n *Node) newStore() error {
 		Interval: n.cfg.Data.RetentionMonitorInterval,
 	}
 	n.store.ScrubInterval = n.cfg.Data.ScrubInterval
+	n.store.StrictVerify = n.cfg.StrictVerify
 	n.store.ReadOnlyReplica = n.cfg.ReplicaReadOnly
 	n.store.Guarded = n.cfg.Fuse.Guardian
 	n.store.Levels = levelRules(n.cfg.Durability)
