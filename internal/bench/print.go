@@ -121,8 +121,9 @@ func (p *printer) pairResult(r PairResult) {
 }
 
 func (p *printer) movesHead() {
-	p.printf("\ntwo nodes, the role moves to and fro. On each a probe writes every millisecond, without a busy time-out:\n" +
-		"a gap is the longest time of a move in which none succeeds. Beside them an application with a busy\n" +
+	p.printf("\ntwo nodes, the role moves to and fro. On each two probes write every millisecond, without a busy\n" +
+		"time-out (one may be at work on a checkpoint, which holds up no other writer): a gap is the longest time\n" +
+		"of a move in which none succeeds. Beside them an application with a busy\n" +
 		"time-out of 1 s. It goes to the other node when the one that it is on refuses a write and is not the\n" +
 		"primary any more (counted as refused); whatever else it or a probe is told is an error.\n\n")
 }

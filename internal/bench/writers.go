@@ -11,8 +11,9 @@ import (
 	"github.com/litefs/litefs/internal/sqlapp"
 )
 
-// writers write on both nodes while the role moves. On each node a probe tries all the time, with no
-// patience: what is measured is the time in which none succeeds. Beside them goes an application as it
+// writers write on both nodes while the role moves. On each node two probes try all the time, with no
+// patience: what is measured is the time in which none succeeds. Two, for one may be at work on a
+// checkpoint, which holds up nobody else. Beside them goes an application as it
 // should be: it has a busy time-out, writes on one node, and goes to the other one when its own is not the
 // primary any more.
 type writers struct {
@@ -46,6 +47,7 @@ type writer struct {
 }
 
 const (
+	probes     = 2 // on each node
 	probePause = time.Millisecond
 	appTimeout = time.Second
 	maxSaid    = 3 // a move
@@ -63,20 +65,23 @@ func (m *moves) startWriters(ctx context.Context, round int) (*writers, error) {
 		ws.apps[i] = append(ws.apps[i], app)
 		return app.Open(ctx, m.nodes[i].path(movesDB), sqlapp.Options{BusyTimeout: busy, Pragmas: []string{"synchronous=normal"}})
 	}
-	application := &writer{id: 3 * round}
+	all := 1 + probes*len(m.nodes)
+	application := &writer{id: all * round}
 	ws.all = []*writer{application}
 	for i := range m.nodes {
 		ws.wrote[i] = make(chan struct{}, 1)
-		probe := &writer{id: 3*round + 1 + i}
-		ws.all = append(ws.all, probe)
 		var err error
-		if probe.conns[i], err = open(i, 0); err == nil {
-			application.conns[i], err = open(i, appTimeout)
-		}
-		if err != nil {
+		if application.conns[i], err = open(i, appTimeout); err != nil {
 			return nil, errors.Join(err, ws.stop())
 		}
-		ws.wg.Go(func() { ws.probe(running, probe, i) })
+		for range probes {
+			probe := &writer{id: all*round + len(ws.all)}
+			ws.all = append(ws.all, probe)
+			if probe.conns[i], err = open(i, 0); err != nil {
+				return nil, errors.Join(err, ws.stop())
+			}
+			ws.wg.Go(func() { ws.probe(running, probe, i) })
+		}
 	}
 	ws.wg.Go(func() { ws.application(running, application, round%2) })
 	return ws, nil
