@@ -20,7 +20,7 @@ func runAdopt(_ context.Context, args []string, std stdio) error {
 		"litefs adopt -dry-run /var/lib/litefs")
 	dry := f.Bool("dry-run", false, "say what would be done, and change nothing")
 	clean := f.Bool("clean", false, "remove what an adoption before has kept in DIR/litefs-0.5")
-	asJSON := f.Bool("json", false, "print the plan as JSON")
+	asJSON := f.Bool("json", false, "print JSON: the plan, or what -clean removed")
 	dirs, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -29,7 +29,7 @@ func runAdopt(_ context.Context, args []string, std stdio) error {
 		return usagef("want: litefs adopt [-dry-run | -clean] DIR")
 	}
 	if *clean {
-		return cleanAdopted(dirs[0], std)
+		return cleanAdopted(dirs[0], std, *asJSON)
 	}
 	plan, err := adopt.Examine(dirs[0])
 	if errors.Is(err, adopt.ErrNothing) {
@@ -76,13 +76,16 @@ func printPlan(std stdio, p adopt.Plan, asJSON bool) error {
 	return nil
 }
 
-func cleanAdopted(dir string, std stdio) error {
+func cleanAdopted(dir string, std stdio, asJSON bool) error {
 	n, err := adopt.Kept(dir)
 	if err != nil {
 		return err
 	}
 	if err := adopt.Clean(dir); err != nil {
 		return err
+	}
+	if asJSON {
+		return json.NewEncoder(std.out).Encode(map[string]int64{"removedBytes": n})
 	}
 	_, err = fmt.Fprintf(std.out, "removed %d bytes\n", n)
 	return err

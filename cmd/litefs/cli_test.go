@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -179,6 +180,7 @@ func TestHelp(t *testing.T) {
 	if len(commands) < 20 {
 		t.Fatalf("the commands are %q", commands)
 	}
+	var machines []string // those that have -json
 	for _, line := range commands {
 		cmd := strings.Fields(line)[0]
 		for _, args := range [][]string{{"help", cmd}, {cmd, "-h"}, {cmd, "--help"}} {
@@ -190,10 +192,20 @@ func TestHelp(t *testing.T) {
 		_, flags, _ := litefs{dir: t.TempDir()}.run(t, cmd, "-describe-flags")
 		for _, flag := range strings.Split(strings.TrimSpace(flags), "\n") {
 			f := strings.Split(flag, "\t")
+			if f[0] == "json" {
+				machines = append(machines, "`"+cmd+"`")
+			}
 			if flag != "" && (len(f) != 3 || len(f[2]) < 5) {
 				t.Errorf("litefs %s -%s is not told in its help: %q", cmd, f[0], flag)
 			}
 		}
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Join(machines, ", "); !strings.Contains(strings.Join(strings.Fields(string(readme)), " "), "`-json` prints: "+want+".") {
+		t.Errorf("the README does not say that -json prints: %s", want)
 	}
 }
 
@@ -238,7 +250,7 @@ func TestVersion(t *testing.T) {
 
 func TestConfigPrintsWhatIsInForce(t *testing.T) {
 	dir := t.TempDir()
-	file := "mount-dir: $DB\nhttp: {token: hunter2}\nexec: app 'a b'\nlease: {candidate: \"${REGION == 'ord'}\"}\n"
+	file := "mount-dir: $DB\nhttp: {token: hunter2}\nexec: app 'a $$b'\nlease: {candidate: \"${REGION == 'ord'}\"}\n"
 	if err := os.WriteFile(dir+"/litefs.yml", []byte(file), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -247,12 +259,24 @@ func TestConfigPrintsWhatIsInForce(t *testing.T) {
 	if code != 0 || stderr != "" {
 		t.Fatalf("exit code %d, %s", code, stderr)
 	}
-	for _, want := range []string{"dir: /mnt/db\n", "dir: /mnt/.db.litefs\n", "addr: :20202\n", "candidate: true\n", "cmd: app 'a b'\n", "format: json\n"} {
+	for _, want := range []string{"dir: /mnt/db\n", "dir: /mnt/.db.litefs\n", "addr: :20202\n", "candidate: true\n", "cmd: app 'a $$b'\n", "format: json\n"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("%q is missing in\n%s", want, stdout)
 		}
 	}
-	if strings.Contains(stdout, "hunter2") {
-		t.Errorf("the credential is shown:\n%s", stdout)
+	_, text, stderr := l.run(t, "config", "-json")
+	var values struct {
+		FUSE  struct{ Dir string }
+		Lease struct{ Candidate bool }
+		Exec  []struct{ Cmd string }
+	}
+	if err := json.Unmarshal([]byte(text), &values); err != nil || stderr != "" {
+		t.Fatalf("%v, %s", err, stderr)
+	}
+	if values.FUSE.Dir != "/mnt/db" || !values.Lease.Candidate || len(values.Exec) != 1 || values.Exec[0].Cmd != "app 'a $b'" {
+		t.Errorf("as JSON: %+v", values)
+	}
+	if strings.Contains(stdout+text, "hunter2") {
+		t.Errorf("the credential is shown:\n%s%s", stdout, text)
 	}
 }

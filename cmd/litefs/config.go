@@ -10,13 +10,14 @@ import (
 func runConfig(_ context.Context, args []string, std stdio) error {
 	f := newFlags("config", "litefs config [flags] [DIR]",
 		"Checks a configuration as mount would and prints it with every key as it is in\n"+
-			"force: variables expanded, defaults filled in. The credential is not shown.\n"+
+			"force: variables expanded, defaults filled in. Credentials are not shown.\n"+
 			"Nothing is mounted and no directory is touched.",
 		"litefs config -config litefs.yml")
 	var c configFlags
 	c.register(f)
 	check := f.Bool("check", false, "print nothing: the exit code says whether it is valid")
 	reference := f.Bool("reference", false, "print what every key means, as docs/configuration.md")
+	asJSON := f.Bool("json", false, "print JSON")
 	positional, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -31,7 +32,11 @@ func runConfig(_ context.Context, args []string, std stdio) error {
 	if *check {
 		return nil
 	}
-	text, err := cfg.YAML()
+	write := cfg.YAML
+	if *asJSON {
+		write = cfg.JSON
+	}
+	text, err := write()
 	if err != nil {
 		return err
 	}

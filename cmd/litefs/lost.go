@@ -49,6 +49,9 @@ func runLost(ctx context.Context, args []string, std stdio) error {
 		if err := kept.Export(*export); err != nil {
 			return err
 		}
+		if *asJSON {
+			return json.NewEncoder(std.out).Encode(exportedLost{kept.Name, fmt.Sprintf("%016x", kept.Last), *export})
+		}
 		_, err := fmt.Fprintf(std.out, "%s: %q after transaction %016x\n", *export, kept.Name, kept.Last)
 		return err
 	}
@@ -57,6 +60,13 @@ func runLost(ctx context.Context, args []string, std stdio) error {
 		return err
 	}
 	return printKept(std.out, kept, tables, *asJSON)
+}
+
+// exportedLost is a database that was written to a file.
+type exportedLost struct {
+	Name string `json:"name"`
+	TXID string `json:"txid"` // after which it is
+	File string `json:"file"`
 }
 
 func printLost(w io.Writer, list []lostfound.Kept, asJSON bool) error {

@@ -15,7 +15,7 @@ func runLTX(ctx context.Context, args []string, std stdio) error {
 		"litefs ltx list -config litefs.yml app.db")
 	var n nodeFlags
 	n.register(f)
-	asJSON := f.Bool("json", false, "list: print one JSON object an entry")
+	asJSON := f.Bool("json", false, "print one JSON object an entry")
 	args, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -33,8 +33,8 @@ func runLTX(ctx context.Context, args []string, std stdio) error {
 		return n.blame(verify.List(ctx, std.out, dir, args, *asJSON))
 
 	case "dump":
-		if len(args) != 2 || *asJSON {
-			return usagef("want: litefs ltx dump DATABASE TXID, without -json")
+		if len(args) != 2 {
+			return usagef("want: litefs ltx dump DATABASE TXID")
 		}
 		txid, err := strconv.ParseUint(args[1], 16, 64)
 		if err != nil || txid == 0 {
@@ -44,7 +44,7 @@ func runLTX(ctx context.Context, args []string, std stdio) error {
 		if err != nil {
 			return err
 		}
-		return n.blame(verify.Dump(std.out, dir, args[0], txid))
+		return n.blame(verify.Dump(std.out, dir, args[0], txid, *asJSON))
 	}
 	return usagef("unknown action %q: litefs ltx has list and dump", action)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 )
 
@@ -16,6 +17,7 @@ func runPromote(ctx context.Context, args []string, std stdio) error {
 	var c targetFlags
 	c.register(f)
 	force := f.String("force", "", "the node's `id`, as litefs status shows it: become the primary even if others have more")
+	asJSON := f.Bool("json", false, "print JSON")
 	rest, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -30,8 +32,7 @@ func runPromote(ctx context.Context, args []string, std stdio) error {
 	if err := t.client.Promote(ctx, t.url, *force); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(std.out, "this node is the primary")
-	return err
+	return t.printRole(ctx, std, "this node is the primary", *asJSON)
 }
 
 func runDemote(ctx context.Context, args []string, std stdio) error {
@@ -43,6 +44,7 @@ func runDemote(ctx context.Context, args []string, std stdio) error {
 	var c targetFlags
 	c.register(f)
 	to := f.String("to", "", "`id` of the node that becomes the primary, as litefs status shows it")
+	asJSON := f.Bool("json", false, "print JSON")
 	rest, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -57,6 +59,26 @@ func runDemote(ctx context.Context, args []string, std stdio) error {
 	if err := t.client.Demote(ctx, t.url, *to); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(std.out, "this node is not the primary any more")
-	return err
+	return t.printRole(ctx, std, "this node is not the primary any more", *asJSON)
+}
+
+// moved is a node after its role has moved. The next primary may not be known yet.
+type moved struct {
+	NodeID     string `json:"nodeID"`
+	Role       string `json:"role"`
+	PrimaryURL string `json:"primaryURL,omitempty"`
+	Epoch      uint64 `json:"epoch"`
+}
+
+// printRole says that the role has moved: in words, or what the node tells of itself now.
+func (t target) printRole(ctx context.Context, std stdio, words string, asJSON bool) error {
+	if !asJSON {
+		_, err := fmt.Fprintln(std.out, words)
+		return err
+	}
+	info, err := t.client.Info(ctx, t.url)
+	if err != nil {
+		return fmt.Errorf("%s, but does not answer: %w", words, err)
+	}
+	return json.NewEncoder(std.out).Encode(moved{info.NodeID, info.Role, info.PrimaryURL, info.Epoch})
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -20,6 +21,7 @@ func runUpgrade(ctx context.Context, args []string, std stdio) error {
 		"litefs upgrade -config litefs.yml")
 	var n nodeFlags
 	n.register(f)
+	asJSON := f.Bool("json", false, "print JSON")
 	positional, err := f.parse(args, std)
 	if err != nil {
 		return err
@@ -44,6 +46,9 @@ func runUpgrade(ctx context.Context, args []string, std stdio) error {
 		}
 		return fmt.Errorf("upgrade: %w", err)
 	}
-	fmt.Fprintln(std.out, "upgraded: the daemon runs", binary)
-	return nil
+	if *asJSON {
+		return json.NewEncoder(std.out).Encode(map[string]string{"binary": binary})
+	}
+	_, err = fmt.Fprintln(std.out, "upgraded: the daemon runs", binary)
+	return err
 }

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -12,6 +13,38 @@ import (
 // that parsing it gives the same configuration. The credential is left out; a
 // comment says that there is one.
 func (c *Config) YAML() ([]byte, error) {
+	root := c.node()
+	escapeDollars(root)
+	var out bytes.Buffer
+	dumper, err := yaml.NewDumper(&out, yaml.WithIndent(2), yaml.WithLineWidth(-1))
+	if err != nil {
+		return nil, fmt.Errorf("print configuration: %w", err)
+	}
+	if err := dumper.Dump(root); err != nil {
+		return nil, fmt.Errorf("print configuration: %w", err)
+	}
+	if err := dumper.Close(); err != nil {
+		return nil, fmt.Errorf("print configuration: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+// JSON is the same for programs: an object of the file's groups and keys. Strings are the values
+// themselves, durations and sizes written as in the file. A credential is left out.
+func (c *Config) JSON() ([]byte, error) {
+	var values map[string]any
+	if err := c.node().Decode(&values); err != nil {
+		return nil, fmt.Errorf("print configuration: %w", err)
+	}
+	b, err := json.MarshalIndent(values, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("print configuration: %w", err)
+	}
+	return append(b, '\n'), nil
+}
+
+// node is the configuration as a tree of groups and keys.
+func (c *Config) node() *yaml.Node {
 	root := &yaml.Node{Kind: yaml.MappingNode}
 	group := func(name string) *yaml.Node {
 		g := &yaml.Node{Kind: yaml.MappingNode}
@@ -161,19 +194,7 @@ func (c *Config) YAML() ([]byte, error) {
 	add(trace, "max-size", plain(fmt.Sprint(c.Trace.MaxSize)))
 	add(trace, "max-count", plain(fmt.Sprint(c.Trace.MaxCount)))
 	add(trace, "compress", plain(fmt.Sprint(c.Trace.Compress)))
-
-	var out bytes.Buffer
-	dumper, err := yaml.NewDumper(&out, yaml.WithIndent(2), yaml.WithLineWidth(-1))
-	if err != nil {
-		return nil, fmt.Errorf("print configuration: %w", err)
-	}
-	if err := dumper.Dump(root); err != nil {
-		return nil, fmt.Errorf("print configuration: %w", err)
-	}
-	if err := dumper.Close(); err != nil {
-		return nil, fmt.Errorf("print configuration: %w", err)
-	}
-	return out.Bytes(), nil
+	return root
 }
 
 // serverGroup begins the keys of a lease server.
@@ -195,8 +216,20 @@ func add(mapping *yaml.Node, name string, value *yaml.Node) {
 // plain is a value that YAML's own rules read as what it is.
 func plain(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: s} }
 
-// str is a string: quoted where it must be, its dollar signs doubled so that
-// reading it back expands nothing.
+// strTag marks a scalar that is a string, whatever it looks like.
+const strTag = "!!str"
+
+// str is a string: quoted where it must be.
 func str(s string) *yaml.Node {
-	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: strings.ReplaceAll(s, "$", "$$")}
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: strTag, Value: s}
+}
+
+// escapeDollars doubles the dollar signs of strings, so that reading them back expands nothing.
+func escapeDollars(n *yaml.Node) {
+	if n.Tag == strTag {
+		n.Value = strings.ReplaceAll(n.Value, "$", "$$")
+	}
+	for _, child := range n.Content {
+		escapeDollars(child)
+	}
 }

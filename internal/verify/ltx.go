@@ -51,6 +51,24 @@ func listRecord(w io.Writer, rec record) error {
 	})
 }
 
+// entryJSON is an entry for programs.
+type entryJSON struct {
+	Database  string    `json:"database"`
+	Min       string    `json:"min"`
+	Max       string    `json:"max"`
+	Pages     uint32    `json:"pages"` // of the database
+	PageSize  uint32    `json:"pageSize"`
+	Bytes     int64     `json:"bytes"` // of the entry
+	Pre       string    `json:"pre"`
+	Post      string    `json:"post"`
+	Epoch     uint64    `json:"epoch"`
+	Timestamp time.Time `json:"timestamp"`
+}
+
+func jsonOf(name string, e ltxlog.Entry) entryJSON {
+	return entryJSON{name, hex16(e.Min), hex16(e.Max), e.Commit, e.PageSize, e.Size, hex16(e.Pre), hex16(e.Post), e.Epoch, e.Timestamp.UTC()}
+}
+
 // listJSON writes an object for each entry.
 func listJSON(ctx context.Context, enc *json.Encoder, records []record) error {
 	for _, rec := range records {
@@ -58,18 +76,7 @@ func listJSON(ctx context.Context, enc *json.Encoder, records []record) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			return enc.Encode(struct {
-				Database  string    `json:"database"`
-				Min       string    `json:"min"`
-				Max       string    `json:"max"`
-				Pages     uint32    `json:"pages"` // of the database
-				PageSize  uint32    `json:"pageSize"`
-				Bytes     int64     `json:"bytes"` // of the entry
-				Pre       string    `json:"pre"`
-				Post      string    `json:"post"`
-				Epoch     uint64    `json:"epoch"`
-				Timestamp time.Time `json:"timestamp"`
-			}{rec.name, hex16(e.Min), hex16(e.Max), e.Commit, e.PageSize, e.Size, hex16(e.Pre), hex16(e.Post), e.Epoch, e.Timestamp.UTC()})
+			return enc.Encode(jsonOf(rec.name, e))
 		})
 		if err != nil {
 			return fmt.Errorf("list the log of %s: %w", rec.name, err)
@@ -95,8 +102,8 @@ func eachEntry(rec record, fn func(ltxlog.Entry) error) error {
 }
 
 // Dump prints the entry of database name that holds transaction txid: its header and its pages, after
-// the whole entry has been checked.
-func Dump(w io.Writer, dataDir, name string, txid uint64) (err error) {
+// the whole entry has been checked. asJSON: one object.
+func Dump(w io.Writer, dataDir, name string, txid uint64, asJSON bool) (err error) {
 	if err := checkDataDir(dataDir); err != nil {
 		return err
 	}
@@ -113,6 +120,9 @@ func Dump(w io.Writer, dataDir, name string, txid uint64) (err error) {
 	if !ok {
 		return fmt.Errorf("%w: %s has no %016x", ErrNoEntry, name, txid)
 	}
+	if asJSON {
+		return dumpJSON(w, name, e, log)
+	}
 	dumpHeader(w, name, e)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tw, "page\tbytes\tchecksum\t")
@@ -121,6 +131,37 @@ func Dump(w io.Writer, dataDir, name string, txid uint64) (err error) {
 		return err
 	})
 	return errors.Join(err, tw.Flush())
+}
+
+// dumpJSON writes an entry with its pages, and where in the write-ahead log it was.
+func dumpJSON(w io.Writer, name string, e ltxlog.Entry, log *ltxlog.Log) error {
+	type page struct {
+		Pgno     uint32 `json:"pgno"`
+		Bytes    int    `json:"bytes"`
+		Checksum string `json:"checksum"`
+	}
+	type wal struct {
+		Offset int64  `json:"offset"`
+		Bytes  int64  `json:"bytes"`
+		Salt1  string `json:"salt1"`
+		Salt2  string `json:"salt2"`
+	}
+	dump := struct {
+		entryJSON
+		WAL     *wal   `json:"wal,omitempty"`
+		Changed []page `json:"changed"`
+	}{entryJSON: jsonOf(name, e), Changed: []page{}}
+	if e.WALSize > 0 {
+		dump.WAL = &wal{e.WALOffset, e.WALSize, fmt.Sprintf("%08x", e.Salt1), fmt.Sprintf("%08x", e.Salt2)}
+	}
+	err := log.Pages(e, func(pgno uint32, data []byte) error {
+		dump.Changed = append(dump.Changed, page{pgno, len(data), hex16(pageChecksum(pgno, data))})
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(w).Encode(dump)
 }
 
 func dumpHeader(w io.Writer, name string, e ltxlog.Entry) {

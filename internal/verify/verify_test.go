@@ -3,6 +3,7 @@ package verify_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -466,13 +467,31 @@ func TestListAndDump(t *testing.T) {
 		t.Errorf("list:\n%s", out.String())
 	}
 	out.Reset()
-	if err := verify.Dump(&out, d.dir, "app.db", 2); err != nil {
+	if err := verify.Dump(&out, d.dir, "app.db", 2, false); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(out.String(), "0000000000000002-0000000000000002") || !strings.Contains(out.String(), fmt.Sprintf("%016x", d.sums[1])) {
 		t.Errorf("dump:\n%s", out.String())
 	}
-	if err := verify.Dump(&out, d.dir, "app.db", 3); !errors.Is(err, verify.ErrNoEntry) {
+	out.Reset()
+	if err := verify.Dump(&out, d.dir, "app.db", 2, true); err != nil {
+		t.Fatal(err)
+	}
+	var dump struct {
+		Database, Min, Max, Post string
+		Changed                  []struct {
+			Pgno     uint32
+			Checksum string
+		}
+	}
+	if err := json.Unmarshal(out.Bytes(), &dump); err != nil {
+		t.Fatal(err)
+	}
+	if dump.Database != "app.db" || dump.Min != dump.Max || dump.Post != fmt.Sprintf("%016x", head.Post) ||
+		len(dump.Changed) == 0 || dump.Changed[0].Pgno != 1 || dump.Changed[0].Checksum != fmt.Sprintf("%016x", d.sums[1]) {
+		t.Errorf("dump: %+v", dump)
+	}
+	if err := verify.Dump(&out, d.dir, "app.db", 3, true); !errors.Is(err, verify.ErrNoEntry) {
 		t.Errorf("dump of a transaction that is not there: %v", err)
 	}
 }
