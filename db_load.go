@@ -22,13 +22,17 @@ type load struct {
 	start BaseStreamFrame
 	file  *peer.Load
 	begun time.Time
-	bytes int64 // of pages that have come; guarded by db.ingest
+	told  time.Time // when the log last heard how far it is; guarded by db.ingest
+	bytes int64     // of pages that have come; guarded by db.ingest
 
 	// end is the position up to which the log is needed; 0 while pages come.
 	// From then on the log begins at the position of start.
 	end     uint64
 	applied uint64 // the position up to which the log is in the file
 }
+
+// tellLoad is how often the log hears how far a load is.
+const tellLoad = 10 * time.Second
 
 // loadProgress is how many bytes of a load have come, and of how many.
 type loadProgress struct{ bytes, size int64 }
@@ -73,7 +77,8 @@ func (db *DB) beginLoad(ctx context.Context, start BaseStreamFrame) error {
 	if err != nil {
 		return err
 	}
-	db.load = &load{start: start, file: file, begun: time.Now()}
+	now := time.Now()
+	db.load = &load{start: start, file: file, begun: now, told: now}
 	db.loadProgress.Store(&loadProgress{0, int64(start.Count) * int64(start.PageSize)})
 	return nil
 }
@@ -147,7 +152,12 @@ func (db *DB) loadPages(pgno uint32, data []byte) error {
 		}
 	}
 	l.bytes += int64(len(data))
-	db.loadProgress.Store(&loadProgress{l.bytes, int64(l.start.Count) * int64(size)})
+	total := int64(l.start.Count) * int64(size)
+	db.loadProgress.Store(&loadProgress{l.bytes, total})
+	if now := time.Now(); now.Sub(l.told) >= tellLoad {
+		l.told = now
+		db.log().Info("the first copy of the database comes", "bytes", l.bytes, "of", total)
+	}
 	return nil
 }
 

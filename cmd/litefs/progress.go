@@ -45,9 +45,15 @@ func (p *progress) report(done, total int64) {
 		return
 	}
 	p.next, p.shown = now.Add(barPause), true
-	full := int(float64(barWidth) * float64(min(done, total)) / float64(total))
-	_, _ = fmt.Fprintf(p.w, "\r%s [%s%s] %3d%%, %s of %s\x1b[K", p.what,
-		strings.Repeat("=", full), strings.Repeat(" ", barWidth-full), 100*min(done, total)/total, size(done), size(total))
+	_, _ = fmt.Fprintf(p.w, "\r%s %s\x1b[K", p.what, drawBar(done, total))
+}
+
+// drawBar shows done of total bytes; total is more than 0.
+func drawBar(done, total int64) string {
+	done = min(done, total)
+	full := int(float64(barWidth) * float64(done) / float64(total))
+	return fmt.Sprintf("[%s%s] %3d%%, %s of %s", strings.Repeat("=", full), strings.Repeat(" ", barWidth-full),
+		int64(100*float64(done)/float64(total)), size(done), size(total))
 }
 
 // end takes the bar away.

@@ -184,7 +184,7 @@ func (r statusReport) state(db node.DatabaseInfo) string {
 	case db.WritersHeld:
 		return "writers wait: no replica is close enough behind"
 	case db.LoadSize > 0:
-		return size(db.LoadBytes) + " of its first copy of " + size(db.LoadSize) + " are here"
+		return "first copy " + drawBar(db.LoadBytes, db.LoadSize)
 	case r.Node.IsPrimary:
 		return "ok"
 	case r.Primary == nil:

@@ -17,6 +17,7 @@ func TestStatusTables(t *testing.T) {
 				{ID: "1", Name: "a.db", TXID: "000000000000000a", PageSize: 4096, Pages: 512, WALBytes: 100, Level: "quorum:1,durable,5s", LevelPending: true},
 				{ID: "2", Name: "b.db", TXID: "0000000000000003", Error: "disk full"},
 				{ID: "3", Name: "c.db", TXID: "0000000000000003"},
+				{ID: "5", Name: "e.db", TXID: "0000000000000000", LoadBytes: 1 << 20, LoadSize: 2 << 20},
 			},
 			Failed: []node.FailedInfo{{Name: "d.db", Error: "damaged"}},
 		},
@@ -36,7 +37,7 @@ func TestStatusTables(t *testing.T) {
 		r    statusReport
 		want []string
 	}{
-		{replica, []string{"role     replica", "passthrough", "1.5s", "2.0 MiB", "quorum:1,durable,5s (pending)  6 behind", "does not follow: disk full", `"c.db"`, "set aside: damaged"}},
+		{replica, []string{"role     replica", "passthrough", "1.5s", "2.0 MiB", "quorum:1,durable,5s (pending)  6 behind", "does not follow: disk full", `"c.db"`, "set aside: damaged", "first copy [===============               ]  50%, 1.0 MiB of 2.0 MiB"}},
 		{primary, []string{"role     primary", "cached", "n2 10.0.0.2:5", "6, 1.0 MiB of a copy of 3.0 MiB are sent", "n3 10.0.0.3:5, gone for 1m", "max-lag:2s  writers wait", "in sync: n2; commits at level quorum wait for: n2 n3"}},
 	} {
 		var b strings.Builder
