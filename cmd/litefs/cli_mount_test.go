@@ -163,6 +163,14 @@ func TestMountEndsWhileItWaitsForThePrimary(t *testing.T) {
 	}
 }
 
+// With skip-sync the command does not wait for that primary.
+func TestMountSkipsTheSync(t *testing.T) {
+	r := startMountWith(t, []string{"-set", "lease.candidate=false", "-set", "lease.advertise-url=http://127.0.0.1:1", "-set", "skip-sync=true"},
+		"sh", "-c", `echo started; exit 3`)
+	r.read(r.out, "started")
+	r.wantEnd(3)
+}
+
 // As the first process of a container, it leaves no zombies and ends as it does elsewhere.
 func TestMountAsFirstProcess(t *testing.T) {
 	const script = `

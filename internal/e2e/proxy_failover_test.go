@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/cookiejar"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -15,9 +16,9 @@ import (
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
-// startWebApp starts a node with a web application in Python as its child, and a proxy in front of it, whose
-// URL it returns.
-func startWebApp(t *testing.T, c *cluster) (n *node, url string) {
+// newWebNode makes a node with a proxy in front of a web application in Python, and does not start it. url is the
+// proxy's; command runs the application.
+func newWebNode(t *testing.T, c *cluster, options ...option) (n *node, url string, command []string) {
 	t.Helper()
 	front, err := childnode.FreeAddr()
 	if err != nil {
@@ -27,12 +28,12 @@ func startWebApp(t *testing.T, c *cluster) (n *node, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n = newNode(t, c.lease, func(cfg *childnode.Config) {
+	n = newNode(t, append(options, c.lease, func(cfg *childnode.Config) {
 		cfg.Proxy = []string{
 			fmt.Sprintf("addr: %q", front), fmt.Sprintf("target: %q", target), "db: app.db",
 			"wait-timeout: 60s", "primary-redirect-timeout: 60s",
 		}
-	})
+	})...)
 	_, port, err := net.SplitHostPort(target)
 	if err != nil {
 		t.Fatal(err)
@@ -41,9 +42,16 @@ func startWebApp(t *testing.T, c *cluster) (n *node, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.args = []string{"--", "python3", script, port, n.path("app.db")}
+	return n, "http://" + front, []string{"python3", script, port, n.path("app.db")}
+}
+
+// startWebApp starts a node whose child is the application.
+func startWebApp(t *testing.T, c *cluster) (n *node, url string) {
+	t.Helper()
+	n, url, command := newWebNode(t, c)
+	n.args = append([]string{"--"}, command...)
 	n.start()
-	return n, "http://" + front
+	return n, url
 }
 
 // webClient writes numbered rows through any of the proxies and reads them through any.
@@ -55,7 +63,7 @@ type webClient struct {
 
 	acked   []int // answered 200
 	refused []int // answered 503: nothing was done
-	lost    []int // no answer, or 502: it may have been done
+	lost    []int // no answer, 502, or an I/O error of the disk: it may have been done
 }
 
 // run goes on until stop is closed, and for so long that it has written some.
@@ -71,10 +79,10 @@ func (w *webClient) run(stop <-chan struct{}) {
 		switch {
 		case err == nil && code == http.StatusOK:
 			w.acked = append(w.acked, n)
-		case err == nil && code == http.StatusServiceUnavailable:
+		case err == nil && code == http.StatusServiceUnavailable && !strings.Contains(body, "I/O"):
 			w.refused = append(w.refused, n)
 			continue
-		case err == nil && code != http.StatusBadGateway:
+		case err == nil && code != http.StatusBadGateway && code != http.StatusServiceUnavailable:
 			w.t.Errorf("client %d: write %d: %d %s", w.id, n, code, body)
 			return
 		default:
@@ -109,49 +117,73 @@ func TestProxyFailover(t *testing.T) {
 	samePosition(a, b, "app.db")
 	setup.Exit()
 
-	stop := make(chan struct{})
-	var g sync.WaitGroup
-	clients := make([]*webClient, 4)
-	for i := range clients {
-		jar, err := cookiejar.New(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		clients[i] = &webClient{t: t, id: i, urls: []string{urlA, urlB}, client: &http.Client{Jar: jar}}
-		g.Go(func() { clients[i].run(stop) })
-	}
-	rows := func(n *node) string {
-		out, err := sqlitetest.TryCLI(n.path("app.db"), "SELECT count(*) FROM t;")
-		if err != nil {
-			return err.Error()
-		}
-		return strings.TrimSpace(out)
-	}
-	// Each reign takes writes before the next one begins.
-	reign := func(n *node) {
-		before := rows(n)
-		var first, now int
-		fmt.Sscan(before, &first)
-		eventually(t, "the clients write", func() (bool, string) {
-			text := rows(n)
-			_, err := fmt.Sscan(text, &now)
-			return err == nil && now > first+40, fmt.Sprintf("%s rows, %d before", text, first)
-		})
-	}
-	reign(a)
+	clients, stop := startClients(t, urlA, urlB)
+	takesWrites(a)
 	for _, next := range []*node{b, a} {
 		eventually(t, "the role moves", func() (bool, string) {
 			err := next.move("/promote")
 			return err == nil, fmt.Sprint(err)
 		})
 		becomesPrimary(next)
-		reign(next)
+		takesWrites(next)
 	}
-	close(stop)
-	g.Wait()
+	stop()
 	samePosition(a, b, "app.db")
+	checkClients(t, a, clients)
+	for _, n := range []*node{a, b} {
+		n.stop()
+		if out, err := litefs(t, "verify", "-config", n.configPath()); err != nil {
+			t.Errorf("verify: %s, %v", out, err)
+		}
+	}
+}
 
-	check := openPatient(sqlitetest.Start(t), a.path("app.db"))
+// startClients starts clients of the proxies. stop waits until they have ended.
+func startClients(t *testing.T, urls ...string) (clients []*webClient, stop func()) {
+	t.Helper()
+	end := make(chan struct{})
+	var g sync.WaitGroup
+	for i := range 4 {
+		jar, err := cookiejar.New(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &webClient{t: t, id: i, urls: urls, client: &http.Client{Jar: jar}}
+		clients = append(clients, w)
+		g.Go(func() { w.run(end) })
+	}
+	stop = sync.OnceFunc(func() {
+		close(end)
+		g.Wait()
+	})
+	t.Cleanup(stop)
+	return clients, stop
+}
+
+// takesWrites waits until clients have added rows while the node is the primary.
+func takesWrites(n *node) {
+	n.t.Helper()
+	rows := func() string {
+		out, err := sqlitetest.TryCLI(n.path("app.db"), "SELECT count(*) FROM t;")
+		if err != nil {
+			return err.Error()
+		}
+		return strings.TrimSpace(out)
+	}
+	before := rows()
+	var first, now int
+	fmt.Sscan(before, &first)
+	eventually(n.t, "the clients write", func() (bool, string) {
+		text := rows()
+		_, err := fmt.Sscan(text, &now)
+		return err == nil && now > first+40, fmt.Sprintf("%s rows, %d before", text, first)
+	})
+}
+
+// checkClients compares what the clients were told with what is in the database.
+func checkClients(t *testing.T, at *node, clients []*webClient) {
+	t.Helper()
+	check := openPatient(sqlitetest.Start(t), at.path("app.db"))
 	acked := 0
 	for _, w := range clients {
 		count := map[int]int64{}
@@ -180,9 +212,92 @@ func TestProxyFailover(t *testing.T) {
 		t.Errorf("only %d writes were answered", acked)
 	}
 	check.Close()
-	for _, n := range []*node{a, b} {
-		n.stop()
-		if out, err := litefs(t, "verify", "-config", n.configPath()); err != nil {
+}
+
+// webMachine is a node and its application, which die together.
+type webMachine struct {
+	*node
+	url     string
+	command []string
+	app     *exec.Cmd
+}
+
+func (m *webMachine) start() {
+	m.t.Helper()
+	m.node.start()
+	m.app = exec.Command(m.command[0], m.command[1:]...)
+	m.app.Stderr = m.log
+	if err := m.app.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *webMachine) endApp() {
+	m.t.Helper()
+	if m.app == nil {
+		return
+	}
+	if err := m.app.Process.Kill(); err != nil {
+		m.t.Error(err)
+	}
+	_ = m.app.Wait() // killed
+	m.app = nil
+}
+
+// TestProxyFailover_Kill: three machines whose commits wait for one replica. The primary's dies under clients of all
+// three proxies, with its application; another one takes over, and the dead one comes back. What was answered with a
+// success is there once on every node, what was not answered is there once at most, and each client reads its own
+// writes all the time.
+func TestProxyFailover_Kill(t *testing.T) {
+	c := newCluster(t, 3*time.Second)
+	var machines []*webMachine
+	var urls []string
+	for range 3 {
+		m := &webMachine{}
+		m.node, m.url, m.command = newWebNode(t, c, quorum(1, "5s"))
+		m.start()
+		t.Cleanup(m.endApp)
+		machines, urls = append(machines, m), append(urls, m.url)
+	}
+	primary := func() *webMachine {
+		var p *webMachine
+		eventually(t, "a node is the primary", func() (bool, string) {
+			for _, m := range machines {
+				if info, ok := m.info(); ok && info.IsPrimary {
+					p = m
+				}
+			}
+			return p != nil, "none"
+		})
+		return p
+	}
+	conn := openPatient(sqlitetest.Start(t), primary().path("app.db"), "journal_mode=wal")
+	mustCommit(t, conn, "CREATE TABLE t(client, n, v)")
+	conn.Close()
+	for _, m := range machines[1:] {
+		samePosition(machines[0].node, m.node, "app.db")
+	}
+
+	clients, stop := startClients(t, urls...)
+	takesWrites(primary().node)
+	dead := primary()
+	dead.endApp()
+	dead.killAll()
+	next := primary()
+	takesWrites(next.node)
+	dead.start()
+	takesWrites(primary().node)
+	stop()
+	for _, m := range machines {
+		samePosition(next.node, m.node, "app.db")
+	}
+	for _, m := range machines {
+		checkClients(t, m.node, clients)
+	}
+	for _, m := range machines {
+		m.endApp()
+		m.stop()
+		if out, err := litefs(t, "verify", "-config", m.configPath()); err != nil {
 			t.Errorf("verify: %s, %v", out, err)
 		}
 	}
