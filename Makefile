@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: frameworks help build docs check test race fuzz demo bench bench-proxy soak soak-faults clean left release package-test page-test packaging-check
+.PHONY: frameworks help build docs check test race fuzz demo bench newcomer bench-proxy soak soak-faults clean left release package-test page-test packaging-check
 
 BUILD := .build
 PKG ?= ./...
@@ -58,6 +58,9 @@ bench: build ## the mount against the bare disk, then moves of the role; BENCH_A
 
 bench-proxy: ## a read on loopback: from the application, and through the proxy
 	go test -run '^$$' -bench '^BenchmarkRead$$' -count 6 ./proxy
+
+newcomer: ## docs/getting-started.md from a fresh clone with nothing compiled, timed
+	.ci/newcomer
 
 soak: ## long and random: kill -9, SIGSTOP, power cuts (loop devices, mkfs.ext4), bad networks (iproute2), contention, for SOAK_DURATION
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^(TestSoak|TestRandomOperations)' -skip '^TestSoakFaults$$' ./internal/e2e

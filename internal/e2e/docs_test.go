@@ -96,7 +96,9 @@ func (s shell) command(t *testing.T, text string) *exec.Cmd {
 func (s shell) run(t *testing.T, text string) {
 	t.Helper()
 	text = `set -eu
-check() { local out; out=$(cat); printf '%s\n' "$out"; [[ $out == *"$1"* ]] || { echo "want: $1"; exit 1; }; }
+began=${EPOCHREALTIME/./}
+check() { local out; out=$(cat); printf '%s\n' "$out"; [[ $out == *"$1"* ]] || { echo "want: $1"; exit 1; }
+	printf 'after %d ms: %s\n' $(( (${EPOCHREALTIME/./} - began) / 1000 )) "$1"; }
 trap 'echo "line $LINENO: $BASH_COMMAND"' ERR
 trap 'for p in $(jobs -p); do kill $p || true; done; wait || true' EXIT
 ` + text
@@ -107,6 +109,9 @@ trap 'for p in $(jobs -p); do kill $p || true; done; wait || true' EXIT
 	}
 	if err != nil {
 		t.Fatalf("%v\n%s\n--- script\n%s", err, out, s.here(text))
+	}
+	for _, line := range regexp.MustCompile(`(?m)^after \d+ ms: .+$`).FindAll(out, -1) {
+		t.Logf("%s", line)
 	}
 }
 
