@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -66,6 +67,24 @@ type webClient struct {
 	lost    []int // no answer, 502, or an I/O error of the disk: it may have been done
 }
 
+// write sends row n and notes what became of it. true: it was answered with a success.
+func (w *webClient) write(n int) bool {
+	at := fmt.Sprintf("%s/?client=%d&n=%d", w.urls[n%len(w.urls)], w.id, n)
+	code, body, err := send(w.client, http.MethodPost, at, strings.Repeat("x", n%7*1000))
+	switch {
+	case err == nil && code == http.StatusOK:
+		w.acked = append(w.acked, n)
+		return true
+	case err == nil && code == http.StatusServiceUnavailable && !strings.Contains(body, "I/O"):
+		w.refused = append(w.refused, n)
+	case err == nil && code != http.StatusBadGateway && code != http.StatusServiceUnavailable:
+		w.t.Errorf("client %d: write %d: %d %s", w.id, n, code, body)
+	default:
+		w.lost = append(w.lost, n)
+	}
+	return false
+}
+
 // run goes on until stop is closed, and for so long that it has written some.
 func (w *webClient) run(stop <-chan struct{}) {
 	for n := 1; ; n++ {
@@ -74,24 +93,12 @@ func (w *webClient) run(stop <-chan struct{}) {
 			return
 		default:
 		}
-		at := fmt.Sprintf("%s/?client=%d&n=%d", w.urls[n%len(w.urls)], w.id, n)
-		code, body, err := send(w.client, http.MethodPost, at, strings.Repeat("x", n%7*1000))
-		switch {
-		case err == nil && code == http.StatusOK:
-			w.acked = append(w.acked, n)
-		case err == nil && code == http.StatusServiceUnavailable && !strings.Contains(body, "I/O"):
-			w.refused = append(w.refused, n)
-			continue
-		case err == nil && code != http.StatusBadGateway && code != http.StatusServiceUnavailable:
-			w.t.Errorf("client %d: write %d: %d %s", w.id, n, code, body)
-			return
-		default:
-			w.lost = append(w.lost, n)
+		if !w.write(n) {
 			time.Sleep(10 * time.Millisecond) // nobody listens, perhaps
 			continue
 		}
-		at = fmt.Sprintf("%s/?client=%d", w.urls[(n/2)%len(w.urls)], w.id)
-		code, body, err = send(w.client, http.MethodGet, at, "")
+		at := fmt.Sprintf("%s/?client=%d", w.urls[(n/2)%len(w.urls)], w.id)
+		code, body, err := send(w.client, http.MethodGet, at, "")
 		if err != nil || code != http.StatusOK {
 			continue // it has got no answer, which is no wrong one
 		}
@@ -254,7 +261,7 @@ func TestProxyFailover_Kill(t *testing.T) {
 	var urls []string
 	for range 3 {
 		m := &webMachine{}
-		m.node, m.url, m.command = newWebNode(t, c, quorum(1, "5s"))
+		m.node, m.url, m.command = newWebNode(t, c, quorum(1, "2s"))
 		m.start()
 		t.Cleanup(m.endApp)
 		machines, urls = append(machines, m), append(urls, m.url)
@@ -281,8 +288,25 @@ func TestProxyFailover_Kill(t *testing.T) {
 	clients, stop := startClients(t, urls...)
 	takesWrites(primary().node)
 	dead := primary()
+	// For a moment no replica hears of anything, so that what is answered now is on the primary alone.
+	for _, m := range machines {
+		if m != dead {
+			if err := m.proc.Signal(syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	alone := &webClient{t: t, id: len(clients), urls: []string{dead.url}, client: &http.Client{}}
+	alone.write(1)
 	dead.endApp()
 	dead.killAll()
+	for _, m := range machines {
+		if m != dead {
+			if err := m.proc.Signal(syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	next := primary()
 	takesWrites(next.node)
 	dead.start()
@@ -292,7 +316,7 @@ func TestProxyFailover_Kill(t *testing.T) {
 		samePosition(next.node, m.node, "app.db")
 	}
 	for _, m := range machines {
-		checkClients(t, m.node, clients)
+		checkClients(t, m.node, append(clients, alone))
 	}
 	for _, m := range machines {
 		m.endApp()
