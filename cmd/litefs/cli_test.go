@@ -120,6 +120,7 @@ func TestBadInput(t *testing.T) {
 		{"open port", "mount-dir: mnt\nhttp: {addr: ':20202'}", "mount", 0, "litefs: litefs.yml: http.addr :20202 is reachable from other machines and there is no http.token: "},
 		{"no primary", "", "mount -set lease.candidate=false mnt", 0, "litefs: lease.advertise-url is missing: with lease.candidate: false it must be the URL of the primary, like http://10.0.0.1:20202"},
 		{"config checks too", "fuse:\n  dri: mnt", "config", 0, `litefs: litefs.yml: unknown key "fuse.dri" at line 2: did you mean "fuse.dir"?`},
+		{"reference as JSON", "", "config -reference -json", 0, "litefs: -reference is text: leave -json out"},
 		{"node's URL", "", "ltx list -url 127.0.0.1:20202", 0, "litefs: -url is not a URL like http://10.0.0.1:20202"},
 		{"two nodes", "", "verify -url http://127.0.0.1:1 -data mnt", 0, "litefs: give one of -config, -url and -data"},
 		{"no data directory", "", "verify -data mnt", 0, "litefs: DIR/mnt: not a litefs data directory: "},

@@ -22,6 +22,9 @@ func runConfig(_ context.Context, args []string, std stdio) error {
 	if err != nil {
 		return err
 	}
+	if *reference && *asJSON {
+		return usagef("-reference is text: leave -json out")
+	}
 	if *reference {
 		return printConfig(std, config.Reference())
 	}
