@@ -25,6 +25,9 @@ func runExport(ctx context.Context, args []string, std stdio) error {
 	bar := newProgress(std.err, "exporting "+c.name)
 	got, err := exportTo(ctx, t, c.name, file, bar.report)
 	bar.end()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return fmt.Errorf("export of %s: interrupted: %s is as it was", c.name, file)
+	}
 	if err != nil {
 		return err
 	}

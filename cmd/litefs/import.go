@@ -27,6 +27,9 @@ func runImport(ctx context.Context, args []string, std stdio) error {
 		return err
 	}
 	info, err := importFrom(ctx, t, c.name, file, std)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return fmt.Errorf("import of %s: interrupted: nothing has changed, unless the whole file had been sent", c.name)
+	}
 	if err != nil {
 		return err
 	}

@@ -21,19 +21,18 @@ type framework struct {
 }
 
 // frameworksVariable names those to run, and toolsVariable where .ci/frameworks has put what they need. Without
-// them the one runs that every machine of the tests has.
+// them those run that every machine of the tests has.
 const (
 	frameworksVariable = "LITEFS_FRAMEWORKS"
 	toolsVariable      = "LITEFS_FRAMEWORKS_TOOLS"
 )
 
-func frameworks(t *testing.T) map[string]framework {
+func frameworks(t *testing.T, tools string) map[string]framework {
 	t.Helper()
 	dir, err := filepath.Abs("testdata/frameworks")
 	if err != nil {
 		t.Fatal(err)
 	}
-	tools := os.Getenv(toolsVariable)
 	in := func(parts ...string) string { return filepath.Join(append([]string{dir}, parts...)...) }
 	tool := func(parts ...string) string { return filepath.Join(append([]string{tools}, parts...)...) }
 	modules := []string{"NODE_PATH=" + tool("node", "node_modules")}
@@ -144,15 +143,20 @@ func (w *worker) state() (acked int, last string) {
 // role moves. Its writers on the former primary end with an error of their own; what they were told is committed
 // is there, and nothing else. The second migration, and a writer, go on at the new primary.
 func TestFrameworks(t *testing.T) {
-	names := strings.Fields(os.Getenv(frameworksVariable))
+	names, tools := strings.Fields(os.Getenv(frameworksVariable)), os.Getenv(toolsVariable)
 	if len(names) == 0 {
-		names = []string{"python"}
+		names, tools = []string{"python", "go-mattn"}, t.TempDir()
+		build := exec.CommandContext(timeout(t), "go", "build", "-o", filepath.Join(tools, "go", "mattn"), "./cmd/mattn")
+		build.Dir = "testdata/frameworks/go"
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("build the program of go-mattn: %v\n%s", err, out)
+		}
 	}
 	c := newCluster(t, 5*time.Second)
 	a := c.start()
 	becomesPrimary(a)
 	b := c.start()
-	list := frameworks(t)
+	list := frameworks(t, tools)
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			f, ok := list[name]
