@@ -40,9 +40,7 @@ func TestQuorum(t *testing.T) {
 				c.MustExec(fmt.Sprintf("INSERT INTO t(v) VALUES ('%d')", i))
 			}
 			caughtUp(primary, replica, "app.db")
-			if got := app.Open(replica.path("app.db")).MustInt("SELECT count(*) FROM t"); got != 20 {
-				t.Fatalf("the replica has %d rows, want 20", got)
-			}
+			showsRows(t, app.Open(replica.path("app.db")), "t", 20)
 		})
 	}
 }
@@ -327,6 +325,16 @@ func TestMaxStaleness(t *testing.T) {
 	sqlitetest.CheckIntegrity(t, refuses.path("app.db"))
 }
 
+// showsRows waits until a replica shows the rows that its primary has acknowledged: it has them, and shows the last one a
+// moment later, when it has heard that it is decided.
+func showsRows(t *testing.T, c *sqlitetest.Conn, table string, want int64) {
+	t.Helper()
+	eventually(t, "the replica shows what was acknowledged", func() (bool, string) {
+		n := c.MustInt("SELECT count(*) FROM " + table)
+		return n == want, fmt.Sprintf("%d rows, want %d", n, want)
+	})
+}
+
 // An import into a database at quorum returns when a replica has it, also where it changes the size of pages under open
 // connections, which go on to commit. Without a replica it says that it is on this node alone.
 func TestQuorumImport(t *testing.T) {
@@ -346,10 +354,7 @@ func TestQuorumImport(t *testing.T) {
 			// No wait: the replica has what was acknowledged, and shows it when it has heard that it is decided.
 			caughtUp(primary, replica, name)
 			mustCommit(t, c, "INSERT INTO other VALUES ('after', 1)")
-			caughtUp(primary, replica, name)
-			if n := openPatient(app, replica.path(name)).MustInt("SELECT count(*) FROM other"); n != 41 {
-				t.Fatalf("%s: the replica has %d rows, want 41", name, n)
-			}
+			showsRows(t, openPatient(app, replica.path(name)), "other", 41)
 		}
 		sqlitetest.CheckIntegrity(t, replica.path(name))
 	}
@@ -390,9 +395,7 @@ func TestQuorumMemory(t *testing.T) {
 			c.MustExec("INSERT INTO t DEFAULT VALUES")
 		}
 		caughtUp(primary, replica, name)
-		if n := openPatient(app, replica.path(name)).MustInt("SELECT count(*) FROM t"); n != 50 {
-			t.Fatalf("%s: the replica has %d rows, want 50", name, n)
-		}
+		showsRows(t, openPatient(app, replica.path(name)), "t", 50)
 		if err := replica.proc.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
