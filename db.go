@@ -112,6 +112,21 @@ type DB struct {
 	// log then is the peer's, and not SQLite's.
 	lent atomic.Bool
 
+	// lending is the write lock that replicas borrow. onLoan is set while one may have it: the peer has the locks on a
+	// primary then, and transactions come through CommitHeld alone. wroteLent: a program wrote to the file meanwhile.
+	lending           *lending
+	onLoan, wroteLent atomic.Bool
+
+	// borrowed is the primary's write lock, while local programs write under it to this replica; the peer has let go of
+	// its WRITE lock then. borrowing is held from the request for it to its end. wantDirect: the write-ahead log is to be
+	// opened so that each write comes to us.
+	borrowed   atomic.Pointer[borrowed]
+	borrowing  semaphore
+	wantDirect atomic.Bool
+
+	// made is the newest transaction that this run put into the log under that lock; 0: none.
+	made atomic.Uint64
+
 	// wrote is what was seen of the writes to a write-ahead log that commits wait at.
 	wrote walWrites
 
@@ -121,6 +136,10 @@ type DB struct {
 	// undecided is the newest transaction of the log while nobody can say that it is committed; nil: all are.
 	// While it is set, the position that others see is the one before it.
 	undecided *undecided
+
+	// passed is the newest transaction of the log on a replica that writes under the primary's lock, while SQLite has not
+	// published it.
+	passed *passedTx
 
 	txlog *ltxlog.Log
 	sums  *pagesum.File
@@ -183,6 +202,9 @@ func NewDB(store *Store, id uint32, path string) *DB {
 		dirty: make(map[uint32]struct{}),
 
 		peering: newSemaphore(),
+		lending: newLending(),
+
+		borrowing: newSemaphore(),
 	}
 	db.hold.Store(AllDecided)
 	name := ""

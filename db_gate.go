@@ -128,6 +128,10 @@ func (db *DB) letIn(v walwrite.Verdict) (err error) {
 func (db *DB) walRestarts() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
+	if b := db.borrowed.Load(); b != nil && db.passed != nil {
+		b.lose(errors.New("the write-ahead log begins anew before a transaction is published, whose writer died"))
+		return syscall.EIO
+	}
 	if u := db.undecided; u == nil || !u.letIn {
 		return nil
 	}
@@ -182,9 +186,14 @@ func (o overlay) ReadAt(p []byte, off int64) (int, error) {
 // the commit: the frame was never in the file, and the log has what takes the transaction back.
 func (db *DB) gate(v walwrite.Verdict) error {
 	db.store.relieve()
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	err := db.gateLocked(v)
+	var err error
+	if db.store.Role() == RoleReplica {
+		err = db.forward(v)
+	} else {
+		db.mu.Lock()
+		err = db.gateLocked(v)
+		db.mu.Unlock()
+	}
 	if err == nil {
 		return nil
 	}

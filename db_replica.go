@@ -79,12 +79,18 @@ func (db *DB) apply(ctx context.Context, r io.Reader, size int64) error {
 		return err
 	}
 	// What is prepared is waited for on disk.
-	e, err := db.txlog.Import(io.LimitReader(r, size), size, db.hold.Load() != AllDecided)
+	known, r, err := db.known(io.LimitReader(r, size), size)
 	if err != nil {
 		return err
 	}
-	if err := db.epochList.note(e, e.Min > 1); err != nil {
-		return err
+	if !known { // else this node made it, under the primary's lock
+		e, err := db.txlog.Import(r, size, db.hold.Load() != AllDecided)
+		if err != nil {
+			return err
+		}
+		if err := db.epochList.note(e, e.Min > 1); err != nil {
+			return err
+		}
 	}
 	_, err = db.catchUp(ctx)
 	return err
@@ -101,6 +107,12 @@ func (db *DB) catchUp(ctx context.Context) (Pos, error) {
 	defer db.mu.Unlock()
 	if db.closed || db.peer == nil {
 		return Pos{}, ErrDatabaseNotFound
+	}
+	if b := db.borrowed.Load(); b != nil {
+		if db.foreign(b) {
+			b.lose(fmt.Errorf("%w: the primary goes on without this node", ErrHaltLost))
+		}
+		return db.wantedPosLocked(), nil // applied when local programs are out
 	}
 	if db.load != nil {
 		if err := db.goOnLoading(ctx); err != nil {

@@ -182,6 +182,13 @@ func (db *DB) endLate() error {
 // new history.
 func (db *DB) readyToWrite(ctx context.Context) error {
 	db.hold.Store(AllDecided) // what is in the log of the next primary is history
+	if err := db.endBorrow(ctx, errors.New("this node becomes the primary")); err != nil {
+		return err
+	}
+	if err := db.noteNotLent(); err != nil { // in another epoch than this
+		return err
+	}
+	db.setLent(false)
 	if _, err := db.catchUp(ctx); err != nil {
 		return err
 	}
@@ -223,11 +230,16 @@ func (db *DB) admit(ctx context.Context) error {
 		db.mu.Unlock()
 		return nil
 	}
-	pos := p.WALPos()
-	db.at = capture.WALPos{Salt1: pos.Salt1, Salt2: pos.Salt2, Frame: pos.Frame, Cksum: pos.Cksum}
-	db.settled = db.at
 	clear(db.dirty)
 	db.allDirty, db.leftWAL = false, false
+	if db.setLent(false) {
+		// db.at is how far the log has what the peer wrote. What a program wrote to the file meanwhile was a checkpoint, or
+		// something else than SQLite.
+		db.allDirty = db.wroteLent.Load()
+	} else {
+		db.at = walPosOf(p)
+	}
+	db.settled = db.at
 	db.peer = nil
 	db.local.Store(true)
 	db.mu.Unlock()

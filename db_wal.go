@@ -242,6 +242,9 @@ func (db *DB) captureOnce() look {
 	db.prepareIndex()
 	db.mu.Lock()
 	defer db.mu.Unlock()
+	if db.borrowed.Load() != nil && db.passed != nil {
+		return db.lookLetIn()
+	}
 	if db.closed || db.peer != nil || db.store.Role() == RoleReplica {
 		return lookNone
 	}
@@ -282,6 +285,17 @@ func (db *DB) captureOnce() look {
 		db.log().Error("capture failed; tried again with the next write", "error", err)
 	}
 	return found
+}
+
+// lookLetIn is captureOnce on a replica that writes under the primary's lock. db.mu is held.
+func (db *DB) lookLetIn() look {
+	if err := db.settleLetIn(); err != nil {
+		db.log().Error("a forwarded transaction is not recorded yet; tried again", "error", err)
+	}
+	if db.passed != nil {
+		return lookUnpublished
+	}
+	return lookCaptured
 }
 
 // unpublished reports whether the write-ahead log has frames of its current
@@ -346,7 +360,7 @@ func (db *DB) captureWAL(durable bool) error {
 // application shares a wal-index (locking_mode=EXCLUSIVE keeps it on the
 // heap), what the checksum chain proves. db.mu is held.
 func (db *DB) captureFrames() error {
-	if db.closing.Load() {
+	if db.closing.Load() || db.onLoan.Load() {
 		return nil
 	}
 	if settled, err := db.settleUndecided(); err != nil || !settled {

@@ -103,6 +103,10 @@ type Store struct {
 	MaxStaleness time.Duration
 	ServeStale   bool
 
+	// HaltDatabases are patterns, as path.Match has them, of the databases whose write-ahead logs are always opened so that
+	// each write comes to the store: see Store.Halt.
+	HaltDatabases []string
+
 	// Guarded says that the mount outlives this process: see ErrGuarded.
 	Guarded bool
 
@@ -147,7 +151,9 @@ type Store struct {
 
 	// notAsked is why the primary did not hand over when it was asked last.
 	notAsked atomic.Pointer[error]
-	handing  atomic.Bool // the lease is being handed over: followers are served until they know
+	lentOut  atomic.Int32 // databases that replicas write to
+	withheld atomic.Bool  // no write lock is lent: the role is about to move
+	handing  atomic.Bool  // the lease is being handed over: followers are served until they know
 	watcher  *watch.Watcher
 	mountDev atomic.Uint64 // st_dev of the mount; 0 without one
 	stats    Stats
@@ -232,6 +238,8 @@ type Stats struct {
 	// Scrubs counts databases that were scrubbed to the end, ScrubFaults what was
 	// found.
 	Scrubs, ScrubFaults atomic.Uint64
+	// Forwarded counts transactions that were made on replicas, on the primary.
+	Forwarded atomic.Uint64
 	// RolledForward counts transactions that came back from followers.
 	RolledForward atomic.Uint64
 	// ReadLive counts log entries that followers got from memory, ReadLog those
@@ -433,7 +441,9 @@ func (s *Store) Unmounting() error {
 		s.cancel()
 	}
 	s.wg.Wait()
-	var errs []error
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	errs := []error{s.endHolds(ctx, 0)}
 	for _, db := range s.DBs() {
 		errs = append(errs, db.leaveMount())
 	}

@@ -48,6 +48,7 @@ func (s *Store) each(fn func(db *DB) error) error {
 
 // admitAll lets local writers in.
 func (s *Store) admitAll(ctx context.Context) {
+	s.withheld.Store(false)
 	if err := s.each(func(db *DB) error { return db.admit(ctx) }); err != nil {
 		s.Logger.Error("a database was not let go of cleanly", "error", err)
 	}
@@ -71,6 +72,10 @@ func (s *Store) drain(ctx context.Context, to string) (string, error) {
 		}
 	}
 	began := time.Now()
+	s.withheld.Store(true)
+	if err := s.endHolds(ctx, handOverGrace); err != nil {
+		return "", fmt.Errorf("take write locks back: %w", err)
+	}
 	if err := s.each(func(db *DB) error { return db.takePeer(ctx) }); err != nil {
 		return "", fmt.Errorf("hold the writers back: %w", err)
 	}
@@ -176,6 +181,9 @@ func (l *roleLoop) ask(ctx context.Context, demote func(ctx context.Context, url
 // done then.
 func (s *Store) lighten(ctx context.Context) {
 	err := s.each(func(db *DB) error {
+		if err := db.endBorrow(ctx, errors.New("this node asks for the role of the primary")); err != nil {
+			return err
+		}
 		return errors.Join(db.makeDurable(), db.checkpointReplica(ctx))
 	})
 	if err != nil && ctx.Err() == nil {

@@ -137,6 +137,11 @@ func (s *Store) becomePrimary(lease Lease) error {
 			}
 		}
 	}
+	for _, db := range s.DBs() {
+		if err := db.fenceLent(epoch); err != nil {
+			return fmt.Errorf("take %s back: %w", db.Name(), err)
+		}
+	}
 	if err := s.writeRole(RolePrimary); err != nil {
 		return err
 	}
@@ -253,6 +258,9 @@ func (s *Store) followLoop() {
 // wrote last follows nobody before all its writers have ended, and what they
 // wrote is in the log, durably.
 func (s *Store) beginToFollow(ctx context.Context) error {
+	if err := s.endHolds(ctx, 0); err != nil {
+		return err
+	}
 	err := s.takePeers(ctx)
 	switch {
 	case Role(s.recorded.Load()) != RolePrimary:

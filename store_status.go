@@ -54,6 +54,9 @@ type DBStatus struct {
 	// Held: writers wait, at level max-lag, for a replica to come closer.
 	Held bool
 
+	// Lent: a replica has the write lock of this database of the primary. Borrowed: programs on this replica have it.
+	Lent, Borrowed bool
+
 	// LoadBytes of LoadSize bytes of the first copy have come; 0 of 0: it is here.
 	LoadBytes, LoadSize int64
 
@@ -119,6 +122,7 @@ func (db *DB) Status() DBStatus {
 	}
 	st.Waiting = db.waiting.Load()
 	st.Level, st.LevelPending, st.LevelSet, st.Held = db.Level(), db.LevelPending(), db.LevelSet(), db.brake.on()
+	st.Lent, st.Borrowed = db.onLoan.Load(), db.borrowed.Load() != nil
 	if p := db.loadProgress.Load(); p != nil {
 		st.LoadBytes, st.LoadSize = p.bytes, p.size
 	}

@@ -116,7 +116,7 @@ func (s *Store) Opening(own bool, path string, writable, first bool) (IOMode, er
 		if writable && s.DBByName(name) == nil {
 			s.warnForeign(name)
 		}
-		if s.levelByName(name).Kind == LevelQuorum {
+		if s.wantsDirectWAL(name) {
 			return IODirect, nil
 		}
 		return IOPassthrough, nil
@@ -373,7 +373,12 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 // Wrote is called after bytes that came through the daemon were written.
 func (s *Store) Wrote(path string, off int64, n int) {
 	if name, typ := fileOf(path); typ == FileTypeDatabase {
-		if db := s.DBByName(name); db != nil && (s.Role() != RoleReplica || db.local.Load()) {
+		db := s.DBByName(name)
+		if db != nil && db.onLoan.Load() {
+			db.wroteLent.Store(true) // not noted: this may be the peer, under what notes are guarded by
+			return
+		}
+		if db != nil && (s.Role() != RoleReplica || db.local.Load()) {
 			db.noteWrite(off, n)
 		}
 	}
@@ -385,8 +390,18 @@ func (s *Store) Truncating(own bool, path string, size int64) error {
 	db := s.DBByName(name)
 	switch typ {
 	case FileTypeDatabase:
-		if db == nil || own || s.Role() == RoleReplica && !db.local.Load() {
+		if db == nil || own {
 			return nil
+		}
+		if s.Role() == RoleReplica && !db.local.Load() {
+			if err := db.endsCheckpoint(); err != nil {
+				db.log().Error("a checkpoint is refused", "error", err)
+				return syscall.EIO
+			}
+			return nil
+		}
+		if err := db.refuseLent(size); err != nil {
+			return err
 		}
 		if err := db.barrier(size); err != nil {
 			s.stats.CaptureErrors.Add(1)
@@ -428,6 +443,9 @@ func (s *Store) Unlinking(own bool, path string) error {
 	case FileTypeDatabase:
 		if isSuper(path) {
 			return s.superEnds(own, path)
+		}
+		if db != nil && !own && db.onLoan.Load() {
+			return syscall.EBUSY
 		}
 		return s.writableName(own, name)
 	}
@@ -525,6 +543,11 @@ func (s *Store) Renaming(own bool, old, new string) error {
 		return nil
 	}
 	if s.Role() != RoleReplica {
+		for _, db := range s.DBs() {
+			if name := db.Name(); db.onLoan.Load() && (name == old || name == new || strings.HasPrefix(name, old+"/")) {
+				return syscall.EBUSY
+			}
+		}
 		return s.journalLeaves(old)
 	}
 	for _, db := range s.DBs() {

@@ -71,6 +71,9 @@ type DatabaseInfo struct {
 	LevelSet     bool   `json:"levelSet,omitempty"`     // by POST /durability, and not by a rule of the configuration
 	WritersHeld  bool   `json:"writersHeld,omitempty"`  // at level max-lag: no replica is close enough behind
 
+	Lent     bool `json:"lent,omitempty"`     // a replica has the write lock of the primary
+	Borrowed bool `json:"borrowed,omitempty"` // programs on this replica have it
+
 	Error string     `json:"error,omitempty"` // why it does not follow the primary
 	Since *time.Time `json:"since,omitempty"` // when that began
 }
@@ -173,6 +176,7 @@ func databaseInfo(db litefs.DBStatus) DatabaseInfo {
 	}
 	d.Waiting = db.Waiting
 	d.Level, d.LevelPending, d.LevelSet, d.WritersHeld = db.Level.String(), db.LevelPending, db.LevelSet, db.Held
+	d.Lent, d.Borrowed = db.Lent, db.Borrowed
 	if db.LoadSize > 0 {
 		d.LoadBytes, d.LoadSize = db.LoadBytes, db.LoadSize
 	}

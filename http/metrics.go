@@ -44,6 +44,7 @@ func (s *Server) metrics() string {
 	m.one("litefs_scrubs_total", "counter", "Databases that were scrubbed.", float64(stats.Scrubs.Load()))
 	m.one("litefs_scrub_faults_total", "counter", "Faults that this found.", float64(stats.ScrubFaults.Load()))
 	m.one("litefs_rolled_forward_total", "counter", "Transactions lost with the power that came back from followers.", float64(stats.RolledForward.Load()))
+	m.one("litefs_forwarded_commits_total", "counter", "Transactions of replicas that were committed here, under the write lock.", float64(stats.Forwarded.Load()))
 	m.one("litefs_tails_kept_total", "counter", "Tails of forked histories that went into lost+found.", float64(stats.TailsKept.Load()))
 	m.histogram("litefs_commit_to_apply_seconds", "Time from a commit on the primary to its visibility here.", &stats.ApplyLatency)
 

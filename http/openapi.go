@@ -63,6 +63,10 @@ func operation(r route) object {
 	}
 	refusal("404", "nothing has that name")
 	refusal("409", "not in this state of the node")
+	if strings.HasPrefix(r.path, "/halt/") {
+		refusal("410", "the write lock is not held any more")
+		refusal("422", "the write lock of this database cannot be borrowed: the line says why")
+	}
 	refusal("503", "not now: the line says why")
 
 	op := object{"summary": r.summary, "responses": answers, "security": security(r.access)}

@@ -101,6 +101,7 @@ func (s *Server) routes() []route {
 			summary: "Reads databases and logs and checks every checksum.", query: []param{dbParam,
 				{name: "rate", text: "bytes a second"}}},
 	}
+	routes = append(routes, s.haltRoutes()...)
 	routes = append(routes, s.pageRoutes()...)
 	routes = append(routes, s.debugRoutes()...)
 	return append(routes, route{method: "GET", path: "/openapi.json", access: accessOpen, answer: typeJSON,

@@ -92,7 +92,7 @@ func TestBadInput(t *testing.T) {
 	}{
 		{"no command at all", "", "", 0, "litefs: no command given: litefs help lists the commands"},
 		{"no such command", "", "mout", 0, `litefs: unknown command "mout": litefs help lists the commands`},
-		{"halt lock", "", "run -with-halt-lock-on app.db -- true", 0, "litefs: -with-halt-lock-on is not built: run the command on the primary, or with -promote"},
+		{"halt lock", "", "run -with-halt-lock-on app.db -halt-lock-timeout 0s -- true", 0, "litefs: -halt-lock-timeout 0s must be more than 0"},
 		{"nothing to run", "", "run -promote", 0, "litefs: want: litefs run [flags] -- COMMAND ARGS"},
 		{"import without a name", "", "import a.db", 0, "litefs: want: litefs import -name DB FILE"},
 		{"import of nothing", "", "import -url http://127.0.0.1:1 -name a.db none.db", 0, "litefs: open none.db: no such file or directory"},

@@ -183,6 +183,10 @@ func (r statusReport) state(db node.DatabaseInfo) string {
 		return "waits for readers: its write-ahead log is at its limit"
 	case db.WritersHeld:
 		return "writers wait: no replica is close enough behind"
+	case db.Lent:
+		return "lent: a replica has its write lock"
+	case db.Borrowed:
+		return "programs here write under the primary's lock"
 	case db.LoadSize > 0:
 		return "first copy " + drawBar(db.LoadBytes, db.LoadSize)
 	case r.Node.IsPrimary:

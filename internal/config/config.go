@@ -97,6 +97,10 @@ type Config struct {
 	MaxStaleness time.Duration
 	ServeStale   bool
 
+	// HaltDatabases are patterns, as path.Match has them, of the databases for which a replica can borrow the primary's
+	// write lock while programs have them open.
+	HaltDatabases []string
+
 	// Exec is run once the mount is ready: all but the last to their end, one
 	// after the other; the last one is supervised, and its exit ends the node.
 	Exec []Command

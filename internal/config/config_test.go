@@ -300,6 +300,7 @@ func TestErrors(t *testing.T) {
 		{"key of a rule", dir + "durability: [{match: a, level: async, x: 1}]\n", `f.yml: durability at line 2: unknown key "x" at line 2: a rule has match, level, n, ack, timeout and lag`},
 		{"quorum and guardian", "fuse: {dir: /srv/app, guardian: true}\ndurability: [{match: a, level: quorum}]\n", "f.yml: durability: level quorum and fuse.guardian: true do not go together yet: remove one of them"},
 		{"compress", dir + "data: {compress: false}\n", "f.yml: data.compress at line 2: a log without compression is not built yet; remove the key"},
+		{"halt pattern", dir + "replica: {halt-databases: ['[']}\n", `f.yml: replica.halt-databases at line 2: "[" is no pattern: syntax error in pattern`},
 		{"restart", dir + "exec:\n  - cmd: a\n    restart: often\n", `f.yml: exec at line 2: line 3: restart: "often" is neither never, on-failure nor always`},
 		{"restart of the first", dir + "exec:\n  - cmd: a\n    restart: always\n  - cmd: b\n", "f.yml: exec at line 2: line 3: restart is for the last command of the list: those before it run to their end"},
 		{"key of an item", dir + "exec:\n  - cmd: a\n    when: now\n", "f.yml: exec at line 2: line 3: when: unknown key: an item has cmd, if-candidate, if-primary and restart"},

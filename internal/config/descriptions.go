@@ -133,6 +133,8 @@ func descriptions() []description {
 			"How old the copy of a replica may be, by the moment at which it had everything; `0s`: any. Of an older one no transaction begins to read, on connections that are open as well: `database is locked`. At least 2s; the clocks of the nodes must be right ([promises](promises.md))."},
 		{"replica.then", oneOf("refuse", "serve"), "refuse", sinceOur, "serve",
 			"What a replica does whose copy is older than `max-staleness`: `serve` serves it, with a line in the log."},
+		{"replica.halt-databases", kindPatterns, "(none)", sinceOur, "[app.db]",
+			"Databases for which a replica can borrow the primary's write lock (`litefs run -with-halt-lock-on`) while programs have them open ([writes from a replica](write-forwarding.md)). Their write-ahead logs are read and written through litefs, on every node that names them. Others can be borrowed while no program has them open."},
 		{"exec", kindCommand, "(none)", since05, "[{cmd: \"myapp migrate\", if-primary: true}, {cmd: \"myapp -addr :8080\", restart: on-failure}]",
 			"Started once the mount is ready; the end of the last is the end of the node, and its exit code is the node's ([supervisor](supervisor.md)). An item has `cmd`, `if-candidate`, `if-primary` and, of the last, `restart` (`never`, `on-failure`, `always`). A command after `--` on the command line replaces it."},
 		{"exit-on-error", kindBool, "true", since05, "false",

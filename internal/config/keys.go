@@ -70,7 +70,7 @@ func keyTable() []key {
 		{path: "lease.advertise-url", set: text(setAdvertiseURL)},
 		{path: "lease.candidate", set: boolean(func(c *Config) *bool { return &c.Lease.Candidate })},
 		{path: "lease.promote", set: boolean(func(c *Config) *bool { return &c.Lease.Promote })},
-		{path: "lease.databases", set: setDatabases},
+		{path: "lease.databases", set: setPatterns(func(c *Config) *[]string { return &c.Lease.Databases })},
 		{path: "lease.reconnect-delay", set: text(func(c *Config, s string) (err error) {
 			c.Lease.ReconnectDelay, err = parsePositive(s)
 			return err
@@ -130,6 +130,7 @@ func keyTable() []key {
 		{path: "replica.open", set: text(setReplicaOpen)},
 		{path: "replica.max-staleness", set: text(setMaxStaleness)},
 		{path: "replica.then", set: text(setThen)},
+		{path: "replica.halt-databases", set: setPatterns(func(c *Config) *[]string { return &c.HaltDatabases })},
 
 		{path: "exec", set: setExec},
 		{path: "exit-on-error", set: boolean(func(c *Config) *bool { return &c.ExitOnError })},
@@ -291,14 +292,16 @@ func setTokenFile(field func(*Config) *Secret) func(*parser, *yaml.Node) error {
 	}
 }
 
-// setDatabases takes a pattern, or a list of them.
-func setDatabases(p *parser, n *yaml.Node) error {
-	patterns, err := p.strings(n)
-	for _, pattern := range patterns {
-		err = errors.Join(err, checkPattern(pattern))
+// setPatterns takes a pattern of databases' names, or a list of them.
+func setPatterns(field func(*Config) *[]string) func(p *parser, n *yaml.Node) error {
+	return func(p *parser, n *yaml.Node) error {
+		patterns, err := p.strings(n)
+		for _, pattern := range patterns {
+			err = errors.Join(err, checkPattern(pattern))
+		}
+		*field(p.cfg) = patterns
+		return err
 	}
-	p.cfg.Lease.Databases = patterns
-	return err
 }
 
 // setExec takes a command line, or a list of {cmd: line}.

@@ -98,11 +98,7 @@ func (c *Config) node() *yaml.Node {
 	add(lease, "candidate", plain(fmt.Sprint(c.Lease.Candidate)))
 	add(lease, "promote", plain(fmt.Sprint(c.Lease.Promote)))
 	if len(c.Lease.Databases) > 0 {
-		list := &yaml.Node{Kind: yaml.SequenceNode}
-		for _, pattern := range c.Lease.Databases {
-			list.Content = append(list.Content, str(pattern))
-		}
-		add(lease, "databases", list)
+		add(lease, "databases", sequence(c.Lease.Databases))
 	}
 	add(lease, "reconnect-delay", str(c.Lease.ReconnectDelay.String()))
 	add(lease, "roll-forward-timeout", str(c.Lease.RollForwardTimeout.String()))
@@ -169,6 +165,9 @@ func (c *Config) node() *yaml.Node {
 		then = "serve"
 	}
 	add(replica, "then", str(then))
+	if len(c.HaltDatabases) > 0 {
+		add(replica, "halt-databases", sequence(c.HaltDatabases))
+	}
 
 	if proxy := c.Proxy.yaml(); proxy != nil {
 		add(root, "proxy", proxy)
@@ -232,4 +231,13 @@ func escapeDollars(n *yaml.Node) {
 	for _, child := range n.Content {
 		escapeDollars(child)
 	}
+}
+
+// sequence is a list of strings.
+func sequence(items []string) *yaml.Node {
+	list := &yaml.Node{Kind: yaml.SequenceNode}
+	for _, item := range items {
+		list.Content = append(list.Content, str(item))
+	}
+	return list
 }

@@ -15,7 +15,7 @@ type backend struct{ store *litefs.Store }
 var _ fuse.Backend = backend{}
 
 func (b backend) Opening(c fuse.Caller, path string, flags uint32, first bool) (fuse.Mode, error) {
-	own := b.own(c)
+	own := b.own(c, path)
 	mode, err := b.store.Opening(own, path, flags&unix.O_ACCMODE != unix.O_RDONLY, first)
 	if err != nil {
 		return fuse.Cached, err
@@ -29,14 +29,14 @@ func (b backend) Opening(c fuse.Caller, path string, flags uint32, first bool) (
 	return fuse.Cached, nil
 }
 
-// own tells the peer's requests from those of applications. Only a replica has
-// a peer, so a primary saves the look-up.
-func (b backend) own(c fuse.Caller) bool {
-	return b.store.Role() == litefs.RoleReplica && c.Own()
+// own tells the peer's requests from those of applications. A primary, which has
+// a peer only for a database that is lent, saves the look-up.
+func (b backend) own(c fuse.Caller, path string) bool {
+	return b.store.HasPeer(path) && c.Own()
 }
 
 func (b backend) Creating(c fuse.Caller, path string) error {
-	return b.store.Creating(b.own(c), path)
+	return b.store.Creating(b.own(c, path), path)
 }
 
 func (b backend) Opened(path string, mode fuse.Mode, writable, _ bool) {
@@ -49,7 +49,7 @@ func (b backend) Opened(path string, mode fuse.Mode, writable, _ bool) {
 func (b backend) Released(path string, writable, last bool) { b.store.Released(path, writable, last) }
 
 func (b backend) Writing(c fuse.Caller, path string, off int64, data []byte) error {
-	err := b.store.Writing(b.own(c), path, off, data)
+	err := b.store.Writing(b.own(c, path), path, off, data)
 	if errors.Is(err, litefs.ErrTaken) {
 		return fuse.ErrTaken
 	}
@@ -59,7 +59,7 @@ func (b backend) Writing(c fuse.Caller, path string, off int64, data []byte) err
 func (b backend) Wrote(path string, off int64, n int) { b.store.Wrote(path, off, n) }
 
 func (b backend) Syncing(c fuse.Caller, path string) fuse.Sync {
-	switch b.store.Syncing(b.own(c), path) {
+	switch b.store.Syncing(b.own(c, path), path) {
 	case litefs.SyncData:
 		return fuse.SyncData
 	case litefs.SyncBehind:
@@ -69,17 +69,17 @@ func (b backend) Syncing(c fuse.Caller, path string) fuse.Sync {
 }
 
 func (b backend) Truncating(c fuse.Caller, path string, size int64) error {
-	return b.store.Truncating(b.own(c), path, size)
+	return b.store.Truncating(b.own(c, path), path, size)
 }
 
 func (b backend) Unlinking(c fuse.Caller, path string) error {
-	return b.store.Unlinking(b.own(c), path)
+	return b.store.Unlinking(b.own(c, path), path)
 }
 
 func (b backend) Unlinked(path string, err error) { b.store.Unlinked(path, err) }
 
 func (b backend) Renaming(c fuse.Caller, oldPath, newPath string) error {
-	return b.store.Renaming(b.own(c), oldPath, newPath)
+	return b.store.Renaming(b.own(c, oldPath), oldPath, newPath)
 }
 
 func (b backend) Renamed(oldPath, newPath string, err error) {

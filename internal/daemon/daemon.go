@@ -239,6 +239,7 @@ func (n *Node) newStore() error {
 	n.store.Guarded = n.cfg.Fuse.Guardian
 	n.store.Levels = levelRules(n.cfg.Durability)
 	n.store.MaxStaleness, n.store.ServeStale = n.cfg.MaxStaleness, n.cfg.ServeStale
+	n.store.HaltDatabases = n.cfg.HaltDatabases
 	if n.cfg.Lease.Type == config.LeaseStatic {
 		n.store.PrimaryHostname = n.cfg.Lease.Hostname
 	}

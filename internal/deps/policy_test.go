@@ -17,6 +17,7 @@ var edges = map[string][]string{
 	"internal/watch":   {},
 	"internal/role":    {},
 	"internal/locktab": {},
+	"internal/halt":    {},
 	"internal/pagesum": {"internal/isocrc", "sqlitefile"},
 	"internal/capture": {"sqlitefile"},
 
@@ -32,7 +33,7 @@ var edges = map[string][]string{
 	"internal/dbfile":    {"internal/pagesum", "sqlitefile"},
 
 	// The façade: orchestrates the algorithms.
-	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/walwrite", "internal/peer", "internal/ltxlog", "internal/lostfound", "internal/dbfile", "internal/role", "sqlitefile"},
+	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/walwrite", "internal/peer", "internal/ltxlog", "internal/lostfound", "internal/dbfile", "internal/role", "internal/halt", "sqlitefile"},
 
 	// Edges: the kernel, the network, the lease. They meet in the daemon.
 	"fuse":         {},
@@ -106,7 +107,7 @@ var testOnly = []string{"internal/sqlitetest", "internal/e2e", "internal/deps", 
 
 // pure packages hold decisions that can lose data. They read no clock, disk, socket or random number,
 // so that a million of their inputs can be replayed in a minute.
-var pure = []string{"sqlitefile", "internal/isocrc", "internal/capture", "internal/role"}
+var pure = []string{"sqlitefile", "internal/isocrc", "internal/capture", "internal/role", "internal/halt"}
 
 // impure is what a pure package may not import.
 var impure = []string{"os", "net", "net/http", "sync", "context", "log/slog", "math/rand", "math/rand/v2", "time", "syscall", "golang.org/x/sys/unix"}

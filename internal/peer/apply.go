@@ -37,9 +37,10 @@ func (p *Peer) Apply(ctx context.Context, pageCount, pageSize uint32, pages Page
 }
 
 func (p *Peer) apply(ctx context.Context, pageCount, pageSize uint32, pages Pages) error {
+	if err := p.usable(); err != nil {
+		return err
+	}
 	switch {
-	case p.closed:
-		return ErrClosed
 	case !sqlitefile.ValidPageSize(pageSize):
 		return fmt.Errorf("page size %d is no power of two from 512 to 65536", pageSize)
 	case pageCount == 0:

@@ -23,9 +23,9 @@ const drainFor = 100 * time.Millisecond
 func (p *Peer) Checkpoint(ctx context.Context) (complete bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	err = p.usable()
 	switch {
-	case p.closed:
-		err = ErrClosed
+	case err != nil:
 	case p.wal == nil:
 		return true, nil
 	case p.index.dirty:

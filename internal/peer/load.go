@@ -32,9 +32,10 @@ func (p *Peer) Load(ctx context.Context, pageSize uint32) (*Load, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	err := func() error {
+		if err := p.usable(); err != nil {
+			return err
+		}
 		switch {
-		case p.closed:
-			return ErrClosed
 		case p.load != nil:
 			return errLoading
 		case p.wal != nil:

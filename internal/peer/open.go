@@ -110,6 +110,11 @@ func (p *Peer) openWAL(ctx context.Context, hdr fileHeader, size int64) (err err
 	if err := p.keep(p.index.f); err != nil {
 		return err
 	}
+	return p.readyIndex(ctx, hdr, size)
+}
+
+// readyIndex makes memory and wal-index tell the newest commit. WRITE is held.
+func (p *Peer) readyIndex(ctx context.Context, hdr fileHeader, size int64) error {
 	adopted, err := p.adoptIndex(hdr)
 	if err != nil {
 		return err

@@ -157,6 +157,7 @@ type Peer struct {
 
 	mu       sync.Mutex // held over each operation
 	closed   bool
+	lent     bool // WRITE is not held, or the WAL is not open: see lend.go
 	db       *file
 	pageSize uint32    // bytes; 0 while the database file is empty
 	wal      *walFile  // nil while the database file is empty
@@ -232,9 +233,10 @@ func (p *Peer) ReadPage(pgno uint32, buf []byte) error {
 }
 
 func (p *Peer) readPage(pgno uint32, buf []byte) error {
+	if err := p.usable(); err != nil {
+		return err
+	}
 	switch n := p.pageCount.Load(); {
-	case p.closed:
-		return ErrClosed
 	case pgno == 0 || pgno > n:
 		return fmt.Errorf("database has %d pages", n)
 	case uint32(len(buf)) != p.pageSize:
@@ -260,8 +262,8 @@ func (p *Peer) readPage(pgno uint32, buf []byte) error {
 func (p *Peer) Sync() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
-		return fmt.Errorf("sync %s: %w", p.opt.Path, ErrClosed)
+	if err := p.usable(); err != nil {
+		return fmt.Errorf("sync %s: %w", p.opt.Path, err)
 	}
 	if p.wal == nil {
 		return nil
@@ -303,7 +305,7 @@ func (p *Peer) Close(ctx context.Context) error {
 // application truncates it, it counts as absent for new connections, which then
 // read the database file beside connections that still write the WAL.
 func (p *Peer) leaveRollbackMode(ctx context.Context) error {
-	if p.wal == nil || p.index.dirty {
+	if p.wal == nil || p.index.dirty || p.lent {
 		return nil
 	}
 	page := make([]byte, p.pageSize)

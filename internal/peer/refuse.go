@@ -15,7 +15,8 @@ import (
 func (p *Peer) RefuseReads(ctx context.Context, refuse bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.index == nil || p.index.shut == refuse {
+	// The copy of a database that is lent is the newest that there is, and its wal-index is the writers'.
+	if p.closed || p.lent || p.index == nil || p.index.shut == refuse {
 		return nil
 	}
 	var err error
