@@ -83,8 +83,9 @@ func TestMaxLag(t *testing.T) {
 					t.Fatal("writers are never held back")
 				}
 			}
-			// The machine may be busy with other things for as long as that.
-			const slack = time.Second
+			// The machine may be busy with other things for as long as that. Who writes without a pause may also be ahead
+			// of the brake at the lock a few times in a row.
+			const slack = 10 * time.Second
 			if over := last.Sub(silent) - bound; over > bound/8+longest+slack {
 				t.Errorf("%v over the bound; a look comes each %v, and the longest transaction took %v", over, bound/8, longest)
 			} else {
