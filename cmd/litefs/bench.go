@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ func runBench(ctx context.Context, args []string, std stdio) error {
 	rounds := f.Int("rounds", 5, "measurements of each side, `N`")
 	dir := f.String("dir", "", "directory on the disk to measure, `DIR`; the temporary one if empty")
 	size := f.Int("size", 256, "megabytes of the database of catchup, `N`")
+	asJSON := f.Bool("json", false, "print what was found as JSON; the report goes to standard error")
 	cached := f.Bool("no-passthrough", false, "measure the mount without kernel passthrough")
 	positional, err := f.parse(args, std)
 	if err != nil {
@@ -41,9 +43,17 @@ func runBench(ctx context.Context, args []string, std stdio) error {
 		NoPassthrough: *cached,
 		CatchupSize:   int64(*size) << 20,
 	}
+	if *asJSON {
+		o.Out = std.err
+	}
 	if *only != "" {
 		o.Only = strings.Split(*only, ",")
 	}
-	_, err = bench.Run(ctx, o)
-	return err
+	report, err := bench.Run(ctx, o)
+	if err != nil || !*asJSON {
+		return err
+	}
+	enc := json.NewEncoder(std.out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(report.Summary())
 }
