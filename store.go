@@ -54,6 +54,9 @@ type Store struct {
 	// Retention bounds the log of each database; see Retention.
 	Retention Retention
 
+	// Archive keeps the archives of the databases; nil: there are none.
+	Archive Archive
+
 	// ScrubInterval is the time between two scrubs of all databases in the
 	// background. 0: there are none.
 	ScrubInterval time.Duration

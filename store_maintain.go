@@ -2,6 +2,7 @@ package litefs
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/litefs/litefs/internal/ltxlog"
@@ -76,7 +77,7 @@ func (db *DB) retain(r Retention) {
 	if before == 0 || before > applied {
 		before = applied
 	}
-	if _, err := db.txlog.Compact(ltxlog.Compaction{Before: before, Cuts: db.store.replicas.boundaries(db.id)}); err != nil {
+	if _, err := db.txlog.Compact(ltxlog.Compaction{Before: before, Cuts: append(db.store.replicas.boundaries(db.id), db.store.archiveNeeds(db)...)}); err != nil {
 		db.log().Error("cannot compact the log; tried again later", "error", err)
 	}
 }
@@ -101,16 +102,18 @@ func (db *DB) removeOld(r Retention) (applied uint64, ok bool) {
 		return 0, false
 	}
 	applied = pos.TXID + 1
-	keepFrom := applied
+	// That bound is hard: what left the log is in no archive.
+	archive := slices.Min(append(db.store.archiveNeeds(db), applied))
+	keepFrom := archive
 	if from := db.store.replicas.neededFrom(db.id); from > 0 {
 		keepFrom = min(keepFrom, from)
 	}
 	n, bytes, err := txlog.Retain(db.retainAt(), ltxlog.Retention{MaxAge: r.Age, MaxBytes: r.Bytes, KeepFrom: keepFrom})
-	if err == nil && keepFrom < applied {
+	if err == nil && keepFrom < archive {
 		// A replica that falls ever further behind does not fill the disk.
 		var more int
 		var moreBytes int64
-		more, moreBytes, err = txlog.Retain(db.retainAt(), ltxlog.Retention{MaxBytes: 2 * r.Bytes, KeepFrom: applied})
+		more, moreBytes, err = txlog.Retain(db.retainAt(), ltxlog.Retention{MaxBytes: 2 * r.Bytes, KeepFrom: archive})
 		n, bytes = n+more, bytes+moreBytes
 	}
 	if err != nil {

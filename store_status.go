@@ -26,6 +26,8 @@ type Status struct {
 
 	InSync, Waited []string // node ids: see Store.InSync
 
+	Archives []ArchiveStatus // where the primary archives; none without backup
+
 	Subscribers int // listeners for changes: replicas and readers of events
 }
 
@@ -82,6 +84,7 @@ func (s *Store) Status() Status {
 		Stale:    s.RefusesReads(),
 		Failed:   s.Failed(),
 		Replicas: s.Replicas(),
+		Archives: s.archiveStatus(),
 
 		Subscribers: s.Subscribers(),
 	}

@@ -42,6 +42,15 @@ type Info struct {
 	Databases []DatabaseInfo `json:"databases"`
 	Failed    []FailedInfo   `json:"failed,omitempty"`   // set aside: not open
 	Replicas  []ReplicaInfo  `json:"replicas,omitempty"` // on a primary
+	Archives  []ArchiveInfo  `json:"archives,omitempty"` // on a primary with backup
+}
+
+// ArchiveInfo is one place where a primary archives, in Info.
+type ArchiveInfo struct {
+	Place     string `json:"place"`
+	Databases int    `json:"databases"` // that have transactions which the place lacks
+	LagMillis int64  `json:"lagMillis"` // since when the one that waits longest does; 0: none waits
+	Error     string `json:"error,omitempty"`
 }
 
 // DatabaseInfo is one database in Info.
@@ -153,6 +162,9 @@ func (s *Server) info() Info {
 		info.Failed = append(info.Failed, FailedInfo{name, err.Error()})
 	}
 	slices.SortFunc(info.Failed, func(a, b FailedInfo) int { return cmp.Compare(a.Name, b.Name) })
+	for _, a := range st.Archives {
+		info.Archives = append(info.Archives, ArchiveInfo{a.Place, a.Databases, a.Lag.Milliseconds(), a.Err})
+	}
 	for _, r := range st.Replicas {
 		info.Replicas = append(info.Replicas, replicaInfo(r, st.Databases))
 	}

@@ -64,6 +64,22 @@ func (s *Server) metrics() string {
 	perDB("litefs_db_lag_seconds", "gauge", "Time from the last transaction's commit on the primary to its visibility here.", func(db litefs.DBStatus) float64 { return db.ApplyLatency.Seconds() })
 	perDB("litefs_db_in_trouble", "gauge", "1 for a database that does not follow the primary.", func(db litefs.DBStatus) float64 { return boolValue(db.Trouble != nil) })
 
+	perPlace := func(name, typ, help string, value func(litefs.ArchiveStatus) float64) {
+		if len(st.Archives) == 0 {
+			return
+		}
+		m.head(name, typ, help)
+		for _, a := range st.Archives {
+			m.sample(name, value(a), "place", a.Place)
+		}
+	}
+	perPlace("litefs_archive_lag_seconds", "gauge", "Since when the database that waits longest has transactions which the archive lacks.", func(a litefs.ArchiveStatus) float64 { return a.Lag.Seconds() })
+	perPlace("litefs_archive_behind_count", "gauge", "Databases that have transactions which the archive lacks.", func(a litefs.ArchiveStatus) float64 { return float64(a.Databases) })
+	perPlace("litefs_archive_failing", "gauge", "1 while the last attempt failed.", func(a litefs.ArchiveStatus) float64 { return boolValue(a.Err != "") })
+	perPlace("litefs_archive_objects_total", "counter", "Objects written.", func(a litefs.ArchiveStatus) float64 { return float64(a.Puts) })
+	perPlace("litefs_archive_bytes_total", "counter", "Bytes in them.", func(a litefs.ArchiveStatus) float64 { return float64(a.Bytes) })
+	perPlace("litefs_archive_requests_total", "counter", "Requests of all kinds.", func(a litefs.ArchiveStatus) float64 { return float64(a.Requests) })
+
 	m.head("litefs_replica_connected", "gauge", "1 for a replica that is connected.")
 	for _, r := range st.Replicas {
 		m.sample("litefs_replica_connected", boolValue(r.Connected), "node", r.NodeID)

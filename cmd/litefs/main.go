@@ -78,6 +78,8 @@ func commands(signals *signals) []command {
 		{"durability", "what is promised of commits: show, set", runDurability},
 		{"export", "write a checked copy of a database to a file", runExport},
 		{"import", "make a file the content of a database", runImport},
+		{"restore", "write a database out of an archive to a file", runRestore},
+		{"history", "list what an archive has", runHistory},
 		{"wait", "wait until the running node has a position", runWait},
 		{"scrub", "read databases of the running node and check everything", runScrub},
 		{"repair", "fetch a replica's damaged pages from its primary", runRepair},

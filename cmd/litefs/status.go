@@ -127,6 +127,9 @@ func (r statusReport) printTables(w io.Writer) error {
 		}
 		fmt.Fprintf(tw, "lag\t%s\n", lag)
 	}
+	for _, a := range n.Archives {
+		fmt.Fprintf(tw, "archive\t%s, %s\n", a.Place, archiveText(a))
+	}
 	fmt.Fprint(tw, "\nDATABASE\tTXID\tSIZE\tWAL\tLOG\tLEVEL\tSTATE\n")
 	for _, db := range n.Databases {
 		fmt.Fprintf(tw, "%q\t%s\t%s\t%s\t%s in %d\t%s\t%s\n", db.Name, db.TXID, size(int64(db.Pages)*int64(db.PageSize)),
@@ -240,4 +243,16 @@ func size(n int64) string {
 		f /= 1024
 	}
 	return fmt.Sprintf("%.1f %ciB", f, units[i])
+}
+
+// archiveText says how far an archive is.
+func archiveText(a node.ArchiveInfo) string {
+	text := "has everything"
+	if a.Databases > 0 {
+		text = fmt.Sprintf("%d databases behind, for %v", a.Databases, (time.Duration(a.LagMillis) * time.Millisecond).Round(time.Millisecond))
+	}
+	if a.Error != "" {
+		text += "; fails: " + a.Error
+	}
+	return text
 }

@@ -56,9 +56,13 @@ func runVerify(ctx context.Context, args []string, std stdio) error {
 	return nil
 }
 
-// integrityCheck runs PRAGMA integrity_check in the SQLite of this binary, in a
-// process of its own.
-func integrityCheck(ctx context.Context, path string) (rows []string, err error) {
+// integrityCheck runs PRAGMA integrity_check on a file.
+func integrityCheck(ctx context.Context, path string) ([]string, error) {
+	return askFile(ctx, path, "integrity_check")
+}
+
+// askFile runs a PRAGMA on a file in the SQLite of this binary, in a process of its own.
+func askFile(ctx context.Context, path, pragma string) (rows []string, err error) {
 	app, err := sqlapp.Start(ctx, sqlapp.Command{Args: []string{sqlAppCommand}})
 	if err != nil {
 		return nil, err
@@ -69,7 +73,7 @@ func integrityCheck(ctx context.Context, path string) (rows []string, err error)
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
-	table, err := conn.Query(ctx, "PRAGMA integrity_check")
+	table, err := conn.Query(ctx, "PRAGMA "+pragma)
 	if err != nil {
 		return nil, err
 	}

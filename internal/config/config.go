@@ -87,6 +87,8 @@ type Config struct {
 	Log   Log
 	Trace Trace
 
+	Backup Backup
+
 	// Durability gives databases a level; the first rule that matches counts, async is that of the others.
 	Durability []DurabilityRule
 
@@ -326,6 +328,7 @@ func defaults() *Config {
 			S3:                 S3{Key: DefaultLeaseKey, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
 			Kubernetes:         Kubernetes{AccountDir: DefaultAccountDir, Name: DefaultKubernetesName, TTL: DefaultLeaseTTL, LockDelay: DefaultLockDelay},
 		},
+		Backup:      backupDefaults(),
 		Proxy:       proxyDefaults(),
 		Log:         Log{Format: LogText},
 		Trace:       Trace{Enabled: true, MaxSize: 64, MaxCount: 8, Compress: true},

@@ -260,7 +260,16 @@ func TestErrors(t *testing.T) {
 		{"proxy without db", dir + "proxy:\n  addr: :80\n  target: :81\n", "f.yml: proxy.db is missing: name the databases of the application, so that its clients read what they have written"},
 		{"proxy write", dir + "proxy:\n  write: carefully\n", "f.yml: proxy.write at line 3: \"carefully\" is neither forward, fly-replay nor redirect"},
 		{"proxy path", dir + "proxy:\n  passthrough: [\"/a\", \"b\"]\n", "f.yml: proxy.passthrough at line 3: \"b\" begins neither with / nor with *: it matches no path"},
-		{"backup", dir + "backup: {type: file}\n", "f.yml: backup.type at line 2: backup is not built yet; remove the key"},
+		{"backup type", dir + "backup: {type: tape}\n", `f.yml: backup.type at line 2: "tape" is neither file nor s3`},
+		{"backup of the cloud", dir + "backup: {type: litefs-cloud}\n", `f.yml: backup.type at line 2: "litefs-cloud" is for LiteFS Cloud, which has ended; use backup.type: s3 or file`},
+		{"backup token", dir + "backup: {auth-token: x}\n", "f.yml: backup.auth-token at line 2: is for LiteFS Cloud, which has ended; use backup.type: s3 or file"},
+		{"backup without path", dir + "backup: {type: file}\n", "f.yml: backup: path is missing: name the directory of the archive"},
+		{"backup without type", dir + "backup: {path: /srv/archive}\n", "f.yml: backup: type is missing: file or s3"},
+		{"backup in the data", "fuse: {dir: /mnt/a}\ndata: {dir: /data}\nbackup: {type: file, path: /data/x}\n", "f.yml: backup: path /data/x lies in data.dir or fuse.dir: an archive belongs on another disk"},
+		{"backup url", dir + "backup: {type: s3, url: 'https://bucket'}\n", `f.yml: backup.url at line 2: "https://bucket" is not of the form s3://bucket/prefix`},
+		{"backup half a key", dir + "backup: {type: s3, url: 's3://b', access-key: x}\n", "f.yml: backup: access-key and secret-key come together: only one of them is set"},
+		{"backup target", dir + "backup:\n  targets:\n    - {type: file, pth: /x}\n", `f.yml: backup.targets at line 3: unknown key "pth" at line 4: a target has type, path, url, endpoint, region, access-key and secret-key`},
+		{"backup twice", dir + "backup:\n  type: file\n  path: /x\n  targets: [{type: file, path: /x}]\n", "f.yml: backup: /x is given twice as a target"},
 		{"trace size", dir + "tracing: {max-size: 64MB}\n", `f.yml: tracing.max-size at line 2: "64MB" is not a number from 1 to 1048576`},
 		{"trace count", dir + "tracing: {max-count: 0}\n", `f.yml: tracing.max-count at line 2: "0" is not a number from 1 to 10000`},
 		{"no consul", dir + "lease: {type: consul}\n", "f.yml: lease.consul.url is missing: where is the server? For one on this machine: http://127.0.0.1:8500"},
@@ -394,7 +403,7 @@ func TestSet(t *testing.T) {
 	for set, want := range map[string]string{
 		"http.addr":        "-set http.addr: want KEY=VALUE",
 		"http.adr=1":       `-set: unknown key "http.adr": did you mean "http.addr"?`,
-		"backup.type=file": "-set backup.type: backup is not built yet; remove the key",
+		"backup.cluster=1": "-set backup.cluster: is for LiteFS Cloud, which has ended; use backup.type: s3 or file",
 		"log.format=xml":   `-set log.format: "xml" is neither text nor json`,
 	} {
 		src.Set = []string{set}

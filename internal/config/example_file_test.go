@@ -17,9 +17,11 @@ func TestExampleFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	src := Source{
-		LookupEnv: func(name string) (string, bool) { return "secret", name == "CLUSTER_SECRET" },
-		ReadFile:  func(string) ([]byte, error) { return []byte("secret\n"), nil },
-		Hostname:  func() (string, error) { return "bert", nil },
+		LookupEnv: func(name string) (string, bool) {
+			return "secret", name == "CLUSTER_SECRET" || strings.HasPrefix(name, "S3_")
+		},
+		ReadFile: func(string) ([]byte, error) { return []byte("secret\n"), nil },
+		Hostname: func() (string, error) { return "bert", nil },
 	}
 	got, err := Parse(data, src)
 	if err != nil {
@@ -41,10 +43,17 @@ func TestExampleFile(t *testing.T) {
 	commented := regexp.MustCompile(`(?m)^( *)# ((?:` + strings.Join(names, "|") + `): )`)
 	// Those of the proxy need each other.
 	from := strings.Index(string(data), "\nproxy:")
-	to := from + strings.Index(string(data[from:]), "\n\n# A command")
+	to := from + strings.Index(string(data[from:]), "\n\nbackup:")
 	proxy := strings.Replace(commented.ReplaceAllString(string(data[from:to]), "$1$2"), "write: forward", "write: redirect", 1)
 	if cfg, err := Parse([]byte(string(data[:from])+proxy+string(data[to:])), src); err != nil || cfg.Proxy.IsZero() {
 		t.Errorf("with all of the proxy in force: %v", err)
+	}
+	// So do those of the backup, but for the one that is for directories.
+	end := to + strings.Index(string(data[to:]), "\n\n# A command")
+	backup := commented.ReplaceAllString(strings.Replace(string(data[to:end]), "# path:", "# of file:", 1), "$1$2")
+	backup = strings.Replace(backup, "type: file\n", "type: s3\n", 1)
+	if cfg, err := Parse([]byte(string(data[:to])+backup+string(data[end:])), src); err != nil || cfg.Backup.Target.SecretKey == "" {
+		t.Errorf("with all of the backup in force: %v", err)
 	}
 	// The operator's token wants one of the nodes beside it.
 	src.LookupEnv = func(name string) (string, bool) {
@@ -53,7 +62,7 @@ func TestExampleFile(t *testing.T) {
 		return v, ok
 	}
 	for _, m := range commented.FindAllSubmatchIndex(data, -1) {
-		if from < m[0] && m[0] < to {
+		if from < m[0] && m[0] < end {
 			continue
 		}
 		text := string(data[:m[3]]) + string(data[m[4]:])

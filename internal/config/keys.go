@@ -22,7 +22,6 @@ type key struct {
 
 // Why a key is refused. Each completes "PATH at line N: ".
 const (
-	noBackup  = "backup is not built yet; remove the key"
 	noTimeout = "a first copy has no time limit: it holds nobody up and goes on where it was cut; remove the key"
 )
 
@@ -157,9 +156,9 @@ func keyTable() []key {
 		{path: "tracing.compress", set: boolean(func(c *Config) *bool { return &c.Trace.Compress })},
 	}
 	keys = append(keys, proxyKeys()...)
+	keys = append(keys, backupKeys()...)
 	for _, m := range []struct{ why, paths string }{
 		{noTimeout, "http.snapshot-timeout"},
-		{noBackup, "backup.type backup.path backup.url backup.cluster backup.auth-token"},
 	} {
 		for _, path := range strings.Fields(m.paths) {
 			keys = append(keys, key{path: path, missing: m.why})

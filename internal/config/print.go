@@ -173,6 +173,10 @@ func (c *Config) node() *yaml.Node {
 		add(root, "proxy", proxy)
 	}
 
+	if backup := c.Backup.yaml(); backup != nil {
+		add(root, "backup", backup)
+	}
+
 	if len(c.Exec) > 0 {
 		add(root, "exec", execYAML(c.Exec))
 	}

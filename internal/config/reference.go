@@ -16,11 +16,12 @@ const (
 	kindPath     kind = "path"
 	kindAddr     kind = "host:port"
 	kindURL      kind = "URL of a node"
-	kindServer   kind = "URL of a lease server"
+	kindServer   kind = "URL of a server"
 	kindText     kind = "text"
 	kindSecret   kind = "credential"
 	kindPatterns kind = "pattern, or a list of them"
 	kindRules    kind = "list of rules"
+	kindPlaces   kind = "list of places"
 	kindCommand  kind = "command, or a list of them"
 )
 

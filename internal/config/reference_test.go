@@ -93,6 +93,7 @@ func checkDescription(t *testing.T, d description) {
 		kindURL:      "is not a URL",
 		kindServer:   "is not a URL",
 		kindRules:    "must be a list",
+		kindPlaces:   "must be a list",
 	}[d.kind]
 	if _, err := parse("'%'"); (checked || words != nil) && (err == nil || !strings.Contains(err.Error(), refusal)) {
 		t.Errorf("%s takes what is no %s: %v", d.path, d.kind, err)
@@ -108,7 +109,17 @@ func beside(path, value string) []string {
 	kube := []string{here, "lease.type=kubernetes", "lease.kubernetes.url=https://k"}
 	s3 := []string{here, "lease.type=s3", "lease.s3.url=s3://b"}
 	proxy := []string{here, "proxy.addr=:1", "proxy.target=localhost:2", "proxy.db=a.db", "proxy.write=redirect", "proxy.redirect-url=http://p:1"}
+	file, bucket := []string{here, "backup.type=file", "backup.path=/backup"}, []string{here, "backup.type=s3", "backup.url=s3://b"}
 	set := map[string][]string{
+		"backup.type file":      {here, file[2]},
+		"backup.type s3":        {here, bucket[2]},
+		"backup.path":           file,
+		"backup.url":            bucket,
+		"backup.endpoint":       bucket,
+		"backup.region":         bucket,
+		"backup.access-key":     append(bucket[:3:3], "backup.secret-key=s"),
+		"backup.secret-key":     append(bucket[:3:3], "backup.access-key=a"),
+		"backup.targets":        {here},
 		"mount-dir":             {},
 		"fuse.dir":              {},
 		"http.addr":             {here, token},
@@ -151,6 +162,8 @@ func beside(path, value string) []string {
 		keys = consul
 	case strings.HasPrefix(path, "consul."):
 		keys = []string{here, "consul.url=http://c:8500"}
+	case strings.HasPrefix(path, "backup."):
+		keys = file
 	case strings.HasPrefix(path, "proxy."):
 		keys = proxy
 	default:

@@ -56,6 +56,9 @@ func (p *parser) conclude() error {
 	if err := p.concludeProxy(); err != nil {
 		return err
 	}
+	if err := c.concludeBackup(); err != nil {
+		return err
+	}
 	return c.checkExposure()
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/litefs/litefs/fuse"
 	"github.com/litefs/litefs/http"
 	"github.com/litefs/litefs/internal/config"
+	"github.com/litefs/litefs/internal/ship"
 	"github.com/litefs/litefs/proxy"
 )
 
@@ -39,6 +40,9 @@ type Options struct {
 // is detached from the tree.
 const closeTimeout = 10 * time.Second
 
+// flushTimeout bounds how long a shutdown waits for the archive.
+const flushTimeout = 3 * time.Second
+
 // settleTimeout bounds how long a start waits for the lease service to say what
 // this node is.
 const settleTimeout = 10 * time.Second
@@ -57,7 +61,8 @@ type Node struct {
 	session *fuse.Session
 	server  *http.Server
 	client  *http.Client
-	proxy   *proxy.Proxy // nil when there is none
+	proxy   *proxy.Proxy  // nil when there is none
+	shipper *ship.Shipper // of the archive; nil when there is none
 
 	newSecret string // the cluster's, when the data directory does not have it yet
 
@@ -126,6 +131,9 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 	if err := n.newStore(); err != nil {
 		return nil, config.Invalid(err)
 	}
+	if err := n.newShipper(); err != nil {
+		return nil, err
+	}
 	if err := n.inherit(); err != nil {
 		return nil, err
 	}
@@ -182,6 +190,11 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 		}
 	}
 	n.serve()
+	if n.shipper != nil {
+		if err := n.shipper.Start(); err != nil {
+			return nil, err
+		}
+	}
 	settleCtx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	if err := n.store.AwaitRole(settleCtx); err != nil {
@@ -378,6 +391,12 @@ func (n *Node) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
 	var errs []error
+	if n.shipper != nil {
+		// What comes after this is archived by the next primary, or at the next start.
+		ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+		n.shipper.Flush(ctx)
+		cancel()
+	}
 	if n.store != nil && n.session != nil {
 		if err := n.store.Leave(ctx); err != nil {
 			n.logger.Warn("stopping without a hand-over", "reason", err)
@@ -385,6 +404,9 @@ func (n *Node) Close(ctx context.Context) error {
 	}
 	if n.proxy != nil {
 		errs = append(errs, n.proxy.Close(ctx))
+	}
+	if n.shipper != nil {
+		n.shipper.Close()
 	}
 	if n.server != nil {
 		errs = append(errs, n.server.Close(ctx))

@@ -25,6 +25,12 @@ var edges = map[string][]string{
 	"internal/peer":     {"sqlitefile"},
 	"internal/ltxlog":   {"internal/isocrc", "internal/vfs", "sqlitefile"},
 
+	// The archive: its format, and what keeps and reads it.
+	"internal/archive": {"internal/isocrc"},
+	"internal/catalog": {"internal/archive", "internal/objstore"},
+	"internal/restore": {"internal/archive", "internal/catalog", "internal/objstore", "internal/pagesum"},
+	"internal/ship":    {"", "internal/archive", "internal/catalog", "internal/objstore"},
+
 	"internal/objstore":         {},
 	"internal/objstore/s3":      {"internal/objstore"},
 	"internal/objstore/objtest": {"internal/objstore"},
@@ -58,7 +64,7 @@ var edges = map[string][]string{
 	"internal/config":    {},
 	"internal/supervise": {},
 	"internal/guardian":  {},
-	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "lease/bucket", "internal/objstore/s3", "proxy", "internal/config", "internal/vfs"},
+	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "lease/bucket", "internal/objstore/s3", "proxy", "internal/config", "internal/vfs", "internal/archive", "internal/objstore", "internal/ship"},
 	"internal/adopt":     {"sqlitefile"},
 	"internal/doctor":    {"", "fuse", "http", "internal/config", "internal/daemon"},
 	"internal/sqlapp":    {},
@@ -71,6 +77,7 @@ var edges = map[string][]string{
 	"cmd/litefs": {
 		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/guardian", "internal/dbfile", "internal/sqlapp",
 		"internal/verify", "internal/demo", "internal/bench", "internal/adopt", "internal/doctor", "internal/lostfound",
+		"internal/archive", "internal/restore", "internal/catalog", "internal/ship",
 	},
 
 	// Tests only.
@@ -89,8 +96,8 @@ var doors = map[string][]string{
 	"github.com/hanwen/go-fuse":        {"fuse", "internal/cutdisk"},
 	"github.com/mattn/go-sqlite3":      {"internal/sqlapp"},
 	"go.yaml.in/yaml":                  {"internal/config"},
-	"github.com/superfly/ltx":          {"", "http", "internal/ltxlog", "internal/pagesum", "internal/verify"},
-	"github.com/pierrec/lz4":           {"http", "internal/ltxlog"},
+	"github.com/superfly/ltx":          {"", "http", "internal/archive", "internal/ltxlog", "internal/pagesum", "internal/verify"},
+	"github.com/pierrec/lz4":           {"http", "internal/archive", "internal/ltxlog"},
 	"github.com/aws":                   {"internal/objstore/s3"},
 	"gopkg.in/natefinch/lumberjack.v2": {"cmd/litefs"},
 	"github.com/nats-io/nats.go":       {"lease/nats"},

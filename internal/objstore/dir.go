@@ -353,6 +353,29 @@ func (d *Dir) Delete(ctx context.Context, key string) error {
 	return syncDir(filepath.Dir(name))
 }
 
+// DeleteAll is Store's.
+func (d *Dir) DeleteAll(ctx context.Context, keys []string) error {
+	dirs := map[string]bool{}
+	var errs []error
+	for _, key := range keys {
+		if err := errors.Join(CheckKey(key), ctx.Err()); err != nil {
+			errs = append(errs, err)
+			break
+		}
+		name := d.path(key)
+		switch err := os.Remove(name); {
+		case err == nil:
+			dirs[filepath.Dir(name)] = true
+		case !errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, fmt.Errorf("delete %s: %w", key, err))
+		}
+	}
+	for dir := range dirs {
+		errs = append(errs, syncDir(dir))
+	}
+	return errors.Join(errs...)
+}
+
 func syncDir(name string) error {
 	f, err := os.Open(name)
 	if err != nil {

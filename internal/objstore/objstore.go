@@ -66,6 +66,9 @@ type Object struct {
 // MaxMatch bounds an object that PutIfMatch may write or replace: it is for small records.
 const MaxMatch = 1 << 20
 
+// MaxDelete is how many objects DeleteAll takes.
+const MaxDelete = 1000
+
 // Range is a part of an object. The zero value is all of it.
 type Range struct {
 	Off int64 // bytes from the start
@@ -89,6 +92,9 @@ type Store interface {
 	Folders(ctx context.Context, prefix string) ([]string, error)
 	// Delete removes an object; one that is not there is no error.
 	Delete(ctx context.Context, key string) error
+	// DeleteAll removes up to MaxDelete objects, in one request where the store can do that. After an
+	// error some may be gone.
+	DeleteAll(ctx context.Context, keys []string) error
 	// String names the store for people, without secrets: "s3://bucket/prefix", "/srv/archive".
 	String() string
 }

@@ -242,6 +242,21 @@ func remove(t *testing.T, ctx context.Context, s objstore.Store) {
 	}
 	put(t, ctx, s, "a/b", "2")
 	want(t, ctx, s, "a/b", "2")
+
+	put(t, ctx, s, "a/c", "3")
+	put(t, ctx, s, "d/e", "4")
+	if err := s.DeleteAll(ctx, []string{"a/b", "a/none", "none/none", "d/e"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteAll(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"a/b", "d/e"} {
+		if _, err := s.Get(ctx, key, objstore.Range{}); !errors.Is(err, objstore.ErrNotFound) {
+			t.Errorf("get %s after delete: %v, want %v", key, err, objstore.ErrNotFound)
+		}
+	}
+	want(t, ctx, s, "a/c", "3")
 }
 
 func badKeys(t *testing.T, ctx context.Context, s objstore.Store) {

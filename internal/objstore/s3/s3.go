@@ -20,6 +20,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	api "github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
@@ -291,6 +292,32 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 		return nil
 	}
 	return s.wrap("delete", key, err)
+}
+
+// DeleteAll is objstore.Store's.
+func (s *Store) DeleteAll(ctx context.Context, keys []string) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	all := make([]types.ObjectIdentifier, 0, len(keys))
+	for _, key := range keys {
+		if err := objstore.CheckKey(key); err != nil {
+			return err
+		}
+		all = append(all, types.ObjectIdentifier{Key: s.key(key)})
+	}
+	out, err := s.api.DeleteObjects(ctx, &api.DeleteObjectsInput{
+		Bucket: aws.String(s.bucket), Delete: &types.Delete{Objects: all, Quiet: aws.Bool(true)},
+	})
+	if err != nil {
+		return s.wrap("delete", fmt.Sprint(len(keys), " objects"), err)
+	}
+	for _, e := range out.Errors {
+		if aws.ToString(e.Code) != "NoSuchKey" {
+			return fmt.Errorf("delete %s of %s: %s: %s (%d of %d objects)", aws.ToString(e.Key), s, aws.ToString(e.Code), aws.ToString(e.Message), len(out.Errors), len(keys))
+		}
+	}
+	return nil
 }
 
 // Check reports whether the bucket can be written and the service honours both conditions. It writes an

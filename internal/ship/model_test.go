@@ -1,0 +1,270 @@
+package ship
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/superfly/ltx"
+
+	"github.com/litefs/litefs"
+	"github.com/litefs/litefs/internal/objstore"
+	"github.com/litefs/litefs/internal/pagesum"
+)
+
+const modelPageSize = 512
+
+// state is what a database was after a transaction; states form a tree, of which each node of a cluster
+// has one branch.
+type state struct {
+	txid, epoch uint64
+	pages       [][]byte
+	changed     map[uint32]bool // pages that the transaction wrote
+	parent      *state
+}
+
+func (s *state) sum() uint64 {
+	sum := uint64(1) << 63
+	for i, p := range s.pages {
+		sum ^= pagesum.Page(uint32(i+1), p) &^ (1 << 63)
+	}
+	return sum
+}
+
+func (s *state) bytes() []byte { return bytes.Join(s.pages, nil) }
+
+// descends says whether s is a or comes after it.
+func (s *state) descends(a *state) bool {
+	for ; s != nil; s = s.parent {
+		if s == a {
+			return true
+		}
+	}
+	return false
+}
+
+// entry is an entry of a log: the states of its transactions.
+type entry struct {
+	first, last *state
+	pages       map[uint32][]byte
+}
+
+// modelNode is a node with one database: a log, and the role that it takes itself to have.
+type modelNode struct {
+	r       *rand.Rand
+	id      uint32
+	primary bool
+	epoch   uint64
+	head    *state
+	log     []entry
+	states  map[uint64]*state // by checksum; of all nodes
+}
+
+func (n *modelNode) IsPrimary() bool       { return n.primary }
+func (n *modelNode) Epoch() uint64         { return n.epoch }
+func (n *modelNode) Databases() []Database { return []Database{n} }
+func (n *modelNode) ID() uint32            { return n.id }
+func (n *modelNode) Name() string          { return "dir/app.db" }
+func (n *modelNode) Pos() litefs.Pos {
+	if n.head == nil {
+		return litefs.Pos{}
+	}
+	return litefs.Pos{TXID: n.head.txid, Chksum: n.head.sum()}
+}
+
+// write commits a transaction.
+func (n *modelNode) write() {
+	s := &state{txid: 1, epoch: n.epoch, parent: n.head, changed: map[uint32]bool{}}
+	if n.head != nil {
+		s.txid, s.pages = n.head.txid+1, slices.Clone(n.head.pages)
+	}
+	commit := 1 + n.r.IntN(12)
+	if n.head != nil && n.r.IntN(3) > 0 {
+		commit = len(s.pages)
+	}
+	for len(s.pages) < commit {
+		s.pages = append(s.pages, make([]byte, modelPageSize)) // perhaps never written
+		if n.head == nil {
+			s.changed[uint32(len(s.pages))] = true
+		}
+	}
+	s.pages = s.pages[:commit]
+	for range 1 + n.r.IntN(3) {
+		i := n.r.IntN(commit)
+		s.pages[i] = []byte(fmt.Sprintf("%-*d", modelPageSize, n.r.Uint64()))
+		s.changed[uint32(i+1)] = true
+	}
+	n.head = s
+	n.states[s.sum()] = s
+	e := entry{first: s, last: s, pages: map[uint32][]byte{}}
+	for pgno := range s.changed {
+		e.pages[pgno] = s.pages[pgno-1]
+	}
+	n.log = append(n.log, e)
+}
+
+// compact merges entries of the log, as ltxlog does.
+func (n *modelNode) compact() {
+	if len(n.log) < 4 {
+		return
+	}
+	i := n.r.IntN(len(n.log) - 2)
+	a, b := n.log[i], n.log[i+1]
+	if a.last.epoch != b.last.epoch {
+		return
+	}
+	m := entry{first: a.first, last: b.last, pages: map[uint32][]byte{}}
+	for s := b.last; ; s = s.parent {
+		before := 0
+		if s.parent != nil {
+			before = len(s.parent.pages)
+		}
+		for pgno := uint32(before + 1); pgno <= uint32(len(b.last.pages)); pgno++ {
+			m.pages[pgno] = b.last.pages[pgno-1]
+		}
+		for pgno := range s.changed {
+			if int(pgno) <= len(b.last.pages) {
+				m.pages[pgno] = b.last.pages[pgno-1]
+			}
+		}
+		if s == a.first {
+			break
+		}
+	}
+	n.log = slices.Replace(n.log, i, i+2, m)
+}
+
+// retire removes the oldest entries that the archive does not need.
+func (n *modelNode) retire(needs uint64) {
+	for len(n.log) > 1 && n.log[0].last.txid < needs && n.r.IntN(3) > 0 {
+		n.log = n.log[1:]
+	}
+}
+
+// follow makes n what a replica of p is that has all but the newest entries, and forgets old ones.
+func (n *modelNode) follow(p *modelNode) {
+	n.id, n.log = p.id, slices.Clone(p.log[:len(p.log)-n.r.IntN(len(p.log))])
+	n.head = n.log[len(n.log)-1].last
+	if len(n.log) > 2 && n.r.IntN(4) == 0 {
+		n.log = n.log[n.r.IntN(len(n.log)-1):]
+	}
+}
+
+func (n *modelNode) LogAfter(txid uint64) ([]litefs.LogPart, error) {
+	if n.head == nil {
+		return nil, litefs.ErrDatabaseNotFound
+	}
+	var parts []litefs.LogPart
+	for _, e := range n.log {
+		if e.last.txid <= txid {
+			continue
+		}
+		if len(parts) == 0 && e.first.txid > txid+1 {
+			return nil, litefs.ErrSnapshotNeeded
+		}
+		parts = append(parts, litefs.LogPart{
+			Min: e.first.txid, Max: e.last.txid, Post: e.last.sum(), Epoch: e.last.epoch,
+			Commit: uint32(len(e.last.pages)), PageSize: modelPageSize, Size: int64(n.r.IntN(2)) * (maxPart + 1),
+			Time: time.UnixMilli(1_700_000_000_000 + int64(e.last.txid)),
+		})
+	}
+	return parts, nil
+}
+
+func (n *modelNode) LogPages(p litefs.LogPart, fn func(pgno uint32, data []byte) error) error {
+	if n.r.IntN(20) == 0 {
+		return litefs.ErrLogChanged
+	}
+	for _, e := range n.log {
+		if e.first.txid != p.Min || e.last.txid != p.Max {
+			continue
+		}
+		pgnos := make([]uint32, 0, len(e.pages))
+		for pgno := range e.pages {
+			pgnos = append(pgnos, pgno)
+		}
+		slices.Sort(pgnos)
+		for _, pgno := range pgnos {
+			if err := fn(pgno, slices.Clone(e.pages[pgno])); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return litefs.ErrLogChanged
+}
+
+func (n *modelNode) Descends(pos litefs.Pos, epoch uint64) bool {
+	s := n.states[pos.Chksum]
+	return s != nil && s.txid == pos.TXID && s.epoch == epoch && n.head.descends(s)
+}
+
+func (n *modelNode) DecidedSnapshot(context.Context) (*litefs.LTXReader, error) {
+	if n.head == nil {
+		return nil, litefs.ErrDatabaseNotFound
+	}
+	if n.primary && n.r.IntN(2) == 0 {
+		n.write() // the database goes on meanwhile
+	}
+	var b bytes.Buffer
+	enc, err := ltx.NewEncoder(&b)
+	if err != nil {
+		return nil, err
+	}
+	err = enc.EncodeHeader(ltx.Header{
+		Version: ltx.Version, PageSize: modelPageSize, Commit: uint32(len(n.head.pages)), MinTXID: 1, MaxTXID: ltx.TXID(n.head.txid),
+		Timestamp: 1_700_000_000_000 + int64(n.head.txid), NodeID: n.head.epoch,
+	})
+	for i, p := range n.head.pages {
+		err = errors.Join(err, enc.EncodePage(ltx.PageHeader{Pgno: uint32(i + 1)}, p))
+	}
+	enc.SetPostApplyChecksum(ltx.Checksum(n.head.sum()))
+	if err = errors.Join(err, enc.Close()); err != nil {
+		return nil, err
+	}
+	return &litefs.LTXReader{ReadCloser: io.NopCloser(&b), Size: int64(b.Len()), MinTXID: 1, MaxTXID: n.head.txid, Post: n.head.sum()}, nil
+}
+
+// faultyStore fails operations, before or after they have happened.
+type faultyStore struct {
+	objstore.Store
+	r     *rand.Rand
+	often int // one of so many fails; 0: none
+}
+
+var errFault = errors.New("a fault of the test")
+
+func (f *faultyStore) fault() bool { return f.often > 0 && f.r.IntN(f.often) == 0 }
+
+func (f *faultyStore) PutIfAbsent(ctx context.Context, key string, body io.ReadSeeker, a objstore.Attrs) (string, error) {
+	if f.fault() {
+		return "", errFault
+	}
+	etag, err := f.Store.PutIfAbsent(ctx, key, body, a)
+	if f.fault() {
+		return "", errFault
+	}
+	return etag, err
+}
+
+func (f *faultyStore) Get(ctx context.Context, key string, r objstore.Range) (*objstore.Object, error) {
+	if f.fault() {
+		return nil, errFault
+	}
+	return f.Store.Get(ctx, key, r)
+}
+
+func (f *faultyStore) DeleteAll(ctx context.Context, keys []string) error {
+	if f.fault() {
+		// Some are gone, in any order.
+		keys = slices.Clone(keys)
+		f.r.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+		return errors.Join(errFault, f.Store.DeleteAll(ctx, keys[:f.r.IntN(len(keys))]))
+	}
+	return f.Store.DeleteAll(ctx, keys)
+}

@@ -1,0 +1,300 @@
+package ship
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/litefs/litefs"
+	"github.com/litefs/litefs/internal/objstore"
+)
+
+// workers is how many databases are shipped to a target at the same time: enough that one large
+// snapshot holds up no other database, few enough to bound memory.
+const workers = 4
+
+// target ships to one place.
+type target struct {
+	opt    *Options
+	place  Target
+	store  *limited
+	logger *slog.Logger
+	cache  cache
+	wake   chan struct{} // asks for a look at the databases before its time; capacity 1
+
+	puts, bytes atomic.Uint64
+
+	mu struct {
+		sync.Mutex
+		chains map[uint32]*chain // by id of the database
+		err    error             // of the store, at the last attempt
+		resume time.Time         // nothing is tried before, after errors
+		pause  time.Duration     // the last one
+		ready  bool              // the store has been checked
+	}
+}
+
+func newTarget(o *Options, place Target) *target {
+	t := &target{opt: o, place: place, wake: make(chan struct{}, 1), logger: o.Logger.With("archive", place.Store.String())}
+	t.store = &limited{Store: place.Store, requests: newBucket(o.Requests, max(2*o.Requests, 4))}
+	if o.Bandwidth > 0 {
+		t.store.bytes = newBucket(float64(o.Bandwidth), float64(max(o.Bandwidth, 1<<20)))
+	}
+	t.mu.chains = map[uint32]*chain{}
+	return t
+}
+
+// run looks at all databases again and again. Nobody tells it of transactions: a look at a thousand
+// positions is cheaper than a thousand wake-ups.
+func (t *target) run(ctx context.Context) {
+	var work sync.WaitGroup
+	defer work.Wait()
+	free := make(chan struct{}, workers)
+	every := t.opt.Interval
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		for _, c := range t.due(time.Now()) {
+			select {
+			case <-ctx.Done():
+				return
+			case free <- struct{}{}:
+			}
+			work.Go(func() {
+				t.visit(ctx, c)
+				<-free
+			})
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-t.wake:
+		}
+	}
+}
+
+// due returns the databases that have something to be done and are not at it, the longest waiting first,
+// and marks them as busy.
+func (t *target) due(now time.Time) []*chain {
+	primary, epoch := t.opt.Source.IsPrimary(), t.opt.Source.Epoch()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !primary {
+		clear(t.mu.chains) // another node writes now; what it wrote is read when this one does again
+		return nil
+	}
+	there := map[uint32]bool{}
+	var due []*chain
+	for _, db := range t.opt.Source.Databases() {
+		id := db.ID()
+		there[id] = true
+		c := t.mu.chains[id]
+		if c == nil || c.epoch != epoch || c.name != db.Name() {
+			if c != nil && c.busy {
+				continue
+			}
+			c = &chain{db: db, name: db.Name(), epoch: epoch}
+			t.mu.chains[id] = c
+		}
+		if c.tailTXID >= db.Pos().TXID {
+			c.behind = time.Time{}
+		} else if c.behind.IsZero() {
+			c.behind = now
+		}
+		if c.busy || now.Before(t.mu.resume) || now.Before(c.resume) || c.behind.IsZero() && !now.After(c.upkeep) {
+			continue
+		}
+		due = append(due, c)
+	}
+	for id, c := range t.mu.chains {
+		if !there[id] && !c.busy {
+			delete(t.mu.chains, id) // dropped; its history stays
+		}
+	}
+	slices.SortStableFunc(due, func(a, b *chain) int { return a.waits(now).Compare(b.waits(now)) })
+	for _, c := range due {
+		c.busy = true
+	}
+	return due
+}
+
+// waits is since when a chain waits; those that wait for upkeep alone come last.
+func (c *chain) waits(now time.Time) time.Time {
+	if c.behind.IsZero() {
+		return now
+	}
+	return c.behind
+}
+
+// maxPause bounds the time between two attempts at a target that fails.
+const maxPause = 30 * time.Second
+
+// visit does what is to be done for one database.
+func (t *target) visit(ctx context.Context, c *chain) {
+	err := t.check(ctx)
+	if err == nil {
+		err = t.ship(ctx, c)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.busy = false
+	var store *storeError
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err == nil:
+		if t.mu.err != nil || c.err != nil {
+			t.logger.Info("archived again", "db", c.name)
+		}
+		t.mu.err, t.mu.pause, c.err, c.pause = nil, 0, nil, 0
+		return
+	case errors.Is(err, errNotOurs):
+		// Another node was quicker. What it wrote is read before anything else is done.
+		t.logger.Warn("another node writes this archive: its history is looked at again", "db", c.name, "reason", err)
+	case errors.As(err, &store):
+		if t.mu.pause == 0 {
+			t.logger.Error("cannot archive; tried again, and the log keeps what is missing", "error", err)
+		}
+		t.mu.pause = t.longer(t.mu.pause)
+		t.mu.err, t.mu.resume = err, time.Now().Add(t.mu.pause)
+	default:
+		// It is this database's fault: the others go on.
+		if c.pause == 0 {
+			t.logger.Error("cannot archive a database; tried again, and its log keeps what is missing", "db", c.name, "error", err)
+		}
+		c.pause = t.longer(c.pause)
+		c.err, c.resume = err, time.Now().Add(c.pause)
+	}
+	t.forget(c)
+}
+
+// longer is the pause after another error.
+func (t *target) longer(pause time.Duration) time.Duration {
+	return min(max(2*pause, t.opt.Interval), maxPause)
+}
+
+// forget lets a chain's history be read anew, but for what the archive is known to have. mu is held.
+func (t *target) forget(c *chain) {
+	if t.mu.chains[c.db.ID()] == c {
+		t.mu.chains[c.db.ID()] = &chain{
+			db: c.db, name: c.name, epoch: c.epoch, tailTXID: c.tailTXID, behind: c.behind, err: c.err, resume: c.resume, pause: c.pause,
+		}
+	}
+}
+
+// check asks the store once whether it can be trusted with an archive.
+func (t *target) check(ctx context.Context) error {
+	t.mu.Lock()
+	ready := t.mu.ready || t.place.Check == nil
+	t.mu.Unlock()
+	if ready {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := t.place.Check(ctx); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.mu.ready = true
+	t.mu.Unlock()
+	return nil
+}
+
+// lacks reports whether there is something to ship, and nothing that keeps it from being shipped.
+func (t *target) lacks() bool {
+	if !t.opt.Source.IsPrimary() {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.mu.err != nil {
+		return false
+	}
+	for _, db := range t.opt.Source.Databases() {
+		if c := t.mu.chains[db.ID()]; db.Pos().TXID > 0 && (c == nil || c.err == nil && c.tailTXID < db.Pos().TXID) {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *target) needs(dbID uint32) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.mu.chains[dbID]
+	if c == nil {
+		return 1
+	}
+	return c.tailTXID + 1
+}
+
+func (t *target) status() litefs.ArchiveStatus {
+	s := litefs.ArchiveStatus{Place: t.place.Store.String(), Puts: t.puts.Load(), Bytes: t.bytes.Load(), Requests: t.store.asked.Load()}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var since time.Time
+	for _, c := range t.mu.chains {
+		if c.err != nil {
+			s.Err = c.err.Error()
+		}
+		if c.behind.IsZero() {
+			continue
+		}
+		s.Databases++
+		if since.IsZero() || c.behind.Before(since) {
+			since = c.behind
+		}
+	}
+	if !since.IsZero() {
+		s.Lag = time.Since(since)
+	}
+	if t.mu.err != nil {
+		s.Err = t.mu.err.Error()
+	}
+	return s
+}
+
+// shipped notes that the target has a database up to a transaction.
+func (t *target) shipped(c *chain, txid uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.tailTXID = txid
+	if txid >= c.db.Pos().TXID {
+		c.behind = time.Time{}
+	} else {
+		c.behind = time.Now()
+	}
+}
+
+// putTimeout bounds the upload of an object of size bytes: a quarter of a megabyte a second.
+func putTimeout(size int64) time.Duration {
+	return 30*time.Second + time.Duration(min(size>>18, math.MaxInt32))*time.Second
+}
+
+// askTimeout bounds the other requests.
+const askTimeout = 30 * time.Second
+
+// put writes an object once. errNotOurs: the name is taken.
+func (t *target) put(ctx context.Context, c *chain, key string, f *made) error {
+	ctx, cancel := context.WithTimeout(ctx, putTimeout(f.size))
+	defer cancel()
+	if !t.opt.Source.IsPrimary() || t.opt.Source.Epoch() != c.epoch {
+		return errNotPrimary
+	}
+	_, err := t.store.PutIfAbsent(ctx, key, f.file, f.attrs())
+	if errors.Is(err, objstore.ErrExists) {
+		return errNotOurs
+	}
+	if err == nil {
+		t.puts.Add(1)
+		t.bytes.Add(uint64(f.size))
+	}
+	return err
+}

@@ -1,0 +1,259 @@
+package ship
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/litefs/litefs"
+	"github.com/litefs/litefs/internal/archive"
+	"github.com/litefs/litefs/internal/objstore"
+)
+
+// upkeep puts objects together, makes snapshots, and removes what is old.
+func (t *target) upkeep(ctx context.Context, c *chain, now time.Time) error {
+	t.mu.Lock()
+	due := now.After(c.upkeep)
+	t.mu.Unlock()
+	if !due || c.tail.Max == 0 {
+		return nil
+	}
+	for level := archive.LevelRaw + 1; level <= archive.LevelTop; level++ {
+		if err := t.compact(ctx, c, level, now); err != nil {
+			return fmt.Errorf("put objects of %s together: %w", c.name, err)
+		}
+	}
+	if err := t.snapshot(ctx, c, now); err != nil {
+		return fmt.Errorf("snapshot of %s: %w", c.name, err)
+	}
+	if err := t.expire(ctx, c, now); err != nil {
+		return fmt.Errorf("remove old objects of %s: %w", c.name, err)
+	}
+	t.mu.Lock()
+	c.upkeep = now.Add(t.opt.levels[0])
+	t.mu.Unlock()
+	return nil
+}
+
+// at returns the objects of a level, ascending.
+func (c *chain) at(level int) []archive.Object {
+	var out []archive.Object
+	for _, o := range c.objects {
+		if o.Level == level {
+			out = append(out, o)
+		}
+	}
+	slices.SortFunc(out, func(a, b archive.Object) int { return cmp.Compare(a.Max, b.Max) })
+	return out
+}
+
+// maxRun bounds how many objects are put together as one: each is an open file.
+const maxRun = 256
+
+// compact makes the next object of a level of those below it that it does not have yet. Levels are
+// aligned: an object begins where the one before it ends, and ends where one of the level below ends.
+// Anybody would make the same object, so that it exists already is as good as having made it.
+func (t *target) compact(ctx context.Context, c *chain, level int, now time.Time) (err error) {
+	var done archive.Object
+	if have := c.at(level); len(have) > 0 {
+		done = have[len(have)-1]
+	}
+	if now.Sub(done.Modified) < t.opt.levels[level-1] {
+		return nil
+	}
+	var run []archive.Object
+	next := done.Max + 1
+	for _, o := range c.at(level - 1) {
+		if o.Max < next {
+			continue
+		}
+		if o.Min != next && done.Max > 0 {
+			break // there is a hole: nothing is made over it
+		}
+		run = append(run, o)
+		if next = o.Max + 1; len(run) == maxRun {
+			break
+		}
+	}
+	if len(run) < t.opt.minMerge || run[0].Modified.After(now.Add(-t.opt.levels[level-1])) {
+		return nil // too little, or too new, to be worth a request
+	}
+	f, err := t.merge(ctx, c, run)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.close()) }()
+	o := archive.Object{Level: level, Min: f.header.Min, Max: f.header.Max, Size: f.size, Modified: now}
+	key := c.folder + t.place.Layout.Key(o)
+	if err := t.put(ctx, c, key, f); err != nil && !errors.Is(err, errNotOurs) {
+		return err
+	}
+	t.cache.add(key, f)
+	c.objects = append(c.objects, o)
+	return nil
+}
+
+// merge fetches objects and puts them together.
+func (t *target) merge(ctx context.Context, c *chain, run []archive.Object) (_ *made, err error) {
+	parts := make([]io.Reader, 0, len(run))
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	for _, o := range run {
+		key := c.folder + t.place.Layout.Key(o)
+		if r, ok := t.cache.get(key); ok {
+			parts = append(parts, r)
+			continue
+		}
+		f, err := t.fetch(ctx, key, o.Size)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+		parts = append(parts, f)
+	}
+	return t.create(func(w io.Writer) (archive.Header, int64, error) { return archive.Merge(w, parts) })
+}
+
+// fetch copies an object into a file without a name.
+func (t *target) fetch(ctx context.Context, key string, size int64) (_ *os.File, err error) {
+	ctx, cancel := context.WithTimeout(ctx, putTimeout(size))
+	defer cancel()
+	o, err := t.store.Get(ctx, key, objstore.Range{})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, o.Body.Close()) }()
+	f, err := os.CreateTemp(t.opt.Dir, "fetched-")
+	if err != nil {
+		return nil, err
+	}
+	if err = os.Remove(f.Name()); err == nil {
+		w := bufio.NewWriterSize(f, 256<<10)
+		_, err = io.Copy(w, o.Body)
+		err = errors.Join(err, w.Flush())
+	}
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("fetch %s: %w", key, err), f.Close())
+	}
+	return f, nil
+}
+
+// snapshot writes an object with every page, once in an interval in which something changed.
+func (t *target) snapshot(ctx context.Context, c *chain, now time.Time) (err error) {
+	// Where there is no snapshot yet, the first object is one.
+	last := slices.MinFunc(c.objects, func(a, b archive.Object) int { return a.Modified.Compare(b.Modified) })
+	if have := c.at(archive.LevelSnapshot); len(have) > 0 {
+		last = have[len(have)-1]
+	}
+	if now.Sub(last.Modified) < t.opt.SnapshotInterval || last.Max >= c.tail.Max {
+		return nil
+	}
+	snap, err := c.db.DecidedSnapshot(ctx)
+	if errors.Is(err, litefs.ErrDatabaseNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, snap.Close()) }()
+	if err := t.shipUntil(ctx, c, snap.MaxTXID); err != nil {
+		return err
+	}
+	if c.tail.State.TXID != snap.MaxTXID || c.tail.State.Sum != snap.Post {
+		return nil // a new history has begun, or the log went on to where no moment ends; at the next visit
+	}
+	f, err := t.create(func(w io.Writer) (archive.Header, int64, error) {
+		h := c.tail
+		h.Min = 1
+		size, err := copyPages(w, h, snap)
+		return h, size, err
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.close()) }()
+	o := archive.Object{Level: archive.LevelSnapshot, Min: 1, Max: c.tail.Max, Size: f.size, Modified: now}
+	if err := t.put(ctx, c, c.folder+t.place.Layout.Key(o), f); err != nil && !errors.Is(err, errNotOurs) {
+		return err
+	}
+	c.objects = append(c.objects, o)
+	return nil
+}
+
+// shipUntil writes moments until one ends with transaction txid, or later.
+func (t *target) shipUntil(ctx context.Context, c *chain, txid uint64) error {
+	for folder := c.folder; c.tail.State.TXID < txid && c.folder == folder; {
+		parts, err := c.db.LogAfter(c.tail.State.TXID)
+		if errors.Is(err, litefs.ErrDatabaseNotFound) || errors.Is(err, litefs.ErrSnapshotNeeded) {
+			return nil // shipMoment deals with it
+		}
+		if err != nil {
+			return err
+		}
+		parts = slices.DeleteFunc(parts, func(p litefs.LogPart) bool { return p.Max > txid })
+		if len(parts) == 0 || parts[0].Commit == 0 || parts[0].PageSize != c.tail.PageSize {
+			return nil
+		}
+		f, err := t.makeMoment(c, parts)
+		if errors.Is(err, litefs.ErrLogChanged) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := t.putMoment(ctx, c, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// expire removes what is older than wanted.
+func (t *target) expire(ctx context.Context, c *chain, now time.Time) error {
+	r := t.opt.Retention
+	l := archive.Limits{Count: r.Count, Size: r.Size, RawBefore: now.Add(-t.opt.keepRaw)}
+	if r.Age > 0 {
+		l.Before = now.Add(-r.Age)
+	}
+	gone := archive.Expired(c.objects, l)
+	// A request for a few objects is not worth it: they wait for others.
+	if len(gone) == 0 || len(gone) < t.opt.minMerge && !slices.ContainsFunc(gone, isSnapshot) {
+		return nil
+	}
+	left := slices.DeleteFunc(slices.Clone(c.objects), func(o archive.Object) bool { return slices.Contains(gone, o) })
+	if _, err := archive.Plan(left, c.tail.Max); err != nil {
+		return fmt.Errorf("nothing is removed: %w", err)
+	}
+	for part := range slices.Chunk(gone, objstore.MaxDelete) {
+		if !t.opt.Source.IsPrimary() || t.opt.Source.Epoch() != c.epoch {
+			return errNotPrimary
+		}
+		keys := make([]string, 0, len(part))
+		for _, o := range part {
+			keys = append(keys, c.folder+t.place.Layout.Key(o))
+		}
+		ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
+		err := t.store.DeleteAll(ctx, keys)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	c.objects = left
+	return nil
+}
+
+func isSnapshot(o archive.Object) bool { return o.Level == archive.LevelSnapshot }
