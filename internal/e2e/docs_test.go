@@ -85,7 +85,7 @@ func (s shell) command(t *testing.T, text string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(timeout(t), "bash", "-c", s.here(text))
 	cmd.Dir = s.dir
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(binary(t))+":"+os.Getenv("PATH"), "HOME="+s.dir)
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(binary(t))+":"+filepath.Join(s.dir, "bin")+":"+os.Getenv("PATH"), "HOME="+s.dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGQUIT) }
 	cmd.WaitDelay = 10 * time.Second
@@ -145,6 +145,12 @@ func TestDocuments(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newShell(t, "/var/lib/litefs", "litefs-0.5", "/etc/litefs.yml", "adopted.yml", "mnt=/litefs", "mnt=adopted")
+	if err := os.Mkdir(filepath.Join(s.dir, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(litestream(t, litestreamVersion()), filepath.Join(s.dir, "bin", "litestream")); err != nil {
+		t.Fatal(err)
+	}
 	s.run(t, `mkdir one two three old adopted litefs-0.5
 for n in one two; do cat > $n.yml <<END; done
 fuse: {dir: $n}
@@ -167,6 +173,14 @@ http: {addr: "127.0.0.6:20202"}
 END
 tar -C litefs-0.5 -xzf `+fixture+`
 sqlite3 old/shop.db "CREATE TABLE orders (a); INSERT INTO orders VALUES ('first'), ('second')"
+cat > litestream.yml <<END
+dbs:
+  - path: $PWD/old/shop.db
+    replica: {type: file, path: $PWD/backup/shop.db}
+END
+litestream replicate -config litestream.yml &
+until [ -d backup/shop.db/ltx/0 ]; do sleep 0.1; done
+kill $!; wait
 `)
 	s.serve(t, "litefs mount -config one.yml")
 	s.serve(t, "litefs mount -config three.yml")
