@@ -486,6 +486,9 @@ func (s *Store) renameReplica(ctx context.Context, db *DB, name string) error {
 	}
 	if err == nil {
 		err = renameTogether(from, to)
+		if errors.Is(err, fs.ErrNotExist) && db.Pos().IsZero() {
+			err = nil // its first transaction has not come: there is a record and no file
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("rename %s to %s: %w", db.Name(), name, err)

@@ -45,3 +45,19 @@ func TestRenameTogether(t *testing.T) {
 		}
 	}
 }
+
+// TestRenameBeforeTheFirstTransaction: a database that is known here by its record alone, because the connection broke
+// before its first transaction came, is renamed as any other.
+func TestRenameBeforeTheFirstTransaction(t *testing.T) {
+	n := openNode(t, filepath.Join(t.TempDir(), "data"), asReplica)
+	if _, err := n.store.ForceCreateDB(7, "dir/a.db"); err != nil {
+		t.Fatal(err)
+	}
+	db, err := n.store.introduce(t.Context(), 7, "other/b.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if db.Name() != "other/b.db" || n.store.DBByName("dir/a.db") != nil || n.store.DBByName("other/b.db") != db {
+		t.Errorf("it is %s", db.Name())
+	}
+}
