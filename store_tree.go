@@ -304,8 +304,11 @@ func (s *Store) Creating(own bool, path string) error {
 // that begins then could not end: its commit would be refused, which leaves a hot journal each time, and who takes the
 // locks waits for a moment without one.
 func (s *Store) isOver(name string) bool {
+	if s.Role() != RoleReplica {
+		return false // asked for each write of a journal
+	}
 	db := s.DBByName(name)
-	return db != nil && s.Role() == RoleReplica && db.local.Load()
+	return db != nil && db.local.Load()
 }
 
 // writableName refuses to change a database's file where this node may not.

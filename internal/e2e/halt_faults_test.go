@@ -301,6 +301,19 @@ func (k *counting) check(c *sqlitetest.Conn) {
 	}
 }
 
+// settled checks the counter on the primary and on the replicas, once these have all of it.
+func (k *counting) settled(primary *node, replicas ...*node) {
+	k.t.Helper()
+	for _, n := range append([]*node{primary}, replicas...) {
+		c := openPatient(sqlitetest.Start(k.t), n.path("app.db"))
+		if n != primary {
+			caughtUp(primary, n, "app.db")
+		}
+		k.check(c)
+		sqlitetest.CheckIntegrity(k.t, n.path("app.db"))
+	}
+}
+
 func newCounting(t testing.TB, c *sqlitetest.Conn) *counting {
 	c.MustExec("CREATE TABLE counter(v INTEGER)")
 	c.MustExec("INSERT INTO counter VALUES (0)")
@@ -338,13 +351,7 @@ func TestHaltPrimaryDies(t *testing.T) {
 				primary.start()
 			}
 		})
-	c = openPatient(sqlitetest.Start(t), primary.path("app.db"))
-	caughtUp(primary, replica, "app.db")
-	k.check(c)
-	k.check(openPatient(sqlitetest.Start(t), replica.path("app.db")))
-	for _, n := range []*node{primary, replica} {
-		sqlitetest.CheckIntegrity(t, n.path("app.db"))
-	}
+	k.settled(primary, replica)
 }
 
 // The network between a holder and the primary loses, cuts and doubles what is said.
@@ -370,12 +377,7 @@ func TestHaltLostAnswers(t *testing.T) {
 	during(t, d,
 		func(ctx context.Context) { k.count(ctx, replica, "r", 10, inPython) },
 		func(ctx context.Context) { proxy.Storm(ctx, rng, 150*time.Millisecond, nil) })
-	caughtUp(primary, replica, "app.db")
-	k.check(c)
-	k.check(openPatient(sqlitetest.Start(t), replica.path("app.db")))
-	for _, n := range []*node{primary, replica} {
-		sqlitetest.CheckIntegrity(t, n.path("app.db"))
-	}
+	k.settled(primary, replica)
 }
 
 // Three nodes increment one counter at once, each under the lock in turn, the primary with its own writers: no
@@ -393,16 +395,12 @@ func TestHaltCounters(t *testing.T) {
 	if k.errs > 0 {
 		t.Errorf("%d programs failed", k.errs)
 	}
-	k.check(c)
 	for _, name := range []string{"r", "o", "p"} {
 		if c.MustInt("SELECT count(*) FROM ledger WHERE id LIKE '"+name+".%'") == 0 {
 			t.Errorf("%s never got in", name)
 		}
 	}
-	for _, n := range []*node{replica, other} {
-		caughtUp(primary, n, "app.db")
-		k.check(openPatient(sqlitetest.Start(t), n.path("app.db")))
-	}
+	k.settled(primary, replica, other)
 }
 
 // Several programs write at once under one lock: SQLite's own locks decide between them.

@@ -24,13 +24,10 @@ func (p *Peer) Lend() error {
 }
 
 func (p *Peer) lend() error {
+	if err := p.lendable(); err != nil {
+		return err
+	}
 	switch {
-	case p.closed:
-		return ErrClosed
-	case p.lent:
-		return ErrLent
-	case p.wal == nil:
-		return errors.New("the database has no content")
 	case p.index.shut:
 		return errors.New("reads are refused: the copy is too old")
 	case p.index.dirty:
@@ -94,13 +91,8 @@ func (p *Peer) look(ctx context.Context) error {
 func (p *Peer) LeaveWAL() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case p.closed:
-		return ErrClosed
-	case p.lent:
-		return ErrLent
-	case p.wal == nil:
-		return errors.New("the database has no content")
+	if err := p.lendable(); err != nil {
+		return err
 	}
 	p.lent = true
 	if err := p.wal.f.Close(); err != nil {
@@ -121,6 +113,17 @@ func (p *Peer) EnterWAL() error {
 		return fmt.Errorf("open the WAL of %s again: %w", p.opt.Path, err)
 	}
 	p.wal.f, p.lent = f, false
+	return nil
+}
+
+// lendable says why the Peer cannot let go of its WAL. p.mu is held.
+func (p *Peer) lendable() error {
+	if err := p.usable(); err != nil {
+		return err
+	}
+	if p.wal == nil {
+		return errors.New("the database has no content")
+	}
 	return nil
 }
 
