@@ -498,6 +498,10 @@ func archiveKill(t *testing.T, a *archiveAt, length time.Duration) {
 			if err != nil || strings.Contains(out, "damaged") {
 				t.Fatalf("history %d, moment %d: %v %s", h.History, m, err, out)
 			}
+			if last < 0 && strings.TrimSpace(sqlitetest.CLI(t, file, "SELECT count(*) FROM sqlite_schema;")) == "0" {
+				moments++ // archived between the first transaction, which sets the journal mode, and that of the table
+				continue
+			}
 			got := sqlitetest.CLI(t, file, "SELECT count(*) || ' ' || ifnull(max(id), 0) FROM t;")
 			var count, most int64
 			if _, err := fmt.Sscan(got, &count, &most); err != nil || count != most || count < last {
