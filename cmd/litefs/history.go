@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -19,7 +21,8 @@ func runHistory(ctx context.Context, args []string, std stdio) error {
 		"Lists what an archive has: the histories of each database, or with -name of one,\n"+
 			"from when to when, and how large they are. A database has more than one history\n"+
 			"when nodes wrote to it that did not know of each other, when its page size has\n"+
-			"changed, or when it was dropped and made again.",
+			"changed, or when it was dropped and made again. In a folder that Litestream 0.5\n"+
+			"wrote it finds one database, without a name.",
 		"litefs history -from /backup/litefs -name app.db")
 	var a archiveFlags
 	a.register(f)
@@ -46,6 +49,15 @@ func runHistory(ctx context.Context, args []string, std stdio) error {
 			return err
 		}
 		found = append(found, more...)
+	}
+	if len(found) == 0 && a.name == "" {
+		h, err := restore.OpenForeign(ctx, place.Store, place.Layout)
+		if err != nil && !errors.Is(err, restore.ErrNoHistory) {
+			return err
+		}
+		if err == nil {
+			found = append(found, h)
+		}
 	}
 	if len(found) == 0 {
 		return fmt.Errorf("%w: there are none in %s", restore.ErrNoHistory, place.Store)
@@ -75,9 +87,9 @@ func historiesOf(ctx context.Context, place ship.Target, name string, n uint64) 
 
 // historyLine is what is told of a history.
 type historyLine struct {
-	Database string         `json:"database"`
-	History  uint64         `json:"history"`
-	Moments  int            `json:"moments"` // that can be restored
+	Database string         `json:"database"` // "": Litestream's
+	History  uint64         `json:"history"`  // 0: Litestream's
+	Moments  int            `json:"moments"`  // that can be restored
 	Objects  int            `json:"objects"`
 	Bytes    int64          `json:"bytes"` // of the objects
 	Snapshot *time.Time     `json:"snapshot,omitempty"`
@@ -120,7 +132,7 @@ func printHistories(ctx context.Context, w io.Writer, histories []*restore.Histo
 			}
 			continue
 		}
-		fmt.Fprintf(tab, "%s\t%d\t%s\t%s\t%s\t%d\t%s\n", line.Database, line.History,
+		fmt.Fprintf(tab, "%s\t%d\t%s\t%s\t%s\t%d\t%s\n", cmp.Or(line.Database, "(Litestream's)"), line.History,
 			line.First.Time.Format(time.RFC3339), line.Last.Time.Format(time.RFC3339), line.Last.TXID, line.Moments, size(line.Bytes))
 	}
 	return tab.Flush()

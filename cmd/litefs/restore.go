@@ -123,14 +123,14 @@ func restoreError(err error) error {
 type restoredMoment struct {
 	Moment   uint64    `json:"moment"`
 	Time     time.Time `json:"time"`
-	TXID     string    `json:"txid,omitempty"`
+	TXID     string    `json:"txid"` // what -txid takes: Litestream's are the moments
 	Checksum string    `json:"checksum,omitempty"`
 	Epoch    uint64    `json:"epoch,omitempty"`
 	Size     int64     `json:"size"` // bytes of the database
 }
 
 func momentJSON(n uint64, h archive.Header) restoredMoment {
-	m := restoredMoment{Moment: n, Time: h.Time, Size: int64(h.Commit) * int64(h.PageSize)}
+	m := restoredMoment{Moment: n, Time: h.Time, TXID: fmt.Sprintf("%016x", n), Size: int64(h.Commit) * int64(h.PageSize)}
 	if h.State.Known() {
 		m.TXID, m.Checksum, m.Epoch = fmt.Sprintf("%016x", h.State.TXID), fmt.Sprintf("%016x", h.State.Sum), h.State.Epoch
 	}

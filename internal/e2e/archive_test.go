@@ -68,13 +68,17 @@ func archiveBucket(t *testing.T) *archiveAt {
 	}
 }
 
+// environ is the environment of commands that use the place: with its credential.
+func (a *archiveAt) environ() []string {
+	// Litestream cannot add certificates to the client that it gives to AWS's SDK.
+	return slices.DeleteFunc(append(os.Environ(), a.env...), func(s string) bool { return strings.HasPrefix(s, "AWS_CA_BUNDLE=") })
+}
+
 // run runs a command with the place's credential.
 func (a *archiveAt) run(name string, args ...string) (string, error) {
 	a.t.Helper()
 	cmd := exec.CommandContext(timeout(a.t), name, args...)
-	cmd.Env = append(os.Environ(), a.env...)
-	// Litestream cannot add certificates to the client that it gives to AWS's SDK.
-	cmd.Env = slices.DeleteFunc(cmd.Env, func(s string) bool { return strings.HasPrefix(s, "AWS_CA_BUNDLE=") })
+	cmd.Env = a.environ()
 	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
@@ -85,6 +89,7 @@ type history struct {
 	History  int
 	Moments  int
 	Objects  int
+	Snapshot string
 	Last     struct {
 		TXID, Checksum string
 		Moment         int
@@ -392,46 +397,6 @@ func TestArchiveForked(t *testing.T) {
 		if !found {
 			t.Errorf("no history has %s", m.pos)
 		}
-	}
-}
-
-// TestArchiveOfLitestream: what a real Litestream archived is restored by litefs.
-func TestArchiveOfLitestream(t *testing.T) {
-	dir := t.TempDir()
-	database, replica := filepath.Join(dir, "app.db"), filepath.Join(dir, "replica")
-	c := sqlitetest.Open(t, database, "journal_mode=WAL")
-	c.MustExec("CREATE TABLE t(v)")
-	cmd := exec.Command(litestream(t, litestreamVersion()), "replicate", database, "file://"+replica)
-	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := cmd.Process.Signal(os.Interrupt); err != nil {
-			t.Error(err)
-		}
-		_ = cmd.Wait() // interrupted
-	}()
-	place := &archiveAt{t: t, from: []string{"-from", replica}}
-	restored := func() (string, string) {
-		file := filepath.Join(t.TempDir(), "restored.db")
-		out, err := place.run(binary(t), append(append([]string{"restore", "-integrity-check", "full"}, place.from...), file)...)
-		if err != nil {
-			return file, out
-		}
-		return file, ""
-	}
-	for i := range 3 {
-		c.MustExec("INSERT INTO t VALUES (randomblob(20000))")
-		want := c.MustText("SELECT group_concat(hex(v)) FROM t")
-		eventually(t, "Litestream has archived", func() (bool, string) {
-			file, out := restored()
-			if out != "" {
-				return false, out
-			}
-			got, err := sqlitetest.TryCLI(file, "SELECT group_concat(hex(v)) FROM t;")
-			return strings.TrimSpace(got) == want, fmt.Sprintf("round %d: %v, %d bytes of %d", i, err, len(got), len(want))
-		})
 	}
 }
 
