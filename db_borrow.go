@@ -331,6 +331,11 @@ func (db *DB) foreign(b *borrowed) bool {
 // otherwise. It reports whether it is.
 func (db *DB) directWAL(ctx context.Context, direct bool) (bool, error) {
 	db.wantDirect.Store(direct)
+	return db.reopenWAL(ctx, direct)
+}
+
+// reopenWAL has the peer close and open the write-ahead log, where it is not open as it should be.
+func (db *DB) reopenWAL(ctx context.Context, direct bool) (bool, error) {
 	path := db.Name() + "-wal"
 	if db.store.gatedWAL(path) == direct {
 		return true, nil

@@ -36,15 +36,13 @@ var ErrGuarded = errors.New("level quorum and fuse.guardian do not go together y
 // levelTimeout bounds how long SetLevel waits for the commit under way.
 const levelTimeout = 10 * time.Second
 
-// SetLevel gives the database a level on this node, durably: it survives a restart, and comes before the rules. nil
-// takes that back. A commit that is under way is ended first.
+// SetLevel gives the database a level, durably: it survives a restart, and comes before the rules. nil takes that back. A
+// commit that is under way is ended first. Only the primary sets levels: replicas are told, each before it gets a
+// transaction that was committed under the new one. Errors: ErrReadOnlyReplica, ErrGuarded.
 func (db *DB) SetLevel(ctx context.Context, level *Level) error {
 	if level != nil {
 		if err := level.Validate(); err != nil {
 			return err
-		}
-		if level.Kind == LevelQuorum && db.store.Guarded {
-			return ErrGuarded
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, levelTimeout)
@@ -52,17 +50,74 @@ func (db *DB) SetLevel(ctx context.Context, level *Level) error {
 	if err := db.lockSettled(ctx); err != nil {
 		return err
 	}
-	err := db.writeLevel(level)
-	if err == nil {
-		db.level.Store(level)
+	err := ErrReadOnlyReplica
+	if db.store.Role() == RolePrimary {
+		err = db.noteLevel(level)
 	}
 	db.mu.Unlock()
 	if err != nil {
+		return err
+	}
+	db.levelChanged()
+	return nil
+}
+
+// noteLevel keeps a level that was set. db.mu is held.
+func (db *DB) noteLevel(level *Level) error {
+	if level != nil && level.Kind == LevelQuorum && db.store.Guarded {
+		return ErrGuarded
+	}
+	if err := db.writeLevel(level); err != nil {
 		return fmt.Errorf("note the level: %w", err)
 	}
-	db.store.levelsChanged()
-	db.log().Info("level set", "level", db.Level().String(), "pending", db.LevelPending())
+	db.level.Store(level)
 	return nil
+}
+
+func (db *DB) levelChanged() {
+	db.store.levelsChanged()
+	db.store.MarkDirty(db.id)
+	db.log().Info("level set", "level", db.Level().String(), "pending", db.LevelPending())
+}
+
+// LevelNoted is what SetLevel has noted: a level as Level.String has it, or LevelOfRule.
+func (db *DB) LevelNoted() string {
+	if l := db.level.Load(); l != nil {
+		return l.String()
+	}
+	return LevelOfRule
+}
+
+// takeLevel notes, durably, what the primary has noted: this node promises the same if it becomes the primary. The
+// write-ahead log is opened anew for it, unless local programs have it open.
+func (db *DB) takeLevel(ctx context.Context, text string) error {
+	if text == db.LevelNoted() {
+		return nil
+	}
+	level, err := levelOf(text)
+	if err == nil {
+		db.mu.Lock()
+		err = db.noteLevel(level)
+		db.mu.Unlock()
+	}
+	if err != nil {
+		return fmt.Errorf("the primary has set level %.64q: %w", text, err)
+	}
+	_, err = db.reopenWAL(ctx, db.store.wantsDirectWAL(db.Name()))
+	if err != nil && !errors.Is(err, ErrDatabaseNotFound) { // without a peer nobody has it open
+		return fmt.Errorf("open the write-ahead log for level %.64q: %w", text, err)
+	}
+	db.levelChanged()
+	return nil
+}
+
+// levelOf reads what LevelNoted says; nil: the rules count.
+func levelOf(text string) (*Level, error) {
+	if text == LevelOfRule {
+		return nil, nil
+	}
+	level, err := ParseLevel(text)
+	return &level, err
 }
 
 // lockSettled takes db.mu when no transaction is undecided: replicas are told what is at levels at which one may be.
@@ -128,13 +183,9 @@ func (db *DB) readLevel() error {
 
 // SetLevel is DB.SetLevel by name. text is as Level.String has it, or "rule" for what the rules say.
 func (s *Store) SetLevel(ctx context.Context, name, text string) error {
-	var level *Level
-	if text != LevelOfRule {
-		l, err := ParseLevel(text)
-		if err != nil {
-			return err
-		}
-		level = &l
+	level, err := levelOf(text)
+	if err != nil {
+		return err
 	}
 	db := s.DBByName(name)
 	if db == nil {

@@ -22,6 +22,7 @@ const (
 	StreamFrameTypeOffLog    = StreamFrameType(9)
 	StreamFrameTypeNodes     = StreamFrameType(7)
 	StreamFrameTypeHandoff   = StreamFrameType(8)
+	StreamFrameTypeLevel     = StreamFrameType(10)
 	StreamFrameTypeBase      = StreamFrameType(12)
 	StreamFrameTypePages     = StreamFrameType(13)
 	StreamFrameTypeBaseEnd   = StreamFrameType(14)
@@ -103,6 +104,8 @@ func newStreamFrame(typ StreamFrameType) (StreamFrame, error) {
 		return &BaseEndStreamFrame{}, nil
 	case StreamFrameTypeDecided:
 		return &DecidedStreamFrame{}, nil
+	case StreamFrameTypeLevel:
+		return &LevelStreamFrame{}, nil
 	case StreamFrameTypeResumeBase:
 		return &ResumeBaseStreamFrame{}, nil
 	}

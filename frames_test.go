@@ -26,6 +26,7 @@ var streamFrames = []struct {
 	{&litefs.ChunkStreamFrame{DBID: 1, Size: 5, Offset: 5}, "00000005 00000001 0000000000000005 0000000000000005 00000000"},
 	{&litefs.ResumedStreamFrame{DBID: 1, Ask: 2}, "00000006 00000001 00000002"},
 	{&litefs.DecidedStreamFrame{DBID: 0xdeadbeef, TXID: 9}, "0000000f deadbeef 0000000000000009"},
+	{&litefs.LevelStreamFrame{DBID: 1, Epoch: 2, Level: "rule"}, "0000000a 00000001 0000000000000002 00000004 72756c65"},
 	{&litefs.OffLogStreamFrame{DBID: 0xdeadbeef}, "00000009 deadbeef"},
 	{&litefs.NodesStreamFrame{}, "00000007 00000004 6e756c6c"},
 	{&litefs.HandoffStreamFrame{NodeID: "abc"}, "00000008 00000003 616263"},
@@ -103,7 +104,8 @@ func TestReadStreamFrame_Invalid(t *testing.T) {
 	for wire, want := range map[string]string{
 		"01020304": "invalid stream frame type: 0x1020304",
 		"00000000": "invalid stream frame type: 0x00",
-		"0000000a": "invalid stream frame type: 0x0a",
+		"0000000b": "invalid stream frame type: 0x0b",
+		"0000000a 00000001 0000000000000002 00000041":                  "invalid level stream frame: 65 bytes, at most 64 are allowed",
 		"00000005 00000001 0000000000000005 0000000000000004 00000002": "invalid chunk stream frame: 2 bytes at 4 of a file of 5, at most 131072 at once are allowed",
 		"00000005 00000001 0000000000000005 ffffffffffffffff 00000001": "invalid chunk stream frame: 1 bytes at -1 of a file of 5, at most 131072 at once are allowed",
 		"00000005 00000001 0000000000000005 7fffffffffffffff 00000001": "invalid chunk stream frame: 1 bytes at 9223372036854775807 of a file of 5, at most 131072 at once are allowed",

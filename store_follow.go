@@ -173,6 +173,17 @@ func (f *upstream) read() error {
 			if err := w.push(piece{decided: fr}); err != nil {
 				return err
 			}
+		case *LevelStreamFrame:
+			w := f.worker(fr.DBID)
+			if w == nil {
+				return fmt.Errorf("the level of database %s, which was not named", FormatDBID(fr.DBID))
+			}
+			if own := f.store.Epoch(); fr.Epoch < own {
+				return fmt.Errorf("the level of database %s from a primary of epoch %d: it was replaced, epoch %d is known", FormatDBID(fr.DBID), fr.Epoch, own)
+			}
+			if err := w.push(piece{level: fr}); err != nil {
+				return err
+			}
 		case *ResumedStreamFrame:
 			if w := f.worker(fr.DBID); w != nil {
 				w.resumed(fr.Ask)

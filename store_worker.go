@@ -57,10 +57,14 @@ type piece struct {
 	end   *BaseEndStreamFrame // the end of a base
 
 	decided *DecidedStreamFrame // what came before it may be applied up to there
+	level   *LevelStreamFrame   // what comes after it may be committed under it
 }
 
-// ofBase reports whether the piece is not of a file.
+// ofBase reports whether the piece is of a base.
 func (p piece) ofBase() bool { return p.start != nil || p.pages != nil || p.end != nil }
+
+// ofFile reports whether the piece is of a file.
+func (p piece) ofFile() bool { return !p.ofBase() && p.decided == nil && p.level == nil }
 
 var (
 	errGivenUp     = errors.New("the primary gave the file up")
@@ -371,6 +375,11 @@ func (w *worker) take(ctx context.Context, first piece) error {
 		w.f.note(w, false)
 		return nil
 	}
+	if first.level != nil {
+		applyCtx, cancel := context.WithTimeout(ctx, applyTimeout)
+		defer cancel()
+		return db.takeLevel(applyCtx, first.level.Level)
+	}
 	if first.ofBase() {
 		if err := w.takeBase(ctx, db, first); err != nil {
 			return err
@@ -519,7 +528,7 @@ func (r *fileReader) Read(b []byte) (int, error) {
 		switch {
 		case err != nil:
 			return 0, err
-		case p.decided != nil || p.ofBase() || p.size != r.size || p.offset != r.read || len(p.data) == 0:
+		case !p.ofFile() || p.size != r.size || p.offset != r.read || len(p.data) == 0:
 			return 0, errGivenUp
 		}
 		r.rest = p.data

@@ -23,6 +23,7 @@ type ackSource struct {
 	pages bool // the replica fetches pages that differ
 
 	promises bool   // the replica keeps what is not decided
+	levels   bool   // and levels that were set
 	id       string // node id of the replica
 	remote   string // address of the replica
 }

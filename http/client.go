@@ -156,7 +156,7 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 	req.Header.Set("Content-Type", "application/octet-stream")
 	c.identify(req)
 	req.Header.Set(headerPages, "1")
-	req.Header.Set(headerPromises, "1")
+	req.Header.Set(headerPromises, promisesLevels)
 	if p, ok := c.identity.(interface{ Position() litefs.NodePosition }); ok {
 		pos := p.Position()
 		req.Header.Set(headerURL, pos.URL)

@@ -248,8 +248,10 @@ func TestStream_CloseWhileReading(t *testing.T) {
 	s := testStream(t, srv.URL(), nil)
 	wantBeat(t, s)
 	wantNext(t, s, "db 1 a.db")
-	if f, err := s.NextFrame(); err != nil || f.Type() != litefs.StreamFrameTypeDecided {
-		t.Fatalf("%v, %v, want what is decided", f, err)
+	for _, want := range []litefs.StreamFrameType{litefs.StreamFrameTypeLevel, litefs.StreamFrameTypeDecided} {
+		if f, err := s.NextFrame(); err != nil || f.Type() != want {
+			t.Fatalf("%v, %v, want type %d", f, err, want)
+		}
 	}
 	wantBeat(t, s) // all is sent
 	got := make(chan error, 1)

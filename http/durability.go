@@ -29,6 +29,8 @@ func (s *Server) handleDurability(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.Is(err, litefs.ErrDatabaseNotFound):
 		s.refuse(w, r, http.StatusNotFound, err.Error())
+	case errors.Is(err, litefs.ErrReadOnlyReplica):
+		s.refuseReplica(w, r)
 	case errors.Is(err, context.DeadlineExceeded):
 		s.refuse(w, r, http.StatusConflict, err.Error())
 	case err != nil:

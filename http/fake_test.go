@@ -232,6 +232,7 @@ func (db *fakeDB) Settle() error { return nil }
 func (db *fakeDB) head() uint64 { return db.first + uint64(len(db.log)) }
 
 func (db *fakeDB) Decided(uint64) uint64 { return litefs.AllDecided }
+func (db *fakeDB) LevelNoted() string    { return litefs.LevelOfRule }
 
 func (db *fakeDB) EventsAfter(txid uint64) (events []litefs.TxEvent) {
 	first := locked(db.src, func() uint64 { return db.first })

@@ -64,8 +64,9 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 	logger.Info("replica connected", "databases", len(posMap))
 	out := newBlockStreamWriter(w, rc, s.limits.stall)
 	err = s.runSession(r.Context(), out, posMap, wanted, ackSource{
-		r: body, rc: rc, stall: s.limits.stall, pages: r.Header.Get(headerPages) != "", promises: r.Header.Get(headerPromises) != "", remote: r.RemoteAddr,
+		r: body, rc: rc, stall: s.limits.stall, pages: r.Header.Get(headerPages) != "", remote: r.RemoteAddr,
 		conn: conn, id: r.Header.Get(headerID),
+		promises: r.Header.Get(headerPromises) != "", levels: r.Header.Get(headerPromises) == promisesLevels,
 	}, logger)
 	level := slog.LevelInfo
 	if err != nil && r.Context().Err() == nil && s.ctx.Err() == nil {

@@ -74,6 +74,10 @@ type session struct {
 	promises bool
 	told     map[uint32]uint64
 
+	// levels: the replica keeps levels that were set. toldLevel is what it was told.
+	levels    bool
+	toldLevel map[uint32]string
+
 	handoff <-chan struct{} // closed when this replica is to take the lease
 	nodes   uint64          // version of the list of nodes that the replica was told, plus 1
 
@@ -114,29 +118,31 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 	defer context.AfterFunc(s.ctx, func() { cancel(errStopping) })()
 
 	ss := &session{
-		src:      s.src,
-		sub:      s.src.Subscribe(),
-		out:      out,
-		acks:     newAcks(up),
-		replica:  up.id,
-		limits:   s.limits,
-		log:      logger,
-		wanted:   wanted,
-		pos:      posMap,
-		named:    make(map[uint32]string),
-		files:    make(map[uint32]*outFile),
-		sent:     make(map[uint32]int64),
-		taken:    make(map[uint32]int64),
-		blocked:  make(map[uint32]struct{}),
-		pages:    up.pages,
-		promises: up.promises,
-		told:     make(map[uint32]uint64),
-		offLog:   make(map[uint32]struct{}),
-		whole:    make(map[uint32]struct{}),
-		chunk:    make([]byte, litefs.MaxStreamChunkSize),
-		bases:    newBases(up.remote),
-		failures: make(map[uint32]failure),
-		handoff:  up.conn.Handoff(),
+		src:       s.src,
+		sub:       s.src.Subscribe(),
+		out:       out,
+		acks:      newAcks(up),
+		replica:   up.id,
+		limits:    s.limits,
+		log:       logger,
+		wanted:    wanted,
+		pos:       posMap,
+		named:     make(map[uint32]string),
+		files:     make(map[uint32]*outFile),
+		sent:      make(map[uint32]int64),
+		taken:     make(map[uint32]int64),
+		blocked:   make(map[uint32]struct{}),
+		pages:     up.pages,
+		promises:  up.promises,
+		told:      make(map[uint32]uint64),
+		levels:    up.levels,
+		toldLevel: make(map[uint32]string),
+		offLog:    make(map[uint32]struct{}),
+		whole:     make(map[uint32]struct{}),
+		chunk:     make([]byte, litefs.MaxStreamChunkSize),
+		bases:     newBases(up.remote),
+		failures:  make(map[uint32]failure),
+		handoff:   up.conn.Handoff(),
 	}
 	ss.snapshots.held = make(map[uint32]struct{})
 	ss.snapshots.ready = make(chan snapshot, 1)
@@ -316,10 +322,13 @@ func (s *session) turn(ctx context.Context, id uint32) error {
 	if begun, err := s.beginBase(ctx, db); begun || err != nil {
 		return err
 	}
-	if err := s.tellDecided(db); err != nil {
-		return err
-	}
 	ltx, err := db.NextLTX(s.pos[id])
+	if told := s.tellPromise(db); told != nil {
+		if err == nil {
+			told = errors.Join(told, ltx.Close())
+		}
+		return told
+	}
 	switch {
 	case err == nil:
 		if ltx.Pos() == s.pos[id] {
@@ -350,6 +359,37 @@ func (s *session) turn(ctx context.Context, id uint32) error {
 		s.fail(db, err)
 		return nil
 	}
+}
+
+// tellPromise tells what the replica must know before it gets the entry that was just read: it may have been committed
+// under a level that was set a moment before.
+func (s *session) tellPromise(db Database) error {
+	if err := s.tellLevel(db); err != nil {
+		return err
+	}
+	return s.tellDecided(db)
+}
+
+// errLevels ends the stream of a replica that would promise less as the primary.
+var errLevels = errors.New("the replica's version does not keep levels that litefs durability has set: run the same version of litefs on both nodes")
+
+// tellLevel tells the replica which level was set, if that is news.
+func (s *session) tellLevel(db Database) error {
+	id, level := db.ID(), db.LevelNoted()
+	if !s.levels {
+		if level != litefs.LevelOfRule {
+			return fmt.Errorf("database %s: %w", db.Name(), errLevels)
+		}
+		return nil
+	}
+	if s.toldLevel[id] == level {
+		return nil
+	}
+	s.toldLevel[id] = level
+	if err := litefs.WriteStreamFrame(s.out, &litefs.LevelStreamFrame{DBID: id, Epoch: s.src.Epoch(), Level: level}); err != nil {
+		return fmt.Errorf("database %s: %w", db.Name(), err)
+	}
+	return nil
 }
 
 // errPromises ends the stream of a replica that would show what may be taken back.
@@ -440,7 +480,7 @@ func (s *session) resume(id uint32, f litefs.ResumeStreamFrame) error {
 	}
 	s.pos[id] = f.Pos
 	delete(s.failures, id)
-	delete(s.told, id)
+	s.untell(id)
 	delete(s.offLog, id)
 	if f.Pos.Chksum == 0 {
 		s.whole[id] = struct{}{}
@@ -477,7 +517,13 @@ func (s *session) forget(id uint32) {
 	delete(s.failures, id)
 	delete(s.offLog, id)
 	delete(s.whole, id)
+	s.untell(id)
+}
+
+// untell notes that the replica may have thrown away what it was told.
+func (s *session) untell(id uint32) {
 	delete(s.told, id)
+	delete(s.toldLevel, id)
 }
 
 // drop tells the replica, if it has the database, to drop it.
@@ -538,6 +584,11 @@ func (s *session) send(db Database, ltx *litefs.LTXReader) (err error) {
 // sendChunk sends the next piece of a file.
 func (s *session) sendChunk(db Database, f *outFile) error {
 	id := db.ID()
+	if f.snapshot && f.offset == 0 {
+		if err := s.tellLevel(db); err != nil {
+			return err
+		}
+	}
 	b := s.chunk[:min(int64(len(s.chunk)), f.ltx.Size-f.offset)]
 	frame := &litefs.ChunkStreamFrame{DBID: id, Size: f.ltx.Size, Offset: f.offset, Len: uint32(len(b))}
 	if _, err := io.ReadFull(f.ltx, b); err != nil {

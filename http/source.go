@@ -65,6 +65,10 @@ type Database interface {
 	// Decided returns up to which transaction a replica may apply that was sent all up to sent.
 	Decided(sent uint64) uint64
 
+	// LevelNoted is the level that was set while the node ran, or litefs.LevelOfRule. What was committed under it is in
+	// the log later.
+	LevelNoted() string
+
 	// EventsAfter returns what became visible after txid, oldest first.
 	EventsAfter(txid uint64) []litefs.TxEvent
 

@@ -191,6 +191,8 @@ func (fr *frameReader) take(f litefs.StreamFrame) error {
 		return fr.named(f.DBID)
 	case *litefs.BaseEndStreamFrame:
 		return fr.named(f.DBID)
+	case *litefs.LevelStreamFrame:
+		return fr.named(f.DBID)
 	case *litefs.DecidedStreamFrame:
 		return fr.named(f.DBID)
 	case *litefs.HeartbeatStreamFrame, *litefs.ResumedStreamFrame, *litefs.OffLogStreamFrame, *litefs.NodesStreamFrame, *litefs.HandoffStreamFrame:

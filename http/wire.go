@@ -23,8 +23,10 @@ const (
 	headerEpoch     = "Litefs-Epoch"
 	headerSum       = "Litefs-Sum" // handshakeSum of the others
 
-	// headerPromises is set by a replica that keeps what is not decided, and by a primary that tells what is.
+	// headerPromises is set by a replica that keeps what is not decided, and by a primary that tells what is. It is
+	// promisesLevels of a replica that keeps levels that were set, too.
 	headerPromises = "Litefs-Promises"
+	promisesLevels = "2"
 
 	headerPages = "Litefs-Pages" // set by a replica that fetches pages that differ
 

@@ -19,9 +19,10 @@ func runDurability(ctx context.Context, args []string, std stdio) error {
 			"                        quorum:2,memory,10s: in the log of 2, within 10s\n"+
 			"  max-lag:2s            writers wait while every replica is further behind\n"+
 			"  rule                  what the configuration says\n"+
-			"A level is kept by this node, also over restarts, and comes before its rules. Other\n"+
-			"nodes have their own: set it on each that may become the primary. A level is pending\n"+
-			"until a write-ahead log that is open has been closed by its last connection.",
+			"A level is set on the primary, wherever the command runs; replicas are told and keep\n"+
+			"it, so that the next primary promises the same. It is kept over restarts, and comes\n"+
+			"before the rules. It is pending until a write-ahead log that is open has been closed\n"+
+			"by its last connection.",
 		"litefs durability -config litefs.yml set app.db quorum:1")
 	var c targetFlags
 	c.register(f)
@@ -44,7 +45,11 @@ func runDurability(ctx context.Context, args []string, std stdio) error {
 		}
 		return printLevels(std.out, levelsOf(info), *asJSON)
 	}
-	db, err := t.client.SetLevel(ctx, t.url, rest[1], rest[2])
+	url, err := t.primary(ctx)
+	if err != nil {
+		return err
+	}
+	db, err := t.client.SetLevel(ctx, url, rest[1], rest[2])
 	if err != nil {
 		return err
 	}

@@ -242,6 +242,76 @@ func TestDurabilityCommand(t *testing.T) {
 	says(`"bounded.db" max-lag:1h0m0s rule in force`)
 }
 
+// What is set on the primary, by a command that runs anywhere, is kept by the replicas: when all its processes are killed
+// the next primary promises the same, also after a restart of its own. The one that comes back takes the level that was
+// set meanwhile, not the one that it had.
+func TestLevelFollows(t *testing.T) {
+	c := newCluster(t, 3*time.Second)
+	first := c.start()
+	becomesPrimary(first)
+	nodes := []*node{first, c.start(), c.start()}
+	conn := openPatient(sqlitetest.Start(t), first.path("app.db"), "journal_mode=wal")
+	conn.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY)")
+	conn.Close()
+	for _, n := range nodes[1:] {
+		samePosition(first, n, "app.db")
+	}
+	shows := func(n *node, want string) {
+		t.Helper()
+		eventually(t, "the level is "+want, func() (bool, string) {
+			out, _ := n.cli("durability", "-config", n.configPath())
+			return strings.Contains(strings.Join(strings.Fields(out), " "), `"app.db" `+want), out
+		})
+	}
+	set := func(n *node, level string) {
+		t.Helper()
+		if out, code := n.cli("durability", "-config", n.configPath(), "set", "app.db", level); code != 0 {
+			t.Fatalf("set %s: exit code %d\n%s", level, code, out)
+		}
+	}
+	set(nodes[1], "quorum:1,3s")
+	for _, n := range nodes {
+		shows(n, "quorum:1,durable,3s set in force")
+	}
+	conn = openPatient(sqlitetest.Start(t), first.path("app.db"))
+	mustCommit(t, conn, "INSERT INTO t DEFAULT VALUES")
+	first.killAll()
+
+	var next, other *node
+	eventually(t, "another node is the primary", func() (bool, string) {
+		for i, n := range nodes[1:] {
+			if info, ok := n.info(); ok && info.IsPrimary {
+				next, other = n, nodes[2-i]
+			}
+		}
+		return next != nil, "none"
+	})
+	shows(next, "quorum:1,durable,3s set in force")
+	promises := func() {
+		t.Helper()
+		conn := openPatient(sqlitetest.Start(t), next.path("app.db"))
+		mustCommit(t, conn, "INSERT INTO t DEFAULT VALUES")
+		if err := other.proc.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Exec("INSERT INTO t DEFAULT VALUES"); err == nil {
+			t.Error("a commit that no replica has was acknowledged")
+		}
+		if err := other.proc.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		mustCommit(t, conn, "INSERT INTO t DEFAULT VALUES")
+	}
+	promises()
+	set(next, "quorum:1,4s")
+	first.start()
+	shows(first, "quorum:1,durable,4s set in force")
+	set(first, "rule")
+	for _, n := range nodes {
+		shows(n, "async rule in force")
+	}
+}
+
 func nodeID(n *node) string {
 	n.t.Helper()
 	b, err := os.ReadFile(filepath.Join(n.cfg.Data, "node-id"))
