@@ -122,6 +122,7 @@ type DB struct {
 	// opened so that each write comes to us.
 	borrowed   atomic.Pointer[borrowed]
 	borrowing  semaphore
+	forwarding *forwarding
 	wantDirect atomic.Bool
 
 	// made is the newest transaction that this run put into the log under that lock; 0: none.
@@ -204,7 +205,7 @@ func NewDB(store *Store, id uint32, path string) *DB {
 		peering: newSemaphore(),
 		lending: newLending(),
 
-		borrowing: newSemaphore(),
+		borrowing: newSemaphore(), forwarding: newForwarding(),
 	}
 	db.hold.Store(AllDecided)
 	name := ""

@@ -200,7 +200,7 @@ const LevelOfRule = "rule"
 // levelsChanged starts what levels need that is not running yet: what looks at replicas all the time does not run where
 // nothing is promised.
 func (s *Store) levelsChanged() {
-	if s.mountDev.Load() == 0 || s.ctx.Err() != nil {
+	if s.lockDev.Load() == 0 || s.ctx.Err() != nil {
 		return // Mounted does it
 	}
 	if s.asks(LevelQuorum) {

@@ -48,7 +48,7 @@ func (db *DB) noteUnjournaled() {
 func (db *DB) reserved() (bool, error) { return db.store.reserved(db.Name()) }
 
 func (s *Store) reserved(name string) (bool, error) {
-	dev := s.mountDev.Load()
+	dev := s.lockDev.Load()
 	fi, err := os.Stat(filepath.Join(s.FilesDir(), name))
 	if err != nil || dev == 0 {
 		return false, err

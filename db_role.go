@@ -68,7 +68,8 @@ func (db *DB) openPeer(ctx context.Context) (*peer.Peer, error) {
 func (db *DB) peerOptions() peer.Options {
 	return peer.Options{
 		Path: filepath.Join(db.store.MountDir(), db.Name()), Backing: db.DatabasePath(), Logger: db.log(), Locks: db.lockKeeper(),
-		SoftWAL: replicaSoftWAL, HardWAL: replicaHardWAL, Waiting: &db.waiting,
+		LocksBehind: db.store.ForwardedLocks,
+		SoftWAL:     replicaSoftWAL, HardWAL: replicaHardWAL, Waiting: &db.waiting,
 	}
 }
 

@@ -31,6 +31,11 @@ type HaltGrant struct {
 	First time.Duration // instead, until the first renewal
 }
 
+// HaltNews is what the primary tells a holder with its answers.
+type HaltNews struct {
+	Wanted bool // somebody else waits for the lock
+}
+
 // HaltTx names a transaction of a holder: it leads from one position to the next.
 type HaltTx struct {
 	Epoch     uint64 // of the grant
@@ -68,9 +73,9 @@ func ParseHaltOutcome(text string) (HaltOutcome, error) {
 type HaltLink interface {
 	// Acquire waits for the lock until ctx ends. With the same token it may be asked again.
 	Acquire(ctx context.Context, dbID uint32, token string) (HaltGrant, error)
-	Renew(ctx context.Context, dbID uint32, token string) error
-	// Commit sends a transaction as an LTX file of size bytes.
-	Commit(ctx context.Context, dbID uint32, token string, tx HaltTx, ltx io.Reader, size int64) error
+	Renew(ctx context.Context, dbID uint32, token string) (HaltNews, error)
+	// Commit sends a transaction as an LTX file of size bytes. It renews as well.
+	Commit(ctx context.Context, dbID uint32, token string, tx HaltTx, ltx io.Reader, size int64) (HaltNews, error)
 	// Outcome asks what became of a transaction. After HaltVoid the lock is lost.
 	Outcome(ctx context.Context, dbID uint32, token string, tx HaltTx) (HaltOutcome, error)
 	Release(ctx context.Context, dbID uint32, token string) error

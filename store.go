@@ -110,6 +110,9 @@ type Store struct {
 	// each write comes to the store: see Store.Halt.
 	HaltDatabases []string
 
+	// ForwardedLocks says that the mount asks for each lock (Store.Lock), and that the locks are on the files behind it.
+	ForwardedLocks bool
+
 	// Guarded says that the mount outlives this process: see ErrGuarded.
 	Guarded bool
 
@@ -158,7 +161,7 @@ type Store struct {
 	withheld atomic.Bool  // no write lock is lent: the role is about to move
 	handing  atomic.Bool  // the lease is being handed over: followers are served until they know
 	watcher  *watch.Watcher
-	mountDev atomic.Uint64 // st_dev of the mount; 0 without one
+	lockDev  atomic.Uint64 // st_dev of the files that locks are on; 0 without a mount
 	stats    Stats
 	replicas ReplicaRegistry
 
@@ -417,10 +420,14 @@ func (s *Store) Open() (err error) {
 // passthrough, and starts the work that needs it: following a primary.
 func (s *Store) Mounted(dir string, passthrough bool) error {
 	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
+	locked := dir
+	if s.ForwardedLocks {
+		locked = s.FilesDir()
+	}
+	if err := unix.Stat(locked, &st); err != nil {
 		return fmt.Errorf("stat the mount: %w", err)
 	}
-	s.mountDev.Store(st.Dev)
+	s.lockDev.Store(st.Dev)
 	s.mu.Lock()
 	s.mountDir, s.passthrough = dir, passthrough
 	live := s.live

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"path"
 	"sync"
 	"sync/atomic"
@@ -37,8 +38,14 @@ type borrowed struct {
 	db    *DB
 	token string
 
+	unasked bool // for programs that do not ask for it by name
+
 	pos      Pos                    // where the next transaction joins; DB.mu guards it
 	underWay atomic.Pointer[HaltTx] // was sent, and not let in yet
+
+	commits atomic.Int64  // that the primary has made
+	wanted  atomic.Bool   // somebody waits for the lock at the primary
+	news    chan struct{} // woken when wanted is set
 
 	over chan struct{} // closed when it is lost or released
 	gone chan struct{} // closed when local programs write no more
@@ -89,6 +96,10 @@ func (h *Halt) Release(ctx context.Context) error {
 // Halt borrows the write lock of a database from the primary, and lets local programs write to it: each of their
 // transactions is committed there first. It waits until ctx ends.
 func (s *Store) Halt(ctx context.Context, name string) (*Halt, error) {
+	return s.halt(ctx, name, false)
+}
+
+func (s *Store) halt(ctx context.Context, name string, unasked bool) (*Halt, error) {
 	db := s.DBByName(name)
 	if db == nil {
 		return nil, fmt.Errorf("%s: %w", name, ErrDatabaseNotFound)
@@ -107,7 +118,7 @@ func (s *Store) Halt(ctx context.Context, name string) (*Halt, error) {
 	if err := db.borrowing.acquire(ctx); err != nil {
 		return nil, fmt.Errorf("another program here has the write lock of %s: %w", name, err)
 	}
-	b, err := s.borrow(ctx, db, client)
+	b, err := s.borrow(ctx, db, client, unasked)
 	if err != nil {
 		db.borrowing.release()
 		return nil, fmt.Errorf("write lock of %s: %w", name, err)
@@ -120,7 +131,7 @@ func (s *Store) Halt(ctx context.Context, name string) (*Halt, error) {
 	return &Halt{b}, nil
 }
 
-func (s *Store) borrow(ctx context.Context, db *DB, client HaltClient) (_ *borrowed, err error) {
+func (s *Store) borrow(ctx context.Context, db *DB, client HaltClient, unasked bool) (_ *borrowed, err error) {
 	if err := db.takePeer(ctx); err != nil {
 		return nil, err
 	}
@@ -128,7 +139,7 @@ func (s *Store) borrow(ctx context.Context, db *DB, client HaltClient) (_ *borro
 	if err != nil {
 		return nil, err
 	}
-	b := &borrowed{s: s, db: db, token: string(token), over: make(chan struct{}), gone: make(chan struct{})}
+	b := &borrowed{s: s, db: db, token: string(token), unasked: unasked, news: make(chan struct{}, 1), over: make(chan struct{}), gone: make(chan struct{})}
 	ok, err := db.directWAL(ctx, true)
 	if err == nil && !ok {
 		err = fmt.Errorf("%w: other programs have %s-wal open, and their writes would not come to litefs: end them, or name the database in replica.halt-databases", ErrNotLent, db.Name())
@@ -152,7 +163,7 @@ func (s *Store) borrow(ctx context.Context, db *DB, client HaltClient) (_ *borro
 	if err := db.lendHere(b); err != nil {
 		return nil, err
 	}
-	db.log().Info("local programs may write: the primary's write lock is held", "primary", b.url, "pos", b.pos)
+	b.log("local programs may write: the primary's write lock is held", "primary", b.url, "pos", b.pos)
 	return b, nil
 }
 
@@ -225,7 +236,20 @@ func (b *borrowed) catchUp(ctx context.Context) error {
 			return errors.New("this node is stopping")
 		}
 	}
-	return b.renew()
+	return nil
+}
+
+// heard notes the answer to a request that was sent at a time, and has prolonged the lock.
+func (b *borrowed) heard(sent halt.Time, news HaltNews) {
+	b.mu.Lock()
+	b.lease.Renewed(sent)
+	b.mu.Unlock()
+	if news.Wanted && !b.wanted.Swap(true) {
+		select {
+		case b.news <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // renew asks once. An error other than ErrHaltLost tells nothing.
@@ -236,11 +260,9 @@ func (b *borrowed) renew() error {
 	link := b.link
 	b.mu.Unlock()
 	sent := haltNow()
-	err := link.Renew(ctx, b.db.id, b.token)
+	news, err := link.Renew(ctx, b.db.id, b.token)
 	if err == nil {
-		b.mu.Lock()
-		b.lease.Renewed(sent)
-		b.mu.Unlock()
+		b.heard(sent, news)
 	}
 	return err
 }
@@ -281,6 +303,15 @@ func (b *borrowed) usable() error {
 	return nil
 }
 
+// log tells of a step that somebody asked for by name, which is rare.
+func (b *borrowed) log(message string, args ...any) {
+	level := slog.LevelInfo
+	if b.unasked {
+		level = slog.LevelDebug
+	}
+	b.db.log().Log(b.s.ctx, level, message, args...)
+}
+
 // lose ends it. The first reason counts.
 func (b *borrowed) lose(why error) {
 	b.mu.Lock()
@@ -291,7 +322,7 @@ func (b *borrowed) lose(why error) {
 	b.err = why
 	b.lease.Lose()
 	if errors.Is(why, errReleased) {
-		b.db.log().Info("the primary's write lock is released: local programs are to end their transactions")
+		b.log("the primary's write lock is released: local programs are to end their transactions")
 	} else {
 		b.db.log().Warn("the primary's write lock is lost: what is under way here is not committed", "reason", why)
 	}
@@ -304,9 +335,12 @@ func (b *borrowed) commit(o *outgoing) error {
 	link := b.link
 	b.mu.Unlock()
 	ctx, cancel := context.WithTimeout(b.s.ctx, commitAnswer+time.Duration(o.size/commitSpeed)*time.Second)
-	err := link.Commit(ctx, b.db.id, b.token, o.tx, io.NewSectionReader(o.file, 0, o.size), o.size)
+	sent := haltNow()
+	news, err := link.Commit(ctx, b.db.id, b.token, o.tx, io.NewSectionReader(o.file, 0, o.size), o.size)
 	cancel()
 	if err == nil {
+		b.commits.Add(1)
+		b.heard(sent, news)
 		return nil
 	}
 	ctx, cancel = context.WithTimeout(b.s.ctx, outcomeFor)
@@ -315,6 +349,7 @@ func (b *borrowed) commit(o *outgoing) error {
 	out, asked := b.resolve(ctx, o.tx)
 	switch out {
 	case HaltCommitted:
+		b.commits.Add(1)
 		return nil
 	case HaltVoid:
 		b.underWay.Store(nil)
@@ -446,7 +481,7 @@ func (db *DB) endBorrow(ctx context.Context, why error) error {
 
 // wantsDirectWAL reports whether the write-ahead log of a database is to be opened so that each write comes to us.
 func (s *Store) wantsDirectWAL(name string) bool {
-	if s.levelByName(name).Kind == LevelQuorum {
+	if s.ForwardedLocks || s.levelByName(name).Kind == LevelQuorum {
 		return true
 	}
 	for _, pattern := range s.HaltDatabases {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -156,7 +157,7 @@ func (s *Store) lend(ctx context.Context, db *DB, token string) (g HaltGrant, er
 			return g, fmt.Errorf("lend %s: %w", db.Name(), err)
 		}
 		l.do(func(lock *halt.Lock) bool { lock.Start(haltNow(), token); return false })
-		db.log().Info("the write lock is lent", "token", token[:min(8, len(token))])
+		db.log().Debug("the write lock is lent", "token", token[:min(8, len(token))])
 	}
 	head, _ := db.txlog.Head()
 	return HaltGrant{
@@ -194,16 +195,25 @@ func (s *Store) watchHold(db *DB, token string) {
 }
 
 // RenewHold prolongs the hold of token. ErrHaltLost: it is over.
-func (s *Store) RenewHold(id uint32, token string) (err error) {
+func (s *Store) RenewHold(id uint32, token string) (HaltNews, error) {
 	db := s.DB(id)
 	if db == nil || s.Role() != RolePrimary {
-		return ErrHaltLost
+		return HaltNews{}, ErrHaltLost
 	}
-	db.lending.do(func(lock *halt.Lock) bool { err = lock.Renew(haltNow(), token); return false })
+	return db.renewHeld(token)
+}
+
+func (db *DB) renewHeld(token string) (news HaltNews, err error) {
+	db.lending.do(func(lock *halt.Lock) bool {
+		err = lock.Renew(haltNow(), token)
+		news.Wanted = lock.Waiting() > 0
+		return false
+	})
 	if err != nil {
-		return ErrHaltLost
+		return news, ErrHaltLost
 	}
-	return nil
+	news.Wanted = news.Wanted || db.forwarding.isWanted()
+	return news, nil
 }
 
 // ReleaseHold ends the hold of token, whose holder has nothing under way. One that is over stays so.
@@ -247,7 +257,11 @@ func (s *Store) endHoldLocked(db *DB, token string, clean bool, still func(lock 
 		if err := db.takeBackLent(ctx, clean); err != nil {
 			return fmt.Errorf("take %s back: %w", db.Name(), err)
 		}
-		db.log().Info("the write lock is back", "released", clean)
+		level := slog.LevelDebug
+		if !clean {
+			level = slog.LevelInfo
+		}
+		db.log().Log(context.Background(), level, "the write lock is back", "released", clean)
 	}
 	l.over = false
 	l.do(func(lock *halt.Lock) bool { return lock.End(haltNow(), token) })
@@ -287,11 +301,23 @@ func (s *Store) endHolds(ctx context.Context, grace time.Duration) error {
 
 // CommitHeld makes a transaction of the holder of token one of the database: an LTX file of size bytes. Errors:
 // ErrHaltLost, ErrNotJoined; after any other it may have been committed.
-func (s *Store) CommitHeld(ctx context.Context, id uint32, token string, tx HaltTx, ltx io.Reader, size int64) error {
+func (s *Store) CommitHeld(ctx context.Context, id uint32, token string, tx HaltTx, ltx io.Reader, size int64) (HaltNews, error) {
 	db := s.DB(id)
 	if db == nil || s.Role() != RolePrimary {
-		return ErrHaltLost
+		return HaltNews{}, ErrHaltLost
 	}
+	if err := s.commitHeld(ctx, db, token, tx, ltx, size); err != nil {
+		return HaltNews{}, err
+	}
+	// It is committed, whether the hold is over by now or not.
+	news, err := db.renewHeld(token)
+	if err != nil {
+		db.log().Debug("a hold has ended behind its transaction", "error", err)
+	}
+	return news, nil
+}
+
+func (s *Store) commitHeld(ctx context.Context, db *DB, token string, tx HaltTx, ltx io.Reader, size int64) error {
 	if err := db.checkHeld(token, tx); err != nil {
 		return err // before anything is read
 	}

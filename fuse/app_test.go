@@ -329,6 +329,10 @@ func (s *appState) run(r appRequest, p *appReply) error {
 		p.N, err = s.time(r)
 	case "lock": // OFD write lock of one byte, without waiting
 		err = unix.FcntlFlock(uintptr(r.FD), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: r.Off, Len: 1})
+	case "fcntl": // command Flags for a lock of kind Data on Len bytes at Off; N = the kind found
+		lk := unix.Flock_t{Type: int16(r.Data[0]), Start: r.Off, Len: r.Len}
+		err = unix.FcntlFlock(uintptr(r.FD), r.Flags, &lk)
+		p.N = int64(lk.Type)
 	case "sqlite":
 		err = s.openSQLite(r.Path)
 	case "sqliteclose":

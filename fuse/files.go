@@ -173,11 +173,12 @@ func (fs *loopback) open(n *node, in gofuse.InHeader, flags uint32, created bool
 // since the Backend was told that there is one, so the mode has not been asked for.
 func (fs *loopback) openAs(n *node, in gofuse.InHeader, flags uint32, created bool, asked Mode, askedFirst bool, out *gofuse.OpenOut) (code gofuse.Status, again bool) {
 	// A thread of this process may hold a lock that a Released in progress waits for.
-	if c := (Caller{in.Pid}); !c.Own() {
+	own := (Caller{in.Pid}).Own()
+	if !own {
 		defer fs.inOrder(n)()
 	}
 	h := &handle{node: n, fd: -1, writable: isWritable(flags)}
-	if code, again = fs.openBacked(n, h, in.Unique, flags, asked, askedFirst, out); !code.Ok() || again {
+	if code, again = fs.openBacked(n, h, own, in.Unique, flags, asked, askedFirst, out); !code.Ok() || again {
 		return code, again
 	}
 	fs.backend.Opened(fs.pathOrNone(n), fs.modeOf(n), h.writable, created)
@@ -201,7 +202,7 @@ func (fs *loopback) pathOrNone(n *node) string {
 }
 
 // openBacked is openAs without the Backend.
-func (fs *loopback) openBacked(n *node, h *handle, unique uint64, flags uint32, asked Mode, askedFirst bool, out *gofuse.OpenOut) (code gofuse.Status, again bool) {
+func (fs *loopback) openBacked(n *node, h *handle, own bool, unique uint64, flags uint32, asked Mode, askedFirst bool, out *gofuse.OpenOut) (code gofuse.Status, again bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.opens == 0 && !askedFirst {
@@ -235,9 +236,11 @@ func (fs *loopback) openBacked(n *node, h *handle, unique uint64, flags uint32, 
 		return fs.refused("open", fs.pathOrNone(n), err), false
 	}
 	out.Fh = h.fh
-	// NOFLUSH: close(2) has nothing to ask. Most of all when this process is killed: the descriptors it holds on its own
-	// mount would wait for an answer that nobody is left to give.
-	out.OpenFlags = gofuse.FOPEN_NOFLUSH
+	// NOFLUSH: close(2) has nothing to ask, where the kernel keeps the locks. Most of all when this process is killed: the
+	// descriptors it holds on its own mount would wait for an answer that nobody is left to give. It takes no POSIX locks.
+	if fs.locks == nil || own {
+		out.OpenFlags = gofuse.FOPEN_NOFLUSH
+	}
 	switch n.mode {
 	case Passthrough: // KEEP_CACHE with it would be EIO
 		out.OpenFlags |= gofuse.FOPEN_PASSTHROUGH
@@ -368,6 +371,9 @@ func (fs *loopback) release(fh uint64) {
 	}
 	defer fs.unhold(h.node)
 	defer fs.inOrder(h.node)()
+	if fs.locks != nil {
+		fs.locks.released(fs.pathOrNone(h.node), h.node.id, fh)
+	}
 	last := fs.closeBacked(h.node, h)
 	fs.backend.Released(fs.pathOrNone(h.node), h.writable, last)
 }
@@ -493,10 +499,6 @@ func (fs *loopback) changedClosed(n *node) {
 		fs.backend.Released(fs.pathOrNone(n), true, true)
 	}
 }
-
-// Flush has nothing to do: there are no forwarded locks and no unwritten data. Every open says NOFLUSH, so it is not
-// asked for; ENOSYS would be remembered by the kernel.
-func (fs *loopback) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.ENOSYS }
 
 // fsyncDataOnly is the flag of FSYNC that fdatasync(2) sets.
 const fsyncDataOnly = 1

@@ -16,7 +16,7 @@ import (
 const validity = time.Hour
 
 // loopback answers the requests from the files under the root. Operations it does not have are answered ENOSYS by the
-// embedded default, which the kernel remembers: ACCESS (modes are checked by the kernel), locks, xattrs, COPY_FILE_RANGE
+// embedded default, which the kernel remembers: ACCESS (modes are checked by the kernel), xattrs, COPY_FILE_RANGE
 // (the kernel copies by reads and writes, which the Backend sees), TMPFILE, STATX.
 type loopback struct {
 	gofuse.RawFileSystem
@@ -30,6 +30,7 @@ type loopback struct {
 	nodes       *table
 	virtuals    virtualTable
 	complaints  complaints
+	locks       *forwarded // nil: the kernel keeps them
 
 	// naming is held over a rename of a directory and the Renamed that tells it, and shared over every other event that
 	// names a path: so that the Backend hears of a file under the name by which it knows it. Taken before node.order.
@@ -54,6 +55,9 @@ func newLoopback(s *Session, nodes *table) *loopback {
 		passthrough:   func() bool { return s.passthrough },
 		nodes:         nodes,
 	}
+	if s.opt.Locker != nil {
+		fs.locks = newForwarded(s.opt.Locker, s.relief.over)
+	}
 	fs.handles.open = make(map[uint64]*handle)
 	fs.handles.none = make(chan struct{}, 1)
 	fs.handles.last = s.estate.firstHandle()
@@ -70,6 +74,9 @@ func (fs *loopback) closeAll() {
 	}
 	fs.handles.open = nil
 	fs.handles.Unlock()
+	if fs.locks != nil {
+		fs.locks.closeAll()
+	}
 	fs.nodes.closeAll()
 }
 

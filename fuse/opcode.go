@@ -30,10 +30,13 @@ const (
 	opRelease     = 18
 	opGetxattr    = 22
 	opListxattr   = 23
+	opFlush       = 25
 	opInit        = 26
 	opOpendir     = 27
 	opReaddir     = 28
 	opReleasedir  = 29
+	opGetlk       = 31
+	opSetlk       = 32
 	opAccess      = 34
 	opCreate      = 35
 	opInterrupt   = 36
@@ -69,7 +72,7 @@ func opcodeName(op uint32) string {
 func waits(in []byte) bool {
 	switch headerOf(in).Opcode {
 	case opLookup, opForget, opBatchForget, opGetattr, opReadlink, opStatfs, opOpendir, opReleasedir, opAccess,
-		opInterrupt, opInit, opDestroy, opOpen, opCreate, opWrite, opRelease:
+		opInterrupt, opInit, opDestroy, opOpen, opCreate, opWrite, opRelease, opFlush, opGetlk, opSetlk:
 		return false
 	case opSetattr:
 		return (*gofuse.SetAttrIn)(unsafe.Pointer(&in[0])).Valid&gofuse.FATTR_SIZE != 0

@@ -26,6 +26,10 @@ type Options struct {
 	Backend       Backend
 	Logger        *slog.Logger
 
+	// Locker, if there is one, has the kernel ask for every lock of fcntl(2): see forwarded. Those of flock(2) stay in the
+	// kernel. A mount with it cannot be taken over by another session, which would not know who has which lock.
+	Locker Locker
+
 	// Keeper, if there is one, gets what another session needs to go on with the mount when this process dies.
 	Keeper Keeper
 	// Inherited is the mount of a session before this one: Mount serves it and mounts nothing. Mount owns it.
@@ -68,6 +72,9 @@ type Session struct {
 func Mount(ctx context.Context, opt Options) (*Session, error) {
 	if opt.Backend == nil || opt.Logger == nil {
 		return nil, errors.New("mount: Backend and Logger are required")
+	}
+	if opt.Locker != nil && (opt.Keeper != nil || opt.Inherited != nil) {
+		return nil, errors.New("mount: a mount with forwarded locks cannot be taken over: Locker and Keeper exclude each other")
 	}
 	dir, err := resolve(opt.Dir)
 	if err != nil {
@@ -130,7 +137,7 @@ func (s *Session) inherit(in *Inherited) error {
 }
 
 func (s *Session) protocolOptions() *gofuse.MountOptions {
-	off := uint64(gofuse.CAP_NO_OPEN_SUPPORT)
+	off := uint64(gofuse.CAP_NO_OPEN_SUPPORT | gofuse.CAP_FLOCK_LOCKS)
 	if s.opt.NoPassthrough {
 		off |= gofuse.CAP_PASSTHROUGH
 	}
@@ -150,6 +157,7 @@ func (s *Session) protocolOptions() *gofuse.MountOptions {
 		MaxStackDepth:        2, // 2: the files may be on overlayfs
 		DisabledCapabilities: off,
 		ExtraCapabilities:    gofuse.CAP_DIRECT_IO_ALLOW_MMAP,
+		EnableLocks:          s.opt.Locker != nil,
 		Debug:                s.opt.Debug,
 		Logger:               slog.NewLogLogger(s.logger.Handler(), level),
 		PanicHandler:         s.panicked,

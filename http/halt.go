@@ -43,9 +43,9 @@ const (
 // haltSource is what a Source also is that lends and borrows write locks.
 type haltSource interface {
 	Lend(ctx context.Context, id uint32, token string) (litefs.HaltGrant, error)
-	RenewHold(id uint32, token string) error
+	RenewHold(id uint32, token string) (litefs.HaltNews, error)
 	ReleaseHold(ctx context.Context, id uint32, token string) error
-	CommitHeld(ctx context.Context, id uint32, token string, tx litefs.HaltTx, ltx io.Reader, size int64) error
+	CommitHeld(ctx context.Context, id uint32, token string, tx litefs.HaltTx, ltx io.Reader, size int64) (litefs.HaltNews, error)
 	HeldOutcome(ctx context.Context, id uint32, token string, tx litefs.HaltTx) (litefs.HaltOutcome, error)
 	Halt(ctx context.Context, name string) (*litefs.Halt, error)
 }
@@ -56,6 +56,11 @@ type haltGrant struct {
 	Pos     string `json:"pos"`
 	TTLMS   int64  `json:"ttlMS"`
 	FirstMS int64  `json:"firstMS"` // instead of ttlMS until the first renewal
+}
+
+// haltNews is the answer to POST /halt/renew and /halt/commit.
+type haltNews struct {
+	Wanted bool `json:"wanted,omitempty"` // somebody else waits for the lock
 }
 
 // haltOutcome is the answer to POST /halt/outcome.
@@ -202,7 +207,8 @@ func (s *Server) haltAcquire(ctx context.Context, c haltCall) (any, error) {
 }
 
 func (s *Server) haltRenew(_ context.Context, c haltCall) (any, error) {
-	return nil, c.src.RenewHold(c.id, c.token)
+	news, err := c.src.RenewHold(c.id, c.token)
+	return haltNews{news.Wanted}, err
 }
 
 func (s *Server) haltRelease(ctx context.Context, c haltCall) (any, error) {
@@ -227,7 +233,8 @@ func (s *Server) haltCommit(ctx context.Context, c haltCall) (any, error) {
 		return nil, badCall{errors.New("the size of the transaction must be known beforehand: send a Content-Length")}
 	}
 	body := &deadlineReader{r: c.r.Body, rc: http.NewResponseController(c.w), patience: s.limits.stall}
-	return nil, c.src.CommitHeld(ctx, c.id, c.token, tx, body, c.r.ContentLength)
+	news, err := c.src.CommitHeld(ctx, c.id, c.token, tx, body, c.r.ContentLength)
+	return haltNews{news.Wanted}, err
 }
 
 func parseHaltTx(q url.Values) (tx litefs.HaltTx, err error) {
@@ -386,8 +393,10 @@ func (l *haltLink) Acquire(ctx context.Context, dbID uint32, token string) (g li
 }
 
 // Renew implements litefs.HaltLink.
-func (l *haltLink) Renew(ctx context.Context, dbID uint32, token string) error {
-	return l.call(ctx, "renew", dbID, token, nil, nil, 0, &struct{}{})
+func (l *haltLink) Renew(ctx context.Context, dbID uint32, token string) (litefs.HaltNews, error) {
+	var answer haltNews
+	err := l.call(ctx, "renew", dbID, token, nil, nil, 0, &answer)
+	return litefs.HaltNews{Wanted: answer.Wanted}, err
 }
 
 // Release implements litefs.HaltLink.
@@ -396,8 +405,10 @@ func (l *haltLink) Release(ctx context.Context, dbID uint32, token string) error
 }
 
 // Commit implements litefs.HaltLink.
-func (l *haltLink) Commit(ctx context.Context, dbID uint32, token string, tx litefs.HaltTx, ltx io.Reader, size int64) error {
-	return l.call(ctx, "commit", dbID, token, haltTxQuery(tx), ltx, size, &struct{}{})
+func (l *haltLink) Commit(ctx context.Context, dbID uint32, token string, tx litefs.HaltTx, ltx io.Reader, size int64) (litefs.HaltNews, error) {
+	var answer haltNews
+	err := l.call(ctx, "commit", dbID, token, haltTxQuery(tx), ltx, size, &answer)
+	return litefs.HaltNews{Wanted: answer.Wanted}, err
 }
 
 // Outcome implements litefs.HaltLink.

@@ -24,19 +24,21 @@ type lendingSource struct {
 func (s *lendingSource) Lend(context.Context, uint32, string) (litefs.HaltGrant, error) {
 	return litefs.HaltGrant{Epoch: 3, Pos: litefs.Pos{TXID: 7, Chksum: 1 << 63}, TTL: 10 * time.Second, First: 3 * time.Second}, s.err
 }
-func (s *lendingSource) RenewHold(uint32, string) error                     { return s.err }
+func (s *lendingSource) RenewHold(uint32, string) (litefs.HaltNews, error) {
+	return litefs.HaltNews{Wanted: true}, s.err
+}
 func (s *lendingSource) ReleaseHold(context.Context, uint32, string) error  { return s.err }
 func (s *lendingSource) Halt(context.Context, string) (*litefs.Halt, error) { return nil, s.err }
 func (s *lendingSource) HeldOutcome(context.Context, uint32, string, litefs.HaltTx) (litefs.HaltOutcome, error) {
 	return litefs.HaltVoid, s.err
 }
-func (s *lendingSource) CommitHeld(_ context.Context, _ uint32, _ string, tx litefs.HaltTx, r io.Reader, _ int64) (err error) {
+func (s *lendingSource) CommitHeld(_ context.Context, _ uint32, _ string, tx litefs.HaltTx, r io.Reader, _ int64) (news litefs.HaltNews, err error) {
 	if s.err == nil {
 		s.got, err = io.ReadAll(r)
 		s.tx = tx
-		return err
+		return litefs.HaltNews{Wanted: true}, err
 	}
-	return s.err
+	return news, s.err
 }
 
 func haltTest(t *testing.T) (*lendingSource, *Server, litefs.HaltLink) {
@@ -58,27 +60,32 @@ func TestHaltLink(t *testing.T) {
 		t.Fatalf("%+v, %v", g, err)
 	}
 	body := bytes.Repeat([]byte("page"), 100_000)
-	if err := link.Commit(ctx, 1, "t", tx, bytes.NewReader(body), int64(len(body))); err != nil || !bytes.Equal(src.got, body) || src.tx != tx {
+	if news, err := link.Commit(ctx, 1, "t", tx, bytes.NewReader(body), int64(len(body))); err != nil || !news.Wanted || !bytes.Equal(src.got, body) || src.tx != tx {
 		t.Fatalf("%v, %d bytes, %+v", err, len(src.got), src.tx)
 	}
 	if out, err := link.Outcome(ctx, 1, "t", tx); err != nil || out != litefs.HaltVoid {
 		t.Fatalf("%v, %v", out, err)
 	}
-	if err := errors.Join(link.Renew(ctx, 1, "t"), link.Release(ctx, 1, "t")); err != nil {
+	if news, err := link.Renew(ctx, 1, "t"); err != nil || !news.Wanted {
+		t.Fatalf("%+v, %v", news, err)
+	}
+	if err := link.Release(ctx, 1, "t"); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []error{litefs.ErrHaltLost, litefs.ErrNotJoined, litefs.ErrNotLent, litefs.ErrDatabaseNotFound} {
 		src.err = want
 		_, lerr := link.Acquire(ctx, 1, "t")
 		_, oerr := link.Outcome(ctx, 1, "t", tx)
-		for i, err := range []error{lerr, oerr, link.Renew(ctx, 1, "t"), link.Release(ctx, 1, "t"), link.Commit(ctx, 1, "t", tx, bytes.NewReader(body), int64(len(body)))} {
+		_, rerr := link.Renew(ctx, 1, "t")
+		_, cerr := link.Commit(ctx, 1, "t", tx, bytes.NewReader(body), int64(len(body)))
+		for i, err := range []error{lerr, oerr, rerr, link.Release(ctx, 1, "t"), cerr} {
 			if !errors.Is(err, want) {
 				t.Errorf("call %d: %v, want %v", i, err, want)
 			}
 		}
 	}
 	src.err = errors.New("the disk is full")
-	if err := link.Renew(ctx, 1, "t"); err == nil || errors.Is(err, litefs.ErrHaltLost) || !strings.Contains(err.Error(), "the disk is full") {
+	if _, err := link.Renew(ctx, 1, "t"); err == nil || errors.Is(err, litefs.ErrHaltLost) || !strings.Contains(err.Error(), "the disk is full") {
 		t.Errorf("%v", err)
 	}
 }

@@ -18,6 +18,7 @@ type Config struct {
 	PrimaryURL  string   // set: a follower of the node at that URL; empty: the static primary
 	Passthrough bool     // fuse.passthrough: auto, or off
 	Guardian    bool     // fuse.guardian
+	DaemonLocks bool     // fuse.locks: daemon
 	Debug       bool     // log.debug
 	Lease       []string // lines of the section lease, as "key: value"; nil: static, as PrimaryURL says
 	DataKeys    []string // further lines of the section data, as "key: value"
@@ -37,6 +38,9 @@ func (c Config) YAML() string {
 	fmt.Fprintf(&b, "fuse:\n  dir: %s\n  passthrough: %s\n", strconv.Quote(c.Mount), strconv.Quote(passthrough))
 	if c.Guardian {
 		b.WriteString("  guardian: true\n")
+	}
+	if c.DaemonLocks {
+		b.WriteString("  locks: daemon\n")
 	}
 	fmt.Fprintf(&b, "data:\n  dir: %s\n", strconv.Quote(c.Data))
 	for _, line := range c.DataKeys {

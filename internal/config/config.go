@@ -139,6 +139,7 @@ type Fuse struct {
 	Dir         string // mount point, absolute
 	AllowOther  bool   // other users of the machine may enter
 	Debug       bool   // log every request
+	DaemonLocks bool   // the kernel asks for each lock ("daemon"), and keeps none itself ("kernel")
 	Passthrough bool   // use kernel passthrough where it is to be had ("auto")
 	Guardian    bool   // the mount outlives the daemon
 }

@@ -79,6 +79,7 @@ fuse:
   allow-other: true
   debug: yes
   passthrough: off
+  locks: daemon
 data:
   dir: /var/lib/litefs
   compress: true
@@ -111,7 +112,7 @@ log:
   debug: true
 `, source())
 	want := &config.Config{
-		Fuse:  config.Fuse{Dir: "/mnt/db", AllowOther: true, Debug: true},
+		Fuse:  config.Fuse{Dir: "/mnt/db", AllowOther: true, Debug: true, DaemonLocks: true},
 		Data:  config.Data{Dir: "/var/lib/litefs", Retention: time.Hour, RetentionMonitorInterval: 30 * time.Second, MaxSize: 2 << 30},
 		HTTP:  config.HTTP{Addr: ":20202", Token: "s3cret"},
 		Lease: config.Lease{Type: "static", Hostname: "ernie", AdvertiseURL: "http://10.0.0.1:20202", ReconnectDelay: 250 * time.Millisecond, DemoteDelay: 3 * time.Second, RollForwardTimeout: 3 * time.Second, Consul: consul, Etcd: etcd, NATS: nats, Kubernetes: kube, S3: s3},
@@ -308,6 +309,8 @@ func TestErrors(t *testing.T) {
 		{"async with n", dir + "durability: [{match: a, level: async, n: 1}]\n", `f.yml: durability at line 2: line 2: n is not for level async`},
 		{"key of a rule", dir + "durability: [{match: a, level: async, x: 1}]\n", `f.yml: durability at line 2: unknown key "x" at line 2: a rule has match, level, n, ack, timeout and lag`},
 		{"quorum and guardian", "fuse: {dir: /srv/app, guardian: true}\ndurability: [{match: a, level: quorum}]\n", "f.yml: durability: level quorum and fuse.guardian: true do not go together yet: remove one of them"},
+		{"locks", "fuse: {dir: /srv/app, locks: both}\n", `f.yml: fuse.locks at line 1: "both" is neither kernel nor daemon`},
+		{"locks and guardian", "fuse: {dir: /srv/app, guardian: true, locks: daemon}\n", "f.yml: fuse.locks: daemon and fuse.guardian: true do not go together: the locks that litefs keeps end with it, and a guardian would go on without them; remove one of them"},
 		{"compress", dir + "data: {compress: false}\n", "f.yml: data.compress at line 2: a log without compression is not built yet; remove the key"},
 		{"halt pattern", dir + "replica: {halt-databases: ['[']}\n", `f.yml: replica.halt-databases at line 2: "[" is no pattern: syntax error in pattern`},
 		{"restart", dir + "exec:\n  - cmd: a\n    restart: often\n", `f.yml: exec at line 2: line 3: restart: "often" is neither never, on-failure nor always`},

@@ -14,6 +14,8 @@ func descriptions() []description {
 			"Log every request of the kernel. Slow."},
 		{"fuse.passthrough", oneOf("auto", "off"), "auto", sinceOur, "off",
 			"`auto`: bytes of databases in WAL mode go past the daemon where the kernel can do it (Linux 6.9 and `CAP_SYS_ADMIN`); the log says at the start whether it does. `off`: every write is a request to the daemon."},
+		{"fuse.locks", oneOf("kernel", "daemon"), "kernel", sinceOur, "daemon",
+			"`daemon`: programs on a replica write as on the primary, each of their write transactions under the primary's write lock ([writes from a replica](write-forwarding.md)). Every lock that a program takes is a request to litefs then, two for a transaction that reads, and write-ahead logs are read and written through litefs. Not with `fuse.guardian`. `kernel`: locks cost nothing."},
 		{"fuse.guardian", kindBool, "false", sinceOur, "true",
 			"A small parent process holds the mount. When the daemon dies, applications wait until it has started another one, and see no error ([guardian](guardian.md)). Not with level `quorum`."},
 

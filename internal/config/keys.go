@@ -33,6 +33,7 @@ func keyTable() []key {
 		{path: "fuse.allow-other", set: boolean(func(c *Config) *bool { return &c.Fuse.AllowOther })},
 		{path: "fuse.debug", set: boolean(func(c *Config) *bool { return &c.Fuse.Debug })},
 		{path: "fuse.passthrough", set: text(setPassthrough)},
+		{path: "fuse.locks", set: text(setLocks)},
 		{path: "fuse.guardian", set: boolean(func(c *Config) *bool { return &c.Fuse.Guardian })},
 
 		{path: "data.dir", set: text(func(c *Config, s string) error { c.Data.Dir = s; return nil })},
@@ -193,6 +194,18 @@ func setPassthrough(c *Config, s string) error {
 		c.Fuse.Passthrough = false
 	default:
 		return fmt.Errorf("%q is neither auto nor off", s)
+	}
+	return nil
+}
+
+func setLocks(c *Config, s string) error {
+	switch s {
+	case "kernel":
+		c.Fuse.DaemonLocks = false
+	case "daemon":
+		c.Fuse.DaemonLocks = true
+	default:
+		return fmt.Errorf("%q is neither kernel nor daemon", s)
 	}
 	return nil
 }

@@ -61,6 +61,11 @@ func (c *Config) node() *yaml.Node {
 		passthrough = "auto"
 	}
 	add(fuse, "passthrough", str(passthrough))
+	locks := "kernel"
+	if c.Fuse.DaemonLocks {
+		locks = "daemon"
+	}
+	add(fuse, "locks", str(locks))
 	add(fuse, "guardian", plain(fmt.Sprint(c.Fuse.Guardian)))
 
 	data := group("data")

@@ -44,6 +44,9 @@ func (p *parser) conclude() error {
 			return err
 		}
 	}
+	if c.Fuse.Guardian && c.Fuse.DaemonLocks {
+		return errors.New("fuse.locks: daemon and fuse.guardian: true do not go together: the locks that litefs keeps end with it, and a guardian would go on without them; remove one of them")
+	}
 	if c.Fuse.Guardian && c.promises() {
 		return errors.New("durability: level quorum and fuse.guardian: true do not go together yet: remove one of them")
 	}

@@ -169,6 +169,7 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 		Debug:         cfg.Fuse.Debug,
 		NoPassthrough: !cfg.Fuse.Passthrough,
 		Backend:       backend{n.store},
+		Locker:        n.locker(),
 		Logger:        logger,
 		Keeper:        n.keeper(),
 		Inherited:     inherited,
@@ -252,6 +253,7 @@ func (n *Node) newStore() error {
 	n.store.Guarded = n.cfg.Fuse.Guardian
 	n.store.Levels = levelRules(n.cfg.Durability)
 	n.store.MaxStaleness, n.store.ServeStale = n.cfg.MaxStaleness, n.cfg.ServeStale
+	n.store.ForwardedLocks = n.cfg.Fuse.DaemonLocks
 	n.store.HaltDatabases = n.cfg.HaltDatabases
 	if n.cfg.Lease.Type == config.LeaseStatic {
 		n.store.PrimaryHostname = n.cfg.Lease.Hostname

@@ -82,7 +82,7 @@ func costOfCommits(t *testing.T, size int) cost {
 }
 
 // startNode starts a node in this process.
-func startNode(t *testing.T, cfg *config.Config) *Node {
+func startNode(t testing.TB, cfg *config.Config) *Node {
 	t.Helper()
 	if err := os.MkdirAll(cfg.Fuse.Dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -99,7 +99,7 @@ func startNode(t *testing.T, cfg *config.Config) *Node {
 	return n
 }
 
-func stopNode(t *testing.T, n *Node) {
+func stopNode(t testing.TB, n *Node) {
 	t.Helper()
 	if err := n.Close(context.WithoutCancel(t.Context())); err != nil {
 		t.Error(err)

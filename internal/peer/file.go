@@ -16,6 +16,7 @@ type file struct {
 	suffix  string
 	kept    bool                 // the LockKeeper has a copy
 	backing *os.File             // the same file outside the mount; nil: none
+	behind  bool                 // locks are on backing
 	before  func(c change) error // nil outside tests
 }
 
@@ -39,6 +40,7 @@ func (p *Peer) openFile(suffix string, flag int, perm os.FileMode) (*file, error
 	}
 	f := &file{File: of, suffix: suffix, before: p.opt.before}
 	if p.opt.Backing != "" {
+		f.behind = p.opt.LocksBehind
 		if err := f.openBacking(p.opt.Backing + suffix); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
@@ -74,7 +76,11 @@ func (p *Peer) keptFile(suffix string) (*file, error) {
 }
 
 func (f *file) openBacking(name string) (err error) {
-	if f.backing, err = os.Open(name); err != nil {
+	flag := os.O_RDONLY
+	if f.behind {
+		flag = os.O_RDWR // an exclusive lock wants that
+	}
+	if f.backing, err = os.OpenFile(name, flag, 0); err != nil {
 		return err
 	}
 	var through, behind unix.Stat_t
@@ -92,6 +98,14 @@ func (f *file) openBacking(name string) (err error) {
 // waits for its own mount when it is killed cannot die.
 func (f *file) real() *os.File {
 	if f.backing != nil {
+		return f.backing
+	}
+	return f.File
+}
+
+// locks is the descriptor on which locks are taken.
+func (f *file) locks() *os.File {
+	if f.behind {
 		return f.backing
 	}
 	return f.File

@@ -24,7 +24,7 @@ const (
 func setLock(f *file, kind int16, start, n int64) (bool, error) {
 	lk := unix.Flock_t{Type: kind, Start: start, Len: n}
 	for {
-		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk)
+		err := unix.FcntlFlock(f.locks().Fd(), unix.F_OFD_SETLK, &lk)
 		switch {
 		case err == nil:
 			return true, nil
@@ -56,7 +56,7 @@ func onlyBaseLocks(f *file) error {
 // lockHeld says whether somebody else holds a lock on the byte.
 func lockHeld(f *file, at int64) (bool, error) {
 	lk := unix.Flock_t{Type: exclusive, Start: at, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lk); err != nil {
+	if err := unix.FcntlFlock(f.locks().Fd(), unix.F_OFD_GETLK, &lk); err != nil {
 		return false, fmt.Errorf("ask for lock on byte %d of %s: %w", at, f.Name(), err)
 	}
 	return lk.Type != unlocked, nil

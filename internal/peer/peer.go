@@ -7,7 +7,8 @@
 // # Locks
 //
 // All locks are open-file-description locks, on descriptors opened by the same
-// path that the applications use. From Open to Close the Peer holds
+// path that the applications use, or on the files behind a mount that keeps the
+// applications' locks there. From Open to Close the Peer holds
 //
 //	database  SHARED    no last close can remove the WAL, no journal_mode change
 //	database  RESERVED  no writer in a rollback journal mode
@@ -93,6 +94,10 @@ type Options struct {
 	Path    string       // of the database, as the applications open it; -wal and -shm lie beside it
 	Backing string       // of the same file outside the mount, when Path is in a mount of this process
 	Logger  *slog.Logger // nil: silent
+
+	// LocksBehind takes the locks on Backing: the mount keeps those of the
+	// applications there, and asks this process for each (package fuse).
+	LocksBehind bool
 
 	// Locks, if there is one, keeps the locks beyond the end of this process.
 	Locks LockKeeper

@@ -1,0 +1,318 @@
+package fuse
+
+import (
+	"errors"
+	"math"
+	"sync"
+	"syscall"
+	"time"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// LockKind is what a lock request asks for.
+type LockKind int
+
+// Kinds of a lock request.
+const (
+	Unlock LockKind = iota
+	SharedLock
+	ExclusiveLock
+)
+
+// Lock is a change of the locks that an owner has on the bytes from Start to End of a file, both included. End
+// math.MaxUint64 is the end of the file, however large.
+type Lock struct {
+	Path       string // "": the file has no name any more
+	Owner      uint64 // a process for POSIX locks, an open file description for OFD locks
+	Kind       LockKind
+	Start, End uint64
+
+	// Cancel is closed when who asks is interrupted; Over when the mount ends.
+	Cancel, Over <-chan struct{}
+}
+
+// Locker is told of the locks on a mount that forwards them.
+type Locker interface {
+	// Lock carries out l by take, which asks the kernel and never waits: nil, or EAGAIN when somebody else has the lock.
+	// It may wait before it does, until l.Cancel or l.Over is closed at the latest, and may refuse.
+	Lock(l Lock, take func() error) error
+	// Dropped is called after everything that an owner had on a file was let go, as it is when a descriptor is closed.
+	Dropped(path string, owner uint64)
+}
+
+// forwarded are the locks on a mount that has the kernel ask for each of them. The one table of who holds what is the
+// kernel's, of the files behind the mount: each owner of locks on a file has a descriptor of that file here, and its
+// locks are the open-file-description locks of that descriptor. So who takes part without the mount, as this process
+// does, opens the same file behind it, and a lock goes when this process does.
+type forwarded struct {
+	locker Locker
+	over   <-chan struct{} // closed when the connection has ended
+
+	mu     sync.Mutex
+	owners map[lockOwner]*ownerLocks
+	freed  chan struct{} // closed at the next lock that is let go through the mount
+}
+
+type lockOwner struct{ node, owner uint64 }
+
+// ownerLocks is the descriptor that stands for an owner on a file.
+type ownerLocks struct {
+	fd int
+	// handles that the owner has taken locks through. POSIX locks end with a FLUSH of their owner, which comes at any
+	// close; OFD locks end with the release of their handle, and nothing else tells of it.
+	handles map[uint64]struct{}
+	using   int  // requests that use fd now
+	dropped bool // fd is closed when using is 0
+}
+
+func newForwarded(locker Locker, over <-chan struct{}) *forwarded {
+	return &forwarded{locker: locker, over: over, owners: make(map[lockOwner]*ownerLocks), freed: make(chan struct{})}
+}
+
+// use returns what stands for an owner on n until done is called.
+func (f *forwarded) use(n *node, owner, fh uint64) (*ownerLocks, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := lockOwner{n.id, owner}
+	o := f.owners[key]
+	if o == nil {
+		fd, err := openForLocks(n)
+		if err != nil {
+			return nil, err
+		}
+		o = &ownerLocks{fd: fd, handles: make(map[uint64]struct{})}
+		f.owners[key] = o
+	}
+	o.handles[fh] = struct{}{}
+	o.using++
+	return o, nil
+}
+
+// openForLocks opens the file behind n. The kernel has checked already that the caller may take the lock.
+func openForLocks(n *node) (int, error) {
+	const flags = unix.O_CLOEXEC | unix.O_NOCTTY
+	fd, err := unix.Open(procPath(n.fd), unix.O_RDWR|flags, 0)
+	if errors.Is(err, syscall.EACCES) { // a reader's: it takes shared locks
+		fd, err = unix.Open(procPath(n.fd), unix.O_RDONLY|flags, 0)
+	}
+	return fd, err
+}
+
+func (f *forwarded) done(o *ownerLocks) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	o.using--
+	o.closeUnused()
+}
+
+// closeUnused closes the descriptor of an owner that was dropped. forwarded.mu is held.
+func (o *ownerLocks) closeUnused() {
+	if o.dropped && o.using == 0 {
+		unix.Close(o.fd)
+	}
+}
+
+// drop lets go of everything an owner has on a file.
+func (f *forwarded) drop(path string, node, owner uint64) {
+	f.mu.Lock()
+	o := f.owners[lockOwner{node, owner}]
+	if o != nil {
+		f.dropLocked(lockOwner{node, owner}, o)
+	}
+	f.mu.Unlock()
+	if o != nil {
+		f.locker.Dropped(path, owner)
+	}
+}
+
+func (f *forwarded) dropLocked(key lockOwner, o *ownerLocks) {
+	delete(f.owners, key)
+	// Not left to close: a request that waits for a lock of this owner has the descriptor.
+	whole := unix.Flock_t{Type: unix.F_UNLCK}
+	_ = unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &whole) // cannot fail: the file is open, and to unlock is allowed
+	o.dropped = true
+	o.closeUnused()
+	f.wakeLocked()
+}
+
+// released drops the owners that took their locks through a handle and no other.
+func (f *forwarded) released(path string, node, fh uint64) {
+	f.mu.Lock()
+	var gone []uint64
+	for key, o := range f.owners {
+		if _, ok := o.handles[fh]; !ok || key.node != node {
+			continue
+		}
+		delete(o.handles, fh)
+		if len(o.handles) == 0 {
+			f.dropLocked(key, o)
+			gone = append(gone, key.owner)
+		}
+	}
+	f.mu.Unlock()
+	for _, owner := range gone {
+		f.locker.Dropped(path, owner)
+	}
+}
+
+func (f *forwarded) closeAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for key, o := range f.owners {
+		f.dropLocked(key, o)
+	}
+}
+
+func (f *forwarded) wakeLocked() {
+	close(f.freed)
+	f.freed = make(chan struct{})
+}
+
+// lookAgain is how long a blocking request waits at most until it tries again: nothing tells of a lock that was let go
+// otherwise than through the mount.
+const lookAgain = 20 * time.Millisecond
+
+// set carries out a request for a lock.
+func (f *forwarded) set(n *node, path string, in *gofuse.LkIn, cancel <-chan struct{}, wait bool) error {
+	kind, fl := LockKind(Unlock), flockOf(&in.Lk)
+	switch in.Lk.Typ {
+	case unix.F_RDLCK:
+		kind = SharedLock
+	case unix.F_WRLCK:
+		kind = ExclusiveLock
+	case unix.F_UNLCK:
+	default:
+		return syscall.EINVAL
+	}
+	o, err := f.use(n, in.Owner, in.Fh)
+	if err != nil {
+		return err
+	}
+	defer f.done(o)
+	take := func() error {
+		lk := fl
+		err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &lk)
+		if errors.Is(err, syscall.EACCES) {
+			err = syscall.EAGAIN
+		}
+		return err
+	}
+	l := Lock{Path: path, Owner: in.Owner, Kind: kind, Start: in.Lk.Start, End: in.Lk.End, Cancel: cancel, Over: f.over}
+	for {
+		f.mu.Lock()
+		freed, dropped := f.freed, o.dropped
+		f.mu.Unlock()
+		if dropped {
+			return syscall.EINTR // another thread has closed the file meanwhile
+		}
+		err := f.locker.Lock(l, take)
+		if err == nil && kind != ExclusiveLock { // let go, or shared with others now
+			f.mu.Lock()
+			f.wakeLocked()
+			f.mu.Unlock()
+		}
+		if !wait || !errors.Is(err, syscall.EAGAIN) {
+			return err
+		}
+		timer := time.NewTimer(lookAgain)
+		select {
+		case <-freed:
+		case <-timer.C:
+		case <-cancel:
+			err = syscall.EINTR
+		case <-f.over:
+			err = syscall.EINTR
+		}
+		timer.Stop()
+		if errors.Is(err, syscall.EINTR) {
+			return err
+		}
+	}
+}
+
+// get says who would be in the way of a lock.
+func (f *forwarded) get(n *node, in *gofuse.LkIn, out *gofuse.LkOut) error {
+	o, err := f.use(n, in.Owner, in.Fh)
+	if err != nil {
+		return err
+	}
+	defer f.done(o)
+	fl := flockOf(&in.Lk)
+	if err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_GETLK, &fl); err != nil {
+		return err
+	}
+	out.Lk = gofuse.FileLock{Typ: uint32(fl.Type), Start: uint64(fl.Start), End: uint64(fl.Start + fl.Len - 1)}
+	if fl.Len == 0 {
+		out.Lk.End = math.MaxInt64
+	}
+	return nil
+}
+
+// flockOf is a range as fcntl(2) has it.
+func flockOf(l *gofuse.FileLock) unix.Flock_t {
+	fl := unix.Flock_t{Type: int16(l.Typ), Start: int64(l.Start)}
+	if l.End < math.MaxInt64 {
+		fl.Len = int64(l.End-l.Start) + 1
+	}
+	return fl
+}
+
+// lockable returns the file of a request about locks.
+func (fs *loopback) lockable(in *gofuse.LkIn) (*node, string, error) {
+	if fs.locks == nil {
+		return nil, "", syscall.ENOSYS
+	}
+	h, err := fs.handle(in.NodeId, in.Fh)
+	if err != nil {
+		return nil, "", err
+	}
+	if h.node == nil {
+		return nil, "", syscall.EBADF
+	}
+	return h.node, fs.pathOrNone(h.node), nil
+}
+
+// GetLk implements the kernel's F_GETLK.
+func (fs *loopback) GetLk(_ <-chan struct{}, in *gofuse.LkIn, out *gofuse.LkOut) gofuse.Status {
+	n, _, err := fs.lockable(in)
+	if err != nil {
+		return status(err)
+	}
+	return status(fs.locks.get(n, in, out))
+}
+
+// SetLk implements F_SETLK and F_OFD_SETLK, which differ in who the owner is.
+func (fs *loopback) SetLk(cancel <-chan struct{}, in *gofuse.LkIn) gofuse.Status {
+	return fs.setLock(cancel, in, false)
+}
+
+// SetLkw implements F_SETLKW and F_OFD_SETLKW.
+func (fs *loopback) SetLkw(cancel <-chan struct{}, in *gofuse.LkIn) gofuse.Status {
+	return fs.setLock(cancel, in, true)
+}
+
+func (fs *loopback) setLock(cancel <-chan struct{}, in *gofuse.LkIn, wait bool) gofuse.Status {
+	n, path, err := fs.lockable(in)
+	if err != nil {
+		return status(err)
+	}
+	return fs.refused("lock", path, fs.locks.set(n, path, in, cancel, wait))
+}
+
+// Flush drops the POSIX locks of who closes a descriptor of the file, as close(2) does. On a mount whose locks the kernel
+// keeps every open says NOFLUSH, so it is not asked for; ENOSYS would be remembered by the kernel.
+func (fs *loopback) Flush(_ <-chan struct{}, in *gofuse.FlushIn) gofuse.Status {
+	if fs.locks == nil {
+		return gofuse.ENOSYS
+	}
+	h, err := fs.handle(in.NodeId, in.Fh)
+	if err != nil {
+		return status(err)
+	}
+	if h.node != nil {
+		fs.locks.drop(fs.pathOrNone(h.node), h.node.id, in.LockOwner)
+	}
+	return gofuse.OK
+}
