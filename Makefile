@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: frameworks help build docs check test race fuzz demo bench newcomer bench-proxy soak soak-faults clean left release package-test page-test packaging-check
+.PHONY: frameworks help build docs check vuln test race fuzz demo bench newcomer bench-proxy soak soak-faults clean left release package-test page-test packaging-check
 
 BUILD := .build
 PKG ?= ./...
@@ -35,6 +35,9 @@ check: ## gofmt, vet, staticcheck
 	if [ -n "$$unformatted" ]; then echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
 	go tool staticcheck ./...
+
+vuln: ## govulncheck, with the newest reports that the module proxy has
+	.ci/vulncheck
 
 test: ## go test ./..., one package at a time; a skipped test is a failure
 	.ci/test -p=1 -timeout $(TIMEOUT) $(PKG)
@@ -79,11 +82,13 @@ frameworks: ## drivers and frameworks of other languages on mounts, with what th
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null | sed 's/^v//; s/-/+/' | grep . || echo 0.0.0)
 NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0
 
+# GOTOOLCHAIN=auto: with the newer of this machine's Go and go.mod's "toolchain", which names the one whose
+# standard library has no known hole (make vuln).
 release: ## static binaries and Debian packages for amd64 and arm64, in .build/release
 	rm -rf $(BUILD)/release && mkdir -p $(BUILD)/release
 	for arch in amd64 arm64; do \
 		binary=$(BUILD)/release/litefs-$(VERSION)-linux-$$arch; \
-		CGO_ENABLED=0 GOARCH=$$arch go build -trimpath -ldflags "-s -w" -o $$binary ./cmd/litefs; \
+		GOTOOLCHAIN=auto CGO_ENABLED=0 GOARCH=$$arch go build -trimpath -ldflags "-s -w" -o $$binary ./cmd/litefs; \
 		VERSION=$(VERSION) ARCH=$$arch BINARY=$$binary go run $(NFPM) package -f packaging/nfpm.yaml -p deb -t $(BUILD)/release/; \
 	done
 	cd $(BUILD)/release && sha256sum litefs* > SHA256SUMS && cat SHA256SUMS
