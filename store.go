@@ -24,7 +24,7 @@ import (
 //
 // Set the exported fields before Open and leave them alone afterwards.
 //
-// Locks, outermost first: Store.adopting, DB.upkeep, DB.ingest, DB.mu,
+// Locks, outermost first: Store.adopting of a name, DB.upkeep, DB.ingest, DB.mu,
 // Store.mu. A holder of DB.mu must not open, stat or otherwise touch a path of
 // the mount: the kernel may be holding the directory's lock for a request that
 // is itself waiting for that DB.mu.
@@ -196,9 +196,9 @@ type Store struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	// adopting is held while a new database is put on record, so that two who
-	// find it at the same time do not record it twice. It comes before DB.mu.
-	adopting sync.Mutex
+	// recording is held by the one recordAll at work; recordedAll is set once it has come to its end.
+	recording   sync.Mutex
+	recordedAll bool
 
 	mu sync.Mutex // guards everything below
 	// mountDir is where applications see the tree. Until Mounted is called it
@@ -212,6 +212,11 @@ type Store struct {
 	failed      map[string]error // relative path -> why its record could not be opened
 	dropped     map[uint32]struct{}
 	newcomers   map[string]*newcomer
+
+	// adopting are the files that are put on record now: two who find one at the same time do not record it twice. Such
+	// a channel is closed at the end of it; see beginAdopting.
+	adopting map[string]chan struct{}
+
 	foreign     map[string]struct{} // files that were warned of; see warnForeign
 	opens       map[string]*openFile
 	unseen      map[string]bool // files open with passthrough: their writes do not come to us
@@ -319,6 +324,7 @@ func NewStore(path string) *Store {
 		failed:         make(map[string]error),
 		dropped:        make(map[uint32]struct{}),
 		newcomers:      make(map[string]*newcomer),
+		adopting:       make(map[string]chan struct{}),
 		foreign:        make(map[string]struct{}),
 		opens:          make(map[string]*openFile),
 		unseen:         make(map[string]bool),
@@ -406,6 +412,9 @@ func (s *Store) Open() (err error) {
 	if err := s.openRecords(); err != nil {
 		return err
 	}
+	if err := s.settleUnrecorded(); err != nil {
+		return fmt.Errorf("look for databases without a record: %w", err)
+	}
 	if err := s.settleRole(s.ctx); err != nil {
 		return err
 	}
@@ -433,6 +442,9 @@ func (s *Store) Mounted(dir string, passthrough bool) error {
 	live := s.live
 	s.mu.Unlock()
 	s.startRole()
+	if s.IsPrimary() {
+		s.goRun(s.recordAll)
+	}
 	s.levelsChanged()
 	if s.MaxStaleness > 0 {
 		s.goRun(s.boundStaleness)

@@ -52,6 +52,7 @@ func (s *Store) admitAll(ctx context.Context) {
 	if err := s.each(func(db *DB) error { return db.admit(ctx) }); err != nil {
 		s.Logger.Error("a database was not let go of cleanly", "error", err)
 	}
+	s.goRun(s.recordAll)
 }
 
 // drain holds local writers back, and waits until a successor has applied all

@@ -169,16 +169,20 @@ func (s *Store) createRecord(id uint32, name string) (*DB, error) {
 	return db, nil
 }
 
-// adopt begins to record the database at name, which has a valid header. Its
+// adopt begins to record the database at name, which has a valid header, at the end of a transaction. Its
 // first entry holds every page. If somebody else has begun meanwhile it returns
 // that database, and ErrDatabaseExists.
+func (s *Store) adopt(name string) (*DB, error) {
+	return s.adoptWith(name, func(db *DB) error { return db.compareAll(1) })
+}
+
+// adoptWith is adopt with fill, which writes the first entry.
 //
 // The file may be removed or replaced while its pages are read. Whoever does
 // that finds no record to drop, so it is looked for once more when the record
 // is known: what was recorded is then dropped here.
-func (s *Store) adopt(name string) (*DB, error) {
-	s.adopting.Lock()
-	defer s.adopting.Unlock()
+func (s *Store) adoptWith(name string, fill func(*DB) error) (*DB, error) {
+	defer s.beginAdopting(name)()
 	if db := s.DBByName(name); db != nil {
 		return db, ErrDatabaseExists
 	}
@@ -186,7 +190,7 @@ func (s *Store) adopt(name string) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := s.adoptFile(name)
+	db, err := s.adoptFile(name, fill)
 	if err != nil {
 		return nil, err
 	}
@@ -201,8 +205,8 @@ func (s *Store) adopt(name string) (*DB, error) {
 	return db, nil
 }
 
-// adoptFile is adopt for a file that stays where it is. s.adopting is held.
-func (s *Store) adoptFile(name string) (*DB, error) {
+// adoptFile is adoptWith for a file that stays where it is. Nobody else adopts it.
+func (s *Store) adoptFile(name string, fill func(*DB) error) (*DB, error) {
 	id, err := s.newID()
 	if err != nil {
 		return nil, err
@@ -212,11 +216,12 @@ func (s *Store) adoptFile(name string) (*DB, error) {
 		return nil, err
 	}
 	db.mu.Lock()
-	err = db.compareAll(1)
+	err = fill(db)
 	if err == nil {
 		err = s.register(db)
 	}
 	if err != nil {
+		db.closeWAL()
 		err = errors.Join(err, db.closeRecord(false), os.RemoveAll(db.dir))
 		db.mu.Unlock()
 		return nil, fmt.Errorf("begin to record %s: %w", name, err)

@@ -108,6 +108,9 @@ func (s *Store) Opening(own bool, path string, writable, first bool) (IOMode, er
 			return IOCached, err
 		}
 	}
+	if writable && !own && typ == FileTypeDatabase {
+		s.recordBefore(name)
+	}
 	if !first {
 		return IOCached, nil
 	}
@@ -390,6 +393,9 @@ func (s *Store) Wrote(path string, off int64, n int) {
 // Truncating is called before a file gets another size.
 func (s *Store) Truncating(own bool, path string, size int64) error {
 	name, typ := fileOf(path)
+	if typ == FileTypeDatabase {
+		s.awaitAdopting(name) // truncate(2) opens nothing
+	}
 	db := s.DBByName(name)
 	switch typ {
 	case FileTypeDatabase:
@@ -584,11 +590,16 @@ func (s *Store) Renamed(old, new string, err error) {
 	}
 }
 
-// adoptClosed begins to record a database that nobody has open any more.
+// adoptClosed begins to record a database that nobody writes to.
 func (s *Store) adoptClosed(name string) {
-	_, err := s.adopt(name)
-	// Removed or renamed meanwhile, or recorded by somebody else: nothing to do.
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDatabaseExists) {
+	db, err := s.adoptWith(name, func(db *DB) error { return db.appendWhole(s.ctx) })
+	if err == nil && !s.recordsNew() {
+		// The successor was chosen for what was on record before; it would take this for a tail of its own.
+		s.drop(db)
+		return
+	}
+	// Removed or renamed meanwhile, or recorded by somebody else: nothing to do. The store closes: the next start does it.
+	if err != nil && s.ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDatabaseExists) {
 		s.Logger.Error("cannot record a new database; it is local until it is written again", "db", name, "error", err)
 	}
 }
