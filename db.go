@@ -138,6 +138,9 @@ type DB struct {
 	// While it is set, the position that others see is the one before it.
 	undecided *undecided
 
+	// offered is the newest transaction that archives are to get before it is decided; nil: none was.
+	offered atomic.Pointer[Pos]
+
 	// passed is the newest transaction of the log on a replica that writes under the primary's lock, while SQLite has not
 	// published it.
 	passed *passedTx

@@ -26,8 +26,9 @@ type change struct {
 	read     func(pgno uint32, b []byte) error
 	wal      capture.WALPos // where the write-ahead log was read to; zero for none
 	walFrom  capture.WALPos
-	durable  bool     // on disk before it counts
-	sums     []uint64 // of the pages; nil: not known yet
+	durable  bool      // on disk before it counts
+	at       time.Time // of what takes a transaction back: that of the transaction; zero: now
+	sums     []uint64  // of the pages; nil: not known yet
 
 	// confirm is asked when the entry of a durable change is on disk and before it
 	// counts: an error takes it back. It may be nil.
@@ -170,6 +171,12 @@ func (db *DB) entryHeader(c change, head ltxlog.Entry) ltxlog.Header {
 		PageSize:  c.pageSize,
 		Epoch:     db.store.reign.Load(),
 		Timestamp: time.Now(),
+	}
+	if u := db.undecided; u != nil && u.journal && u.refused {
+		c.at = head.Timestamp // SQLite rolls back what was refused
+	}
+	if !c.at.IsZero() {
+		hdr.Timestamp = c.at
 	}
 	if c.wal.Frame == 0 {
 		return hdr

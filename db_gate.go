@@ -8,13 +8,14 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/litefs/litefs/internal/capture"
 	"github.com/litefs/litefs/internal/walwrite"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
-// This file holds commits in a write-ahead log back until replicas have them: docs/promises.md.
+// This file holds commits in a write-ahead log back until replicas, or archives, have them: docs/promises.md.
 
 // ErrTaken is returned by Store.Writing when the bytes were taken: they are not to be written, and the writer is told
 // that they were.
@@ -186,26 +187,28 @@ func (o overlay) ReadAt(p []byte, off int64) (int, error) {
 // the commit: the frame was never in the file, and the log has what takes the transaction back.
 func (db *DB) gate(v walwrite.Verdict) error {
 	db.store.relieve()
+	level := db.Level()
+	until := time.Now().Add(level.Timeout)
 	var err error
 	if db.store.Role() == RoleReplica {
 		err = db.forward(v)
-	} else {
+	} else if err = db.archivedSoFar(level, until); err == nil {
 		db.mu.Lock()
-		err = db.gateLocked(v)
+		err = db.gateLocked(v, level, until)
 		db.mu.Unlock()
 	}
 	if err == nil {
 		return nil
 	}
 	db.store.stats.CaptureErrors.Add(1)
-	db.log().Error("a commit is refused", "level", db.Level().String(), "error", err)
+	db.log().Error("a commit is refused", "level", level.String(), "error", err)
 	if errors.Is(err, syscall.ENOSPC) {
 		return syscall.ENOSPC
 	}
 	return syscall.EIO
 }
 
-func (db *DB) gateLocked(v walwrite.Verdict) error {
+func (db *DB) gateLocked(v walwrite.Verdict, level Level, until time.Time) error {
 	s := db.store
 	if db.closed || db.peer != nil || s.Role() != RolePrimary {
 		return errors.New("this node is not the primary")
@@ -216,8 +219,7 @@ func (db *DB) gateLocked(v walwrite.Verdict) error {
 	if err := db.settleOverwritten(v.Lowest); err != nil {
 		return err
 	}
-	level := db.Level()
-	if level.Kind != LevelQuorum {
+	if !level.Gated() {
 		return db.letIn(v) // captured when it is published
 	}
 	if err := db.captureBefore(); err != nil {
@@ -245,7 +247,7 @@ func (db *DB) gateLocked(v walwrite.Verdict) error {
 		}
 		db.decide() // who goes on behind it has published it
 	}
-	return db.commitGated(v, c, batch, level)
+	return db.commitGated(v, c, batch, level, until)
 }
 
 // captureBefore captures what was committed before the frames of the transaction at the gate. db.mu is held.
@@ -303,7 +305,7 @@ func (db *DB) changesNothing(c *change) (bool, error) {
 }
 
 // commitGated makes the transaction at the gate an entry, waits for those who must have it, and lets its last frame in.
-func (db *DB) commitGated(v walwrite.Verdict, c change, batch capture.Batch, level Level) error {
+func (db *DB) commitGated(v walwrite.Verdict, c change, batch capture.Batch, level Level, until time.Time) error {
 	s := db.store
 	head, _ := db.txlog.Head()
 	u := &undecided{before: Pos{TXID: head.Max, Chksum: head.Post}, epoch: head.Epoch, beforeAt: db.at, count: db.sums.Count()}
@@ -321,7 +323,7 @@ func (db *DB) commitGated(v walwrite.Verdict, c change, batch capture.Batch, lev
 		err = nil
 	}
 	if err == nil {
-		err = s.awaitQuorum(db, u.pos, level)
+		err = s.awaitPromise(db, u.pos, level, until)
 	}
 	if err == nil && s.Role() != RolePrimary {
 		err = errors.New("this node is not the primary any more")
@@ -458,6 +460,7 @@ func (db *DB) takeBack() (err error) {
 	db.undecided = nil
 	err = db.appendChange(change{
 		commits: 1, pageSize: img.pageSize, count: u.count, pgnos: pgnos, read: img.readPage, durable: true, wal: db.at, walFrom: db.at,
+		at: head.Timestamp,
 	})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // This file holds commits of rollback journals back until replicas have them: docs/promises.md.
@@ -39,8 +40,8 @@ func (db *DB) promiseJournal(level Level, member bool) error {
 		return err
 	}
 	u.pos = pos
-	if err == nil && level.Kind == LevelQuorum {
-		err = db.awaitUnlocked(pos, level)
+	if err == nil && level.Gated() {
+		err = db.awaitUnlocked(pos, level, time.Now().Add(level.Timeout))
 	}
 	if err == nil && db.undecided != u {
 		err = errors.New("it was settled otherwise meanwhile")
@@ -70,25 +71,25 @@ func (db *DB) decideMember() {
 // promiseFirst waits until the first transaction of a database is where its level wants it.
 func (db *DB) promiseFirst() error {
 	level := db.Level()
-	if level.Kind != LevelQuorum {
+	if !level.Gated() {
 		return nil
 	}
-	return db.store.awaitQuorum(db, db.Pos(), level)
+	return db.store.awaitPromise(db, db.Pos(), level, time.Now().Add(level.Timeout))
 }
 
-// awaitUnlocked waits for replicas without db.mu, which is held before and after: all pages of the transaction are in
+// awaitUnlocked waits for replicas and archives without db.mu, which is held before and after: all pages of the transaction are in
 // the file, and its writer waits for us. So a replica may get a copy of the whole database meanwhile.
-func (db *DB) awaitUnlocked(pos Pos, level Level) error {
+func (db *DB) awaitUnlocked(pos Pos, level Level, until time.Time) error {
 	db.store.relieve()
 	db.mu.Unlock()
 	defer db.mu.Lock()
-	return db.store.awaitQuorum(db, pos, level)
+	return db.store.awaitPromise(db, pos, level, until)
 }
 
 // mayPromise reports whether a write to the database file can be held to the level: there is a journal, or a write-ahead
 // log, by whose end or frames the commit is known beforehand.
 func (db *DB) mayPromise() bool {
-	if db.Level().Kind != LevelQuorum || journalHot(db.JournalPath()) {
+	if !db.Level().Gated() || journalHot(db.JournalPath()) {
 		return true
 	}
 	_, err := os.Stat(db.WALPath())

@@ -48,7 +48,7 @@ func (db *DB) journalEnds(member bool) error {
 	if db.closed || db.peer != nil {
 		return db.settleSync()
 	}
-	if level := db.Level(); level.Kind == LevelQuorum || db.undecided != nil {
+	if level := db.Level(); level.Gated() || db.undecided != nil {
 		return db.promiseJournal(level, member)
 	}
 	return errors.Join(db.captureFile(), db.settleSync())

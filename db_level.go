@@ -26,19 +26,20 @@ func (db *DB) LevelSet() bool { return db.level.Load() != nil }
 // LevelPending reports whether the level waits for the last close of a write-ahead log that is open otherwise than the
 // level asks for: until then its commits are not held back.
 func (db *DB) LevelPending() bool {
-	return db.Level().Kind == LevelQuorum && db.store.ungatedWAL(db.Name()+"-wal")
+	return db.Level().Gated() && db.store.ungatedWAL(db.Name()+"-wal")
 }
 
-// ErrGuarded says why a node with a guardian takes no quorum: a daemon that dies within a commit takes the commit's last
+// ErrGuarded says why a node with a guardian takes neither: a daemon that dies within a commit takes the commit's last
 // frame with it, while the application goes on.
-var ErrGuarded = errors.New("level quorum and fuse.guardian do not go together yet: turn the guardian off")
+var ErrGuarded = errors.New("levels quorum and archive do not go together with fuse.guardian yet: turn the guardian off")
 
 // levelTimeout bounds how long SetLevel waits for the commit under way.
 const levelTimeout = 10 * time.Second
 
 // SetLevel gives the database a level, durably: it survives a restart, and comes before the rules. nil takes that back. A
 // commit that is under way is ended first. Only the primary sets levels: replicas are told, each before it gets a
-// transaction that was committed under the new one. Errors: ErrReadOnlyReplica, ErrGuarded.
+// transaction that was committed under the new one. Errors: ErrReadOnlyReplica, ErrGuarded,
+// ErrNoArchive.
 func (db *DB) SetLevel(ctx context.Context, level *Level) error {
 	if level != nil {
 		if err := level.Validate(); err != nil {
@@ -64,8 +65,10 @@ func (db *DB) SetLevel(ctx context.Context, level *Level) error {
 
 // noteLevel keeps a level that was set. db.mu is held.
 func (db *DB) noteLevel(level *Level) error {
-	if level != nil && level.Kind == LevelQuorum && db.store.Guarded {
-		return ErrGuarded
+	if level != nil {
+		if err := db.store.mayAsk(*level); err != nil {
+			return err
+		}
 	}
 	if err := db.writeLevel(level); err != nil {
 		return fmt.Errorf("note the level: %w", err)
@@ -171,8 +174,8 @@ func (db *DB) readLevel() error {
 		return err
 	}
 	level, err := ParseLevel(strings.TrimSpace(string(b)))
-	if err == nil && level.Kind == LevelQuorum && db.store.Guarded {
-		err = ErrGuarded
+	if err == nil {
+		err = db.store.mayAsk(level)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", db.levelPath(), err)
@@ -203,7 +206,7 @@ func (s *Store) levelsChanged() {
 	if s.lockDev.Load() == 0 || s.ctx.Err() != nil {
 		return // Mounted does it
 	}
-	if s.asks(LevelQuorum) {
+	if s.promises() {
 		s.keeping.Do(func() { s.goRun(s.keepInSync) })
 	}
 	if s.asks(LevelMaxLag) {

@@ -1,6 +1,7 @@
 package litefs
 
 import (
+	"errors"
 	"path/filepath"
 	"testing"
 	"time"
@@ -12,7 +13,7 @@ import (
 func TestParseLevel(t *testing.T) {
 	for text, want := range map[string]string{
 		"async": "async", "quorum:1": "quorum:1,durable,5s", "quorum:2,memory,10s": "quorum:2,memory,10s", "quorum:1,250ms": "quorum:1,durable,250ms",
-		"max-lag:2s": "max-lag:2s",
+		"max-lag:2s": "max-lag:2s", "archive": "archive:15s", "archive:1m": "archive:1m0s",
 	} {
 		l, err := ParseLevel(text)
 		if err != nil || l.String() != want {
@@ -22,7 +23,7 @@ func TestParseLevel(t *testing.T) {
 			t.Errorf("%s is read as %v, %v", l, again, err)
 		}
 	}
-	for _, text := range []string{"", "sync", "async:1", "quorum", "quorum:0", "quorum:17", "quorum:x", "quorum:1,disk", "quorum:1,0s", "quorum:1,1h", "max-lag", "max-lag:", "max-lag:1ms", "max-lag:-2s", "max-lag:25h"} {
+	for _, text := range []string{"", "sync", "async:1", "quorum", "quorum:0", "quorum:17", "quorum:x", "quorum:1,disk", "quorum:1,0s", "quorum:1,1h", "max-lag", "max-lag:", "max-lag:1ms", "max-lag:-2s", "max-lag:25h", "archive:1", "archive:0s", "archive:1h", "archive:1,2s"} {
 		if l, err := ParseLevel(text); err == nil {
 			t.Errorf("%q is read as %v", text, l)
 		}
@@ -58,6 +59,9 @@ func TestSetLevel(t *testing.T) {
 	c := sqlitetest.Open(t, n.app("app.db"), "journal_mode=wal")
 	c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
 	is("async", false, false)
+	if err := n.store.SetLevel(t.Context(), "app.db", "archive"); !errors.Is(err, ErrNoArchive) {
+		t.Fatalf("level archive without an archive: %v", err)
+	}
 
 	set("quorum:1,durable,500ms")
 	is("quorum:1,durable,500ms", true, true)

@@ -368,8 +368,8 @@ func (s *Store) Open() (err error) {
 		if err := r.Level.Validate(); err != nil {
 			return fmt.Errorf("level of %q: %w", r.Match, err)
 		}
-		if r.Level.Kind == LevelQuorum && s.Guarded {
-			return ErrGuarded
+		if err := s.mayAsk(r.Level); err != nil {
+			return fmt.Errorf("level of %q: %w", r.Match, err)
 		}
 	}
 	s.insync.begin()

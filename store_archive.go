@@ -1,9 +1,11 @@
 package litefs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/litefs/litefs/internal/ltxlog"
@@ -20,25 +22,31 @@ type LogPart struct {
 	Commit, PageSize uint32 // pages of the database after it (0: it was dropped); bytes
 	Size             int64  // bytes in the log, compressed
 	Time             time.Time
+	TakesBack        bool // all that it does is to bring back what was before the entry before it, whose commit was refused
 
 	entry ltxlog.Entry
 }
 
 // LogAfter returns the entries of the log that hold transactions after txid, oldest first, as far as
-// they are durable and decided. The first may begin before that. ErrSnapshotNeeded: the log does not
-// reach back so far.
+// they are durable and decided, or wait for archives to have them. The first may begin before that.
+// ErrSnapshotNeeded: the log does not reach back so far.
 func (db *DB) LogAfter(txid uint64) ([]LogPart, error) {
 	if db.ended.Load() {
 		return nil, ErrDatabaseNotFound
 	}
-	visible := db.Pos().TXID
+	visible := max(db.Pos().TXID, db.offeredTXID())
 	if visible <= txid {
 		return nil, nil
 	}
-	db.syncLog() // what it cannot make durable is not below
+	if db.txlog.Durable() < visible {
+		db.syncLog() // what it cannot make durable is not below; a commit that waits for us is, and has db.mu
+	}
 	until := min(visible, db.txlog.Durable())
 	var parts []LogPart
+	var before ltxlog.Entry
 	for _, e := range db.txlog.Entries() {
+		takesBack := takesBack(before, e)
+		before = e
 		if e.Max <= txid || e.Max > until {
 			continue
 		}
@@ -47,10 +55,30 @@ func (db *DB) LogAfter(txid uint64) ([]LogPart, error) {
 		}
 		parts = append(parts, LogPart{
 			Min: e.Min, Max: e.Max, Post: e.Post, Epoch: e.Epoch, Commit: e.Commit, PageSize: e.PageSize,
-			Size: e.Size, Time: e.Timestamp, entry: e,
+			Size: e.Size, Time: e.Timestamp, TakesBack: takesBack, entry: e,
 		})
 	}
 	return parts, nil
+}
+
+// takesBack reports whether an entry is what takes the transaction before it back (DB.takeBack), and nothing else. Both
+// then have one time, so an application that changes a page and changes it back is not meant, unless it does so within
+// a millisecond.
+func takesBack(before, e ltxlog.Entry) bool {
+	return before.Max > 0 && e.Min == before.Max+1 && e.Min == e.Max && before.Pre != 0 && e.Post == before.Pre &&
+		e.Timestamp.UnixMilli() == before.Timestamp.UnixMilli()
+}
+
+// offeredTXID is the transaction that archives may have before it is decided, if it is in the log; 0: none.
+func (db *DB) offeredTXID() uint64 {
+	pos := db.offered.Load()
+	if pos == nil {
+		return 0
+	}
+	if e, ok := db.txlog.Find(pos.TXID); !ok || e.Max != pos.TXID || e.Post != pos.Chksum {
+		return 0
+	}
+	return pos.TXID
 }
 
 // ErrLogChanged: an entry of the log was merged with others, or removed, since it was listed.
@@ -70,9 +98,9 @@ func (db *DB) LogPages(p LogPart, fn func(pgno uint32, data []byte) error) error
 }
 
 // Descends reports whether a position that was written under an epoch is on this database's history, at
-// its head or before it. When that cannot be told it is not.
+// its head or before it; at a transaction that waits for archives too, for one may have it. When that cannot be told it is not.
 func (db *DB) Descends(pos Pos, epoch uint64) bool {
-	if db.ended.Load() || pos.TXID > db.Pos().TXID {
+	if db.ended.Load() || pos.TXID > max(db.Pos().TXID, db.offeredTXID()) {
 		return false
 	}
 	if e, ok := db.txlog.Find(pos.TXID); ok && e.Max == pos.TXID {
@@ -115,8 +143,12 @@ func (db *DB) DecidedSnapshot(ctx context.Context) (*LTXReader, error) {
 // Archive is what keeps archives. Its methods do not wait.
 type Archive interface {
 	// Needs returns, for each place, the first transaction of a database's log that it does not have
-	// yet; 1 while that is not known.
+	// yet; 1 while that is not known. After a put whose outcome is not known also the first one behind that.
 	Needs(dbID uint32) []uint64
+
+	// Want asks for everything of a database up to a transaction at once, before whatever waits for its turn. done is
+	// closed when every place has it, on a primary that stays one. stop ends the asking.
+	Want(dbID uint32, txid uint64) (done <-chan struct{}, stop func())
 
 	Status() []ArchiveStatus
 }
@@ -132,13 +164,61 @@ type ArchiveStatus struct {
 	Err       string        // of the last attempt; "": there was none
 }
 
-// archiveNeeds are the transactions with which the entries begin that archives are to get next; none on
+// archiveNeeds are the transactions with which the entries begin that archives are to get next, or may be; none on
 // a replica.
 func (s *Store) archiveNeeds(db *DB) []uint64 {
 	if s.Archive == nil || s.Role() != RolePrimary {
 		return nil
 	}
 	return s.Archive.Needs(db.ID())
+}
+
+// offer lets archives have a transaction that is not decided yet, and asks for it at once.
+func (s *Store) offer(db *DB, pos Pos) (done <-chan struct{}, stop func()) {
+	db.offered.Store(&pos)
+	return s.Archive.Want(db.id, pos.TXID)
+}
+
+// archivedSoFar waits, at level archive, until the archives have what is in the log. A transaction is not made an entry
+// before: the one before it may have been refused without anybody knowing whether an archive has it. db.mu is not held.
+func (db *DB) archivedSoFar(level Level, until time.Time) error {
+	s := db.store
+	head, ok := db.txlog.Head()
+	if level.Kind != LevelArchive || !ok {
+		return nil
+	}
+	done, stop := s.Archive.Want(db.id, head.Max)
+	defer stop()
+	deadline := time.NewTimer(time.Until(until))
+	defer deadline.Stop()
+	for {
+		changed := s.replicas.changedFor(db.id) // the role is told there as well
+		if s.Role() != RolePrimary {
+			return errors.New("this node is not the primary any more")
+		}
+		select {
+		case <-done:
+			return nil
+		case <-changed:
+		case <-deadline.C:
+			return s.notArchived(head.Max, level)
+		case <-s.ctx.Done():
+			return errors.New("this node is stopping")
+		}
+	}
+}
+
+// errNotArchived says that a commit was refused because an archive did not have it.
+var errNotArchived = errors.New("not every archive has it in time")
+
+func (s *Store) notArchived(txid uint64, level Level) error {
+	var why []string
+	for _, a := range s.Archive.Status() {
+		if a.Err != "" {
+			why = append(why, a.Place+": "+a.Err)
+		}
+	}
+	return fmt.Errorf("%w: transaction %016x, within %v; %s", errNotArchived, txid, level.Timeout, cmp.Or(strings.Join(why, "; "), "no error is known"))
 }
 
 func (s *Store) archiveStatus() []ArchiveStatus {

@@ -481,7 +481,7 @@ func (db *DB) endBorrow(ctx context.Context, why error) error {
 
 // wantsDirectWAL reports whether the write-ahead log of a database is to be opened so that each write comes to us.
 func (s *Store) wantsDirectWAL(name string) bool {
-	if s.ForwardedLocks || s.levelByName(name).Kind == LevelQuorum {
+	if s.ForwardedLocks || s.levelByName(name).Gated() {
 		return true
 	}
 	for _, pattern := range s.HaltDatabases {

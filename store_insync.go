@@ -13,7 +13,7 @@ import (
 	"github.com/litefs/litefs/internal/ltxlog"
 )
 
-// inSync is which replicas have every transaction that was acknowledged at level quorum: docs/promises.md.
+// inSync is which replicas have every transaction that was acknowledged at the levels quorum and archive: docs/promises.md.
 //
 // Invariant: whoever the lease record may name is in waited, and who is in waited has everything in acked.
 type inSync struct {
@@ -204,9 +204,16 @@ func (s *Store) writeRecord(ctx context.Context, lease FencedLease, successor st
 // errNoQuorum says that a commit was refused for want of replicas.
 var errNoQuorum = errors.New("not enough replicas have it in time")
 
-// awaitQuorum waits until the transaction at the log's head is on enough nodes. Nobody else commits to the database
-// meanwhile: in a write-ahead log db.mu is held, with a rollback journal its writer waits for us.
-func (s *Store) awaitQuorum(db *DB, pos Pos, level Level) error {
+// awaitPromise waits until the transaction at the log's head is on enough nodes, and in the archives if the level says
+// so. Nobody else commits to the database meanwhile: in a write-ahead log db.mu is held, with a rollback journal its
+// writer waits for us.
+func (s *Store) awaitPromise(db *DB, pos Pos, level Level, until time.Time) error {
+	var archived <-chan struct{}
+	if level.Kind == LevelArchive {
+		done, stop := s.offer(db, pos)
+		defer stop()
+		archived = done
+	}
 	c := &waitingCommit{db: db, pos: pos, level: level, since: time.Now()}
 	q := &s.insync
 	q.waiting.Add(1)
@@ -219,7 +226,7 @@ func (s *Store) awaitQuorum(db *DB, pos Pos, level Level) error {
 		delete(q.commits, c)
 		q.mu.Unlock()
 	}()
-	deadline := time.NewTimer(level.Timeout)
+	deadline := time.NewTimer(time.Until(until))
 	defer deadline.Stop()
 	fence := time.NewTimer(s.untilFence())
 	defer fence.Stop()
@@ -229,14 +236,19 @@ func (s *Store) awaitQuorum(db *DB, pos Pos, level Level) error {
 			return fmt.Errorf("%w: this node is not the primary any more", errNoQuorum)
 		}
 		acks := s.replicas.acksOf(db.id)
-		if q.acknowledge(c, func(node string) bool { return db.isOn(acks[node], pos, level.Memory) }) {
+		if archived == nil && q.acknowledge(c, func(node string) bool { return db.isOn(acks[node], pos, level.Memory) }) {
 			return nil
 		}
 		select {
 		case <-changed:
+		case <-archived:
+			archived = nil
 		case <-fence.C:
 			fence.Reset(s.untilFence()) // the lease may have been renewed
 		case <-deadline.C:
+			if archived != nil {
+				return s.notArchived(pos.TXID, level)
+			}
 			recorded, waited := s.InSync()
 			return fmt.Errorf("%w: %d asked for, within %v; in sync are %v, waited for %v", errNoQuorum, level.N, level.Timeout, recorded, waited)
 		case <-s.ctx.Done():
@@ -313,7 +325,7 @@ func (s *Store) reviseInSync() {
 	var dbs []uint32
 	byID := make(map[uint32]*DB)
 	for _, db := range s.DBs() {
-		if db.Level().Kind == LevelQuorum {
+		if db.Level().Gated() {
 			dbs = append(dbs, db.id)
 			byID[db.id] = db
 		}
@@ -381,7 +393,7 @@ func (db *DB) decided() Pos {
 // Transactions that were taken back, and what took them back, are decided together, so that no reader sees the first
 // without the second.
 func (db *DB) Decided(sent uint64) uint64 {
-	if db.Level().Kind != LevelQuorum {
+	if !db.Level().Gated() {
 		return AllDecided
 	}
 	decided := db.TXID()

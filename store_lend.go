@@ -76,8 +76,8 @@ func (s *Store) mayLend(db *DB) error {
 		return ErrReadOnlyReplica
 	case s.Guarded:
 		return fmt.Errorf("%w: fuse.guardian is on at the primary, and the two do not go together yet", ErrNotLent)
-	case db.Level().Kind == LevelQuorum:
-		return fmt.Errorf("%w: %s is at level quorum, whose commits are not forwarded yet", ErrNotLent, db.Name())
+	case db.Level().Gated():
+		return fmt.Errorf("%w: %s is at level %s, whose commits are not forwarded yet", ErrNotLent, db.Name(), db.Level())
 	case db.ended.Load() || s.DB(db.id) != db:
 		return ErrDatabaseNotFound
 	case db.Pos().IsZero():
@@ -334,8 +334,8 @@ func (s *Store) commitHeld(ctx context.Context, db *DB, token string, tx HaltTx,
 	if l.over || !db.onLoan.Load() || s.Role() != RolePrimary {
 		return ErrHaltLost
 	}
-	if db.Level().Kind == LevelQuorum { // since a moment ago
-		return fmt.Errorf("%w: %s is at level quorum now", ErrHaltLost, db.Name())
+	if level := db.Level(); level.Gated() { // since a moment ago
+		return fmt.Errorf("%w: %s is at level %s now", ErrHaltLost, db.Name(), level)
 	}
 	if err := db.checkHeld(token, tx); err != nil {
 		return err

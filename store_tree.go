@@ -336,10 +336,11 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 			}
 			return db.writeWAL(off, data)
 		}
-		if s.levelByName(name).Kind != LevelQuorum {
+		level := s.levelByName(name)
+		if !level.Gated() {
 			return nil
 		}
-		return fmt.Errorf("%s is at level quorum and not on record: its commits cannot be promised: %w", name, syscall.EIO)
+		return fmt.Errorf("%s is at level %s and not on record: its commits cannot be promised: %w", name, level, syscall.EIO)
 	case FileTypeJournal:
 		if !own && s.isOver(name) && !journalHot(filepath.Join(s.FilesDir(), path)) {
 			return syscall.EROFS // it begins, in a journal that was kept
@@ -362,7 +363,7 @@ func (s *Store) Writing(own bool, path string, off int64, data []byte) error {
 		switch {
 		case s.Role() != RoleReplica:
 			if !db.mayPromise() {
-				return fmt.Errorf("%s is at level quorum and is written without a journal (journal_mode OFF or MEMORY, or by something else than SQLite): such a commit cannot wait for replicas: %w", name, syscall.EIO)
+				return fmt.Errorf("%s is at level %s and is written without a journal (journal_mode OFF or MEMORY, or by something else than SQLite): such a commit cannot wait: %w", name, db.Level(), syscall.EIO)
 			}
 			db.awaitCapture()
 		case s.isOpen(name + "-shm"):

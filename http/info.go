@@ -35,7 +35,7 @@ type Info struct {
 	Stale bool `json:"stale,omitempty"` // the copy of a replica is older than replica.max-staleness
 
 	// InSync are the replicas that the lease record names as having every acknowledged transaction, Waited those that
-	// commits at level quorum wait for; on a primary.
+	// commits at the levels quorum and archive wait for; on a primary.
 	InSync []string `json:"inSync,omitempty"`
 	Waited []string `json:"waitedFor,omitempty"`
 
@@ -75,7 +75,7 @@ type DatabaseInfo struct {
 	LoadBytes int64 `json:"loadBytes,omitempty"` // of its first copy, on the way here: those that have come
 	LoadSize  int64 `json:"loadSize,omitempty"`
 
-	Level        string `json:"level"`                  // what is promised of its commits: "async", or like "quorum:1,durable,5s" or "max-lag:2s"
+	Level        string `json:"level"`                  // what is promised of its commits: "async", or like "quorum:1,durable,5s", "max-lag:2s" or "archive:15s"
 	LevelPending bool   `json:"levelPending,omitempty"` // the level waits for the last close of the write-ahead log that is open
 	LevelSet     bool   `json:"levelSet,omitempty"`     // by POST /durability, and not by a rule of the configuration
 	WritersHeld  bool   `json:"writersHeld,omitempty"`  // at level max-lag: no replica is close enough behind

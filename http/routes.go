@@ -90,7 +90,7 @@ func (s *Server) routes() []route {
 		{method: "POST", path: "/durability", access: accessOperate, handler: s.handleDurability, answer: typeJSON, changes: true,
 			summary: "Sets what is promised of the commits of a database, on this node.", query: []param{
 				{name: "db", text: dbParam.text, required: true},
-				{name: "level", text: "async, quorum:N[,durable|memory][,TIMEOUT], max-lag:LAG, or rule for what the configuration says", required: true}}},
+				{name: "level", text: "async, quorum:N[,durable|memory][,TIMEOUT], max-lag:LAG, archive[:TIMEOUT], or rule for what the configuration says", required: true}}},
 		{method: "POST", path: "/import", access: accessOperate, handler: s.handleImport, answer: typeJSON, changes: true, ownBody: true,
 			summary: "Makes the body, a database file, the content of a database, in one transaction.",
 			query:   []param{{name: "name", text: dbParam.text, required: true}}},

@@ -393,7 +393,7 @@ func (s *session) tellLevel(db Database) error {
 }
 
 // errPromises ends the stream of a replica that would show what may be taken back.
-var errPromises = errors.New("the replica's version cannot keep transactions of level quorum until they are decided: run the same version of litefs on both nodes")
+var errPromises = errors.New("the replica's version cannot keep transactions that wait at their level until they are decided: run the same version of litefs on both nodes")
 
 // tellDecided tells the replica up to where it may apply what it was sent, if that is news.
 func (s *session) tellDecided(db Database) error {

@@ -17,6 +17,8 @@ func runDurability(ctx context.Context, args []string, std stdio) error {
 			"  async                 a commit returns when this node has it\n"+
 			"  quorum:1              when 1 replica has it on disk as well, or fails after 5s;\n"+
 			"                        quorum:2,memory,10s: in the log of 2, within 10s\n"+
+			"  archive               when every archive of this node has it as well, or fails after 15s;\n"+
+			"                        archive:1m: within a minute\n"+
 			"  max-lag:2s            writers wait while every replica is further behind\n"+
 			"  rule                  what the configuration says\n"+
 			"A level is set on the primary, wherever the command runs; replicas are told and keep\n"+
@@ -60,7 +62,7 @@ func runDurability(ctx context.Context, args []string, std stdio) error {
 type levels struct {
 	Databases []level  `json:"databases"`
 	InSync    []string `json:"inSync,omitempty"`    // replicas that the lease record names
-	Waited    []string `json:"waitedFor,omitempty"` // replicas that commits at level quorum wait for
+	Waited    []string `json:"waitedFor,omitempty"` // replicas that commits at levels quorum and archive wait for
 }
 
 type level struct {
@@ -115,7 +117,7 @@ func printInSync(w io.Writer, inSync, waited []string) error {
 	if len(inSync) == 0 && len(waited) == 0 {
 		return nil
 	}
-	_, err := fmt.Fprintf(w, "\nin sync: %s; commits at level quorum wait for: %s\n", orNone(inSync), orNone(waited))
+	_, err := fmt.Fprintf(w, "\nin sync: %s; commits at levels quorum and archive wait for: %s\n", orNone(inSync), orNone(waited))
 	return err
 }
 

@@ -38,7 +38,7 @@ func TestStatusTables(t *testing.T) {
 		want []string
 	}{
 		{replica, []string{"role     replica", "passthrough", "1.5s", "2.0 MiB", "quorum:1,durable,5s (pending)  6 behind", "does not follow: disk full", `"c.db"`, "set aside: damaged", "first copy [===============               ]  50%, 1.0 MiB of 2.0 MiB"}},
-		{primary, []string{"role     primary", "cached", "n2 10.0.0.2:5", "6, 1.0 MiB of a copy of 3.0 MiB are sent", "n3 10.0.0.3:5, gone for 1m", "max-lag:2s  writers wait", "in sync: n2; commits at level quorum wait for: n2 n3"}},
+		{primary, []string{"role     primary", "cached", "n2 10.0.0.2:5", "6, 1.0 MiB of a copy of 3.0 MiB are sent", "n3 10.0.0.3:5, gone for 1m", "max-lag:2s  writers wait", "in sync: n2; commits at levels quorum and archive wait for: n2 n3"}},
 	} {
 		var b strings.Builder
 		if err := c.r.print(&b, false, false); err != nil {

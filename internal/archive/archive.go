@@ -118,7 +118,7 @@ type Header struct {
 // State is the cluster's position after an object; the zero value in objects of other writers.
 type State struct {
 	TXID  uint64 // of the last transaction
-	Count uint32 // of transactions in the object, at most maxCount
+	Count uint32 // of transactions in the object, at most maxCount; 0: it takes the moment before it back
 	DB    uint32 // id of the database: its incarnation
 	Sum   uint64 // rolling checksum of the database, bit 63 set
 	Epoch uint64

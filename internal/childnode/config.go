@@ -24,6 +24,7 @@ type Config struct {
 	DataKeys    []string // further lines of the section data, as "key: value"
 	LeaseKeys   []string // likewise of the section lease
 	Durability  []string // items of the list durability, as "{match: ..., level: ...}"
+	Backup      []string // lines of the section backup, as "key: value"; none: no archive
 	Replica     []string // lines of the section replica, as "key: value"
 	Proxy       []string // lines of the section proxy, as "key: value"; none: no proxy
 }
@@ -51,6 +52,12 @@ func (c Config) YAML() string {
 	}
 	for _, item := range c.Durability {
 		fmt.Fprintf(&b, "  - %s\n", item)
+	}
+	if len(c.Backup) > 0 {
+		b.WriteString("backup:\n")
+	}
+	for _, line := range c.Backup {
+		fmt.Fprintf(&b, "  %s\n", line)
 	}
 	fmt.Fprintf(&b, "http:\n  addr: %s\n", strconv.Quote(c.Addr))
 	if c.Lease != nil {

@@ -120,7 +120,7 @@ type Config struct {
 // DurabilityRule is what is promised of transactions of the databases that match.
 type DurabilityRule struct {
 	Match   string // pattern, as path.Match has it
-	Level   string // LevelAsync, LevelQuorum or LevelMaxLag
+	Level   string // LevelAsync, LevelQuorum, LevelMaxLag or LevelArchive
 	N       int    // of LevelQuorum: replicas, from 1 to 16
 	Memory  bool   // of LevelQuorum: ack: memory
 	Timeout time.Duration
@@ -129,9 +129,10 @@ type DurabilityRule struct {
 
 // Levels of durability.
 const (
-	LevelAsync  = "async"
-	LevelQuorum = "quorum"
-	LevelMaxLag = "max-lag"
+	LevelAsync   = "async"
+	LevelQuorum  = "quorum"
+	LevelMaxLag  = "max-lag"
+	LevelArchive = "archive"
 )
 
 // Fuse says where the databases are seen and how the kernel serves them.

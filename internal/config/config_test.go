@@ -300,15 +300,17 @@ func TestErrors(t *testing.T) {
 		{"bad pattern", dir + "lease: {databases: ['[']}\n", `f.yml: lease.databases at line 2: "[" is no pattern: syntax error in pattern`},
 		{"durability is no list", dir + "durability: quorum\n", `f.yml: durability at line 2: must be a list, like - {match: "orders*.db", level: quorum, n: 1}`},
 		{"durability without match", dir + "durability: [{level: quorum}]\n", `f.yml: durability at line 2: line 2: the rule has no match: name the databases, like "*.db"`},
-		{"level", dir + "durability: [{match: a, level: sync}]\n", `f.yml: durability at line 2: line 2: level "sync" is none of async, quorum and max-lag`},
+		{"level", dir + "durability: [{match: a, level: sync}]\n", `f.yml: durability at line 2: line 2: level "sync" is none of async, quorum, max-lag and archive`},
 		{"no lag", dir + "durability: [{match: a, level: max-lag}]\n", `f.yml: durability at line 2: line 2: level max-lag has no lag: how far the best replica may be behind, like lag: 2s`},
+		{"no archive", dir + "durability: [{match: a, level: archive}]\n", `f.yml: durability: level archive needs a place for archives: set backup.type, or use another level`},
+		{"archive with n", dir + "durability: [{match: a, level: archive, n: 1}]\n", `f.yml: durability at line 2: line 2: n is not for level archive`},
 		{"lag too short", dir + "durability: [{match: a, level: max-lag, lag: 1ms}]\n", `f.yml: durability at line 2: line 2: lag: 1ms is not from 100ms to 24h`},
 		{"lag of a quorum", dir + "durability: [{match: a, level: quorum, lag: 1s}]\n", `f.yml: durability at line 2: line 2: lag is not for level quorum`},
 		{"quorum of none", dir + "durability: [{match: a, level: quorum, n: 0}]\n", `f.yml: durability at line 2: line 2: n: "0" is no number from 1 to 16`},
 		{"ack", dir + "durability: [{match: a, level: quorum, ack: maybe}]\n", `f.yml: durability at line 2: line 2: ack: "maybe" is neither durable nor memory`},
 		{"async with n", dir + "durability: [{match: a, level: async, n: 1}]\n", `f.yml: durability at line 2: line 2: n is not for level async`},
 		{"key of a rule", dir + "durability: [{match: a, level: async, x: 1}]\n", `f.yml: durability at line 2: unknown key "x" at line 2: a rule has match, level, n, ack, timeout and lag`},
-		{"quorum and guardian", "fuse: {dir: /srv/app, guardian: true}\ndurability: [{match: a, level: quorum}]\n", "f.yml: durability: level quorum and fuse.guardian: true do not go together yet: remove one of them"},
+		{"quorum and guardian", "fuse: {dir: /srv/app, guardian: true}\ndurability: [{match: a, level: quorum}]\n", "f.yml: durability: levels quorum and archive do not go together with fuse.guardian: true yet: remove one of them"},
 		{"locks", "fuse: {dir: /srv/app, locks: both}\n", `f.yml: fuse.locks at line 1: "both" is neither kernel nor daemon`},
 		{"locks and guardian", "fuse: {dir: /srv/app, guardian: true, locks: daemon}\n", "f.yml: fuse.locks: daemon and fuse.guardian: true do not go together: the locks that litefs keeps end with it, and a guardian would go on without them; remove one of them"},
 		{"compress", dir + "data: {compress: false}\n", "f.yml: data.compress at line 2: a log without compression is not built yet; remove the key"},
@@ -476,11 +478,12 @@ func TestLoad(t *testing.T) {
 }
 
 func TestDurabilityRoundTrip(t *testing.T) {
-	want := mustParse(t, "fuse: {dir: /mnt/a}\ndurability:\n  - {match: 'a*', level: quorum, n: 2, ack: memory, timeout: 90s}\n  - match: b\n    level: quorum\n  - {match: c, level: max-lag, lag: 2s}\n  - {match: '*', level: async}\n", source())
+	want := mustParse(t, "fuse: {dir: /mnt/a}\nbackup: {type: file, path: /srv/archive}\ndurability:\n  - {match: 'a*', level: quorum, n: 2, ack: memory, timeout: 90s}\n  - match: b\n    level: quorum\n  - {match: c, level: max-lag, lag: 2s}\n  - {match: d, level: archive, timeout: 20s}\n  - {match: '*', level: async}\n", source())
 	rules := []config.DurabilityRule{
 		{Match: "a*", Level: config.LevelQuorum, N: 2, Memory: true, Timeout: 90 * time.Second},
 		{Match: "b", Level: config.LevelQuorum, N: 1, Timeout: 5 * time.Second},
 		{Match: "c", Level: config.LevelMaxLag, Lag: 2 * time.Second},
+		{Match: "d", Level: config.LevelArchive, Timeout: 20 * time.Second},
 		{Match: "*", Level: config.LevelAsync},
 	}
 	if !reflect.DeepEqual(want.Durability, rules) {

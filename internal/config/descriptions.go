@@ -17,7 +17,7 @@ func descriptions() []description {
 		{"fuse.locks", oneOf("kernel", "daemon"), "kernel", sinceOur, "daemon",
 			"`daemon`: programs on a replica write as on the primary, each of their write transactions under the primary's write lock ([writes from a replica](write-forwarding.md)). Every lock that a program takes is a request to litefs then, two for a transaction that reads, and write-ahead logs are read and written through litefs. Not with `fuse.guardian`. `kernel`: locks cost nothing."},
 		{"fuse.guardian", kindBool, "false", sinceOur, "true",
-			"A small parent process holds the mount. When the daemon dies, applications wait until it has started another one, and see no error ([guardian](guardian.md)). Not with level `quorum`."},
+			"A small parent process holds the mount. When the daemon dies, applications wait until it has started another one, and see no error ([guardian](guardian.md)). Not with the levels `quorum` and `archive`."},
 
 		{"data.dir", kindPath, "(`.NAME.litefs` beside the mount point `NAME`)", since05, "/var/lib/litefs",
 			"Where the databases and their log lie. Neither inside `fuse.dir` nor around it; best on the same disk. Nobody but litefs writes there."},
@@ -128,7 +128,7 @@ func descriptions() []description {
 		{"consul.advertise-url", kindURL, "(`http://HOSTNAME:PORT`)", since01, "http://10.0.0.1:20202", "The same as `lease.advertise-url`."},
 
 		{"durability", kindRules, "(`async` for all)", sinceOur, "[{match: \"orders*.db\", level: quorum, n: 2}]",
-			"What is promised of a commit, by database; the first rule that matches counts, and `async` is the level of the others. A rule has `match` (a pattern) and `level`. Level `quorum` has `n` replicas (1) that have the transaction when a commit returns, `ack`: on disk (`durable`, the default) or in their log (`memory`), and `timeout` (5s), after which the commit fails. Level `max-lag` has `lag`: how far the best replica may be behind before writers wait. The same on all nodes ([guarantees](guarantees.md)); `litefs durability` shows and sets them on a running node."},
+			"What is promised of a commit, by database; the first rule that matches counts, and `async` is the level of the others. A rule has `match` (a pattern) and `level`. Level `quorum` has `n` replicas (1) that have the transaction when a commit returns, `ack`: on disk (`durable`, the default) or in their log (`memory`), and `timeout` (5s), after which the commit fails. Level `max-lag` has `lag`: how far the best replica may be behind before writers wait. Level `archive` has `timeout` (15s): a commit returns when every place of `backup` has the transaction, or fails. The same on all nodes ([guarantees](guarantees.md)); `litefs durability` shows and sets them on a running node."},
 		{"replica.open", oneOf("writable", "readonly"), "writable", sinceOur, "readonly",
 			"How a replica's databases open: with `writable` they do, and a write finds them locked; `readonly` refuses to open them for writing, so that SQLite opens them for reading and says at once that they are read-only."},
 		{"replica.max-staleness", kindDuration, "0s", sinceOur, "10s",

@@ -12,10 +12,11 @@ import (
 
 // Bounds of a quorum.
 const (
-	defaultQuorumTimeout = 5 * time.Second
-	maxQuorumTimeout     = 5 * time.Minute
-	maxQuorum            = 16
-	maxRules             = 1000
+	defaultQuorumTimeout  = 5 * time.Second
+	defaultArchiveTimeout = 15 * time.Second
+	maxQuorumTimeout      = 5 * time.Minute
+	maxQuorum             = 16
+	maxRules              = 1000
 
 	minMaxLag = 100 * time.Millisecond
 	maxMaxLag = 24 * time.Hour
@@ -78,7 +79,7 @@ func (r *DurabilityRule) read(values map[string]string) (err error) {
 	r.Level = values["level"]
 	own, known := ofLevel[r.Level]
 	if !known {
-		return fmt.Errorf("level %q is none of async, quorum and max-lag", r.Level)
+		return fmt.Errorf("level %q is none of async, quorum, max-lag and archive", r.Level)
 	}
 	for _, name := range []string{"n", "ack", "timeout", "lag"} {
 		if values[name] != "" && !slices.Contains(own, name) {
@@ -90,12 +91,15 @@ func (r *DurabilityRule) read(values map[string]string) (err error) {
 		return r.readQuorum(values)
 	case LevelMaxLag:
 		return r.readMaxLag(values)
+	case LevelArchive:
+		r.Timeout = defaultArchiveTimeout
+		return r.readTimeout(values["timeout"])
 	}
 	return nil
 }
 
 // ofLevel names the keys that a level has.
-var ofLevel = map[string][]string{LevelAsync: nil, LevelQuorum: {"n", "ack", "timeout"}, LevelMaxLag: {"lag"}}
+var ofLevel = map[string][]string{LevelAsync: nil, LevelQuorum: {"n", "ack", "timeout"}, LevelMaxLag: {"lag"}, LevelArchive: {"timeout"}}
 
 func (r *DurabilityRule) readMaxLag(values map[string]string) (err error) {
 	if values["lag"] == "" {
@@ -124,25 +128,28 @@ func (r *DurabilityRule) readQuorum(values map[string]string) (err error) {
 	default:
 		return fmt.Errorf("ack: %q is neither durable nor memory", v)
 	}
-	if v := values["timeout"]; v != "" {
-		if r.Timeout, err = parsePositive(v); err != nil {
-			return fmt.Errorf("timeout: %w", err)
-		}
-		if r.Timeout < time.Millisecond || r.Timeout > maxQuorumTimeout {
-			return fmt.Errorf("timeout: %v is not from 1ms to %v", r.Timeout, maxQuorumTimeout)
-		}
+	return r.readTimeout(values["timeout"])
+}
+
+func (r *DurabilityRule) readTimeout(v string) (err error) {
+	if v == "" {
+		return nil
+	}
+	if r.Timeout, err = parsePositive(v); err != nil {
+		return fmt.Errorf("timeout: %w", err)
+	}
+	if r.Timeout < time.Millisecond || r.Timeout > maxQuorumTimeout {
+		return fmt.Errorf("timeout: %v is not from 1ms to %v", r.Timeout, maxQuorumTimeout)
 	}
 	return nil
 }
 
-// promises reports whether any commit is to wait for replicas.
-func (c *Config) promises() bool {
-	for _, r := range c.Durability {
-		if r.Level == LevelQuorum {
-			return true
-		}
-	}
-	return false
+// promises reports whether any commit is to wait for others than this node.
+func (c *Config) promises() bool { return c.asks(LevelQuorum) || c.asks(LevelArchive) }
+
+// asks reports whether a rule has a level.
+func (c *Config) asks(level string) bool {
+	return slices.ContainsFunc(c.Durability, func(r DurabilityRule) bool { return r.Level == level })
 }
 
 func durabilityYAML(rules []DurabilityRule) *yaml.Node {
@@ -154,6 +161,8 @@ func durabilityYAML(rules []DurabilityRule) *yaml.Node {
 		switch r.Level {
 		case LevelMaxLag:
 			add(item, "lag", str(r.Lag.String()))
+		case LevelArchive:
+			add(item, "timeout", str(r.Timeout.String()))
 		case LevelQuorum:
 			ack := "durable"
 			if r.Memory {

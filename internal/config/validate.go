@@ -48,7 +48,7 @@ func (p *parser) conclude() error {
 		return errors.New("fuse.locks: daemon and fuse.guardian: true do not go together: the locks that litefs keeps end with it, and a guardian would go on without them; remove one of them")
 	}
 	if c.Fuse.Guardian && c.promises() {
-		return errors.New("durability: level quorum and fuse.guardian: true do not go together yet: remove one of them")
+		return errors.New("durability: levels quorum and archive do not go together with fuse.guardian: true yet: remove one of them")
 	}
 	if c.Lease.Candidate && len(c.Lease.Databases) > 0 {
 		return errors.New("lease.databases is for nodes with lease.candidate: false; a candidate has all databases")
@@ -61,6 +61,9 @@ func (p *parser) conclude() error {
 	}
 	if err := c.concludeBackup(); err != nil {
 		return err
+	}
+	if c.asks(LevelArchive) && len(c.Backup.All()) == 0 {
+		return errors.New("durability: level archive needs a place for archives: set backup.type, or use another level")
 	}
 	return c.checkExposure()
 }

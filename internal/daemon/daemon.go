@@ -281,6 +281,8 @@ func levelRules(rules []config.DurabilityRule) []litefs.LevelRule {
 		switch r.Level {
 		case config.LevelMaxLag:
 			l = litefs.Level{Kind: litefs.LevelMaxLag, MaxLag: r.Lag}
+		case config.LevelArchive:
+			l = litefs.Level{Kind: litefs.LevelArchive, Timeout: r.Timeout}
 		case config.LevelQuorum:
 			l = litefs.Level{Kind: litefs.LevelQuorum, N: r.N, Memory: r.Memory, Timeout: r.Timeout}
 		}

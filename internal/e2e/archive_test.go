@@ -47,19 +47,23 @@ func archiveBucket(t *testing.T) *archiveAt {
 			t.Error(err)
 		}
 	})
-	url := "s3://" + leaseserver.S3Bucket + "/some/where"
+	return bucketAt(t, "s3://"+leaseserver.S3Bucket+"/some/where", server.URL)
+}
+
+// bucketAt is a bucket of a server that runs.
+func bucketAt(t *testing.T, url, endpoint string) *archiveAt {
 	return &archiveAt{
 		t: t,
 		set: []string{
-			"-set", "backup.type=s3", "-set", "backup.url=" + url, "-set", "backup.endpoint=" + server.URL,
+			"-set", "backup.type=s3", "-set", "backup.url=" + url, "-set", "backup.endpoint=" + endpoint,
 			"-set", "backup.access-key=" + leaseserver.S3AccessKey, "-set", "backup.secret-key=" + leaseserver.S3SecretKey,
 		},
-		from: []string{"-from", url, "-endpoint", server.URL},
+		from: []string{"-from", url, "-endpoint", endpoint},
 		env:  []string{"AWS_ACCESS_KEY_ID=" + leaseserver.S3AccessKey, "AWS_SECRET_ACCESS_KEY=" + leaseserver.S3SecretKey},
 		litestream: func(database string, history int) []string {
 			file := filepath.Join(t.TempDir(), "litestream.yml")
 			text := fmt.Sprintf("dbs:\n  - path: /none\n    replica:\n      type: s3\n      bucket: %s\n      path: some/where/%s/history-%08d\n      endpoint: %s\n      region: us-east-1\n      force-path-style: true\n",
-				leaseserver.S3Bucket, database, history, server.URL)
+				leaseserver.S3Bucket, database, history, endpoint)
 			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -234,7 +234,7 @@ func TestDurabilityCommand(t *testing.T) {
 	replica := startNode(t, follows(primary))
 	mustCommit(t, c, "INSERT INTO t(v) VALUES ('kept')")
 	caughtUp(primary, replica, "app.db")
-	says("commits at level quorum wait for: " + nodeID(replica))
+	says("commits at levels quorum and archive wait for: " + nodeID(replica))
 	says(`"app.db" async rule in force`, "set", "app.db", "rule")
 	c.MustExec("INSERT INTO t(v) VALUES ('at async')")
 	d := openPatient(sqlitetest.Start(t), primary.path("bounded.db"))

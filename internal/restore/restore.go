@@ -152,8 +152,21 @@ func (h *History) header(ctx context.Context, n uint64) (archive.Header, error) 
 	return archive.Header{}, errors.Join(errs...)
 }
 
-// Moment returns the n-th moment.
+// Moment returns the n-th moment. One that ends with a transaction whose commit was refused (docs/promises.md) is none:
+// the moment after it takes it back.
 func (h *History) Moment(ctx context.Context, n uint64) (Moment, error) {
+	m, err := h.moment(ctx, n)
+	if err != nil || !h.Ours() || !slices.Contains(h.Moments(), n+1) {
+		return m, err
+	}
+	next, err := h.moment(ctx, n+1)
+	if err == nil && next.State.Count == 0 {
+		err = fmt.Errorf("%w: the commit of transaction %016x was refused, and %s takes it back", ErrNoMoment, m.State.TXID, next)
+	}
+	return m, err
+}
+
+func (h *History) moment(ctx context.Context, n uint64) (Moment, error) {
 	moments := h.Moments()
 	i, ok := slices.BinarySearch(moments, n)
 	if !ok {
@@ -182,7 +195,7 @@ func near(moments []uint64, i int) string {
 // Newest returns the last moment.
 func (h *History) Newest(ctx context.Context) (Moment, error) {
 	moments := h.Moments()
-	return h.Moment(ctx, moments[len(moments)-1])
+	return h.moment(ctx, moments[len(moments)-1])
 }
 
 // search returns the first moment for which ok holds; ok must hold for all after it. It reads as many
@@ -207,10 +220,10 @@ func (h *History) At(ctx context.Context, t time.Time) (Moment, error) {
 		return Moment{}, err
 	}
 	if i == 0 {
-		first, err := h.Moment(ctx, moments[0])
+		first, err := h.moment(ctx, moments[0])
 		return Moment{}, errors.Join(fmt.Errorf("%w: nothing is as old as %s; the oldest is %s", ErrNoMoment, t.Format(time.RFC3339Nano), first), err)
 	}
-	return h.Moment(ctx, moments[i-1])
+	return h.moment(ctx, moments[i-1])
 }
 
 // AtTXID returns the moment at which a transaction was the last one. Transactions of about the same time
@@ -235,7 +248,7 @@ func (h *History) AtTXID(ctx context.Context, txid uint64) (Moment, error) {
 		around = append(around, m.String())
 	}
 	if i > 0 {
-		m, err := h.Moment(ctx, moments[i-1])
+		m, err := h.moment(ctx, moments[i-1])
 		if err != nil {
 			return Moment{}, err
 		}

@@ -31,7 +31,9 @@ type chain struct {
 	// Guarded by target.mu:
 	busy     bool
 	behind   time.Time // since when the target lacks something; zero: it lacks nothing
+	wanted   bool      // a commit waited for it when it was looked at; used by run alone
 	tailTXID uint64    // the target has everything up to it
+	tried    uint64    // the end of the last moment that was put, perhaps in vain
 	upkeep   time.Time // when something other than shipping is to be done
 	err      error     // of this database, at the last attempt
 	resume   time.Time // nothing is tried before
@@ -176,6 +178,9 @@ func (t *target) putMoment(ctx context.Context, c *chain, f *made) (err error) {
 	defer func() { err = errors.Join(err, f.close()) }()
 	o := archive.Object{Level: archive.LevelRaw, Min: f.header.Max, Max: f.header.Max, Size: f.size, Modified: f.header.Time}
 	key := c.folder + t.place.Layout.Key(o)
+	t.mu.Lock()
+	c.tried = f.header.State.TXID
+	t.mu.Unlock()
 	err = t.put(ctx, c, key, f)
 	if errors.Is(err, errNotOurs) && t.wrote(ctx, c, o, f.header) {
 		err = nil

@@ -59,6 +59,9 @@ type limited struct {
 
 func (l *limited) ask(ctx context.Context) error {
 	l.asked.Add(1)
+	if isUrgent(ctx) {
+		return ctx.Err()
+	}
 	return l.requests.take(ctx, 1)
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/litefs/litefs"
 	"github.com/litefs/litefs/internal/archive"
@@ -60,8 +61,12 @@ const (
 
 // makeMoment makes the next moment of the entries at the front of parts.
 func (t *target) makeMoment(c *chain, parts []litefs.LogPart) (*made, error) {
+	back := c.tail.Max > 0 && parts[0].TakesBack && parts[0].Min == c.tail.State.TXID+1
+	if back {
+		parts = parts[:1] // by itself, so that both have one time
+	}
 	if parts[0].Size > maxPart {
-		return t.create(func(w io.Writer) (archive.Header, int64, error) { return c.encodeOne(w, parts[0]) })
+		return t.create(func(w io.Writer) (archive.Header, int64, error) { return c.encodeOne(w, parts[0], back) })
 	}
 	g := group{floor: c.tail.Commit, pages: map[uint32][]byte{}}
 	for i, p := range parts {
@@ -73,6 +78,9 @@ func (t *target) makeMoment(c *chain, parts []litefs.LogPart) (*made, error) {
 		}
 	}
 	return t.create(func(w io.Writer) (archive.Header, int64, error) {
+		if back {
+			g.count = 0
+		}
 		return g.encode(w, c.nextHeader(g.last, g.count))
 	})
 }
@@ -80,7 +88,7 @@ func (t *target) makeMoment(c *chain, parts []litefs.LogPart) (*made, error) {
 // nextHeader is the header of the moment that ends with a part.
 func (c *chain) nextHeader(last litefs.LogPart, count uint64) archive.Header {
 	h := archive.Header{
-		Min: c.tail.Max + 1, Max: c.tail.Max + 1, PageSize: last.PageSize, Commit: last.Commit, Time: last.Time,
+		Min: c.tail.Max + 1, Max: c.tail.Max + 1, PageSize: last.PageSize, Commit: last.Commit, Time: last.Time.Truncate(time.Millisecond),
 		State: archive.State{TXID: last.Max, Count: uint32(min(count, 1<<31-1)), DB: c.db.ID(), Sum: last.Post, Epoch: last.Epoch},
 	}
 	// Moments are found by their times: a clock that goes back between two primaries must not show.
@@ -91,8 +99,11 @@ func (c *chain) nextHeader(last litefs.LogPart, count uint64) archive.Header {
 }
 
 // encodeOne makes a moment of one entry, however large.
-func (c *chain) encodeOne(w io.Writer, p litefs.LogPart) (archive.Header, int64, error) {
+func (c *chain) encodeOne(w io.Writer, p litefs.LogPart, back bool) (archive.Header, int64, error) {
 	h := c.nextHeader(p, p.Max-c.tail.State.TXID)
+	if back {
+		h.State.Count = 0
+	}
 	out, err := archive.NewWriter(w, h, c.tail.Commit)
 	if err != nil {
 		return h, 0, err

@@ -26,6 +26,8 @@ type state struct {
 	pages       [][]byte
 	changed     map[uint32]bool // pages that the transaction wrote
 	parent      *state
+	refused     bool // its commit was, and the one after it takes it back
+	back        bool // it takes the one before it back
 }
 
 func (s *state) sum() uint64 {
@@ -34,6 +36,19 @@ func (s *state) sum() uint64 {
 		sum ^= pagesum.Page(uint32(i+1), p) &^ (1 << 63)
 	}
 	return sum
+}
+
+// place is a state's position and epoch.
+type place struct{ txid, sum, epoch uint64 }
+
+func (s *state) place() place { return place{s.txid, s.sum(), s.epoch} }
+
+// ms is the time of a transaction.
+func (s *state) ms() int64 {
+	if s.back {
+		return s.parent.ms()
+	}
+	return 1_700_000_000_000 + int64(s.txid)
 }
 
 func (s *state) bytes() []byte { return bytes.Join(s.pages, nil) }
@@ -62,7 +77,8 @@ type modelNode struct {
 	epoch   uint64
 	head    *state
 	log     []entry
-	states  map[uint64]*state // by checksum; of all nodes
+	states  map[place]*state // of all nodes
+	waits   bool             // the head's commit waits for the archive
 }
 
 func (n *modelNode) IsPrimary() bool       { return n.primary }
@@ -71,10 +87,29 @@ func (n *modelNode) Databases() []Database { return []Database{n} }
 func (n *modelNode) ID() uint32            { return n.id }
 func (n *modelNode) Name() string          { return "dir/app.db" }
 func (n *modelNode) Pos() litefs.Pos {
-	if n.head == nil {
+	s := n.head
+	if s != nil && n.waits {
+		s = s.parent
+	}
+	if s == nil {
 		return litefs.Pos{}
 	}
-	return litefs.Pos{TXID: n.head.txid, Chksum: n.head.sum()}
+	return litefs.Pos{TXID: s.txid, Chksum: s.sum()}
+}
+
+// takeBack refuses the commit of the head.
+func (n *modelNode) takeBack() {
+	k := n.head
+	k.refused = true
+	s := &state{txid: k.txid + 1, epoch: n.epoch, parent: k, pages: slices.Clone(k.parent.pages), changed: map[uint32]bool{}, back: true}
+	e := entry{first: s, last: s, pages: map[uint32][]byte{}}
+	for i, p := range s.pages {
+		if i >= len(k.pages) || !bytes.Equal(p, k.pages[i]) {
+			s.changed[uint32(i+1)], e.pages[uint32(i+1)] = true, p
+		}
+	}
+	n.head, n.waits, n.log = s, false, append(n.log, e)
+	n.states[s.place()] = s
 }
 
 // write commits a transaction.
@@ -100,7 +135,7 @@ func (n *modelNode) write() {
 		s.changed[uint32(i+1)] = true
 	}
 	n.head = s
-	n.states[s.sum()] = s
+	n.states[s.place()] = s
 	e := entry{first: s, last: s, pages: map[uint32][]byte{}}
 	for pgno := range s.changed {
 		e.pages[pgno] = s.pages[pgno-1]
@@ -110,7 +145,7 @@ func (n *modelNode) write() {
 
 // compact merges entries of the log, as ltxlog does.
 func (n *modelNode) compact() {
-	if len(n.log) < 4 {
+	if len(n.log) < 4 || n.waits {
 		return
 	}
 	i := n.r.IntN(len(n.log) - 2)
@@ -170,7 +205,7 @@ func (n *modelNode) LogAfter(txid uint64) ([]litefs.LogPart, error) {
 		parts = append(parts, litefs.LogPart{
 			Min: e.first.txid, Max: e.last.txid, Post: e.last.sum(), Epoch: e.last.epoch,
 			Commit: uint32(len(e.last.pages)), PageSize: modelPageSize, Size: int64(n.r.IntN(2)) * (maxPart + 1),
-			Time: time.UnixMilli(1_700_000_000_000 + int64(e.last.txid)),
+			Time: time.UnixMilli(e.last.ms()), TakesBack: e.first == e.last && e.last.back,
 		})
 	}
 	return parts, nil
@@ -200,8 +235,8 @@ func (n *modelNode) LogPages(p litefs.LogPart, fn func(pgno uint32, data []byte)
 }
 
 func (n *modelNode) Descends(pos litefs.Pos, epoch uint64) bool {
-	s := n.states[pos.Chksum]
-	return s != nil && s.txid == pos.TXID && s.epoch == epoch && n.head.descends(s)
+	s := n.states[place{pos.TXID, pos.Chksum, epoch}]
+	return s != nil && n.head.descends(s)
 }
 
 func (n *modelNode) DecidedSnapshot(context.Context) (*litefs.LTXReader, error) {
@@ -218,7 +253,7 @@ func (n *modelNode) DecidedSnapshot(context.Context) (*litefs.LTXReader, error) 
 	}
 	err = enc.EncodeHeader(ltx.Header{
 		Version: ltx.Version, PageSize: modelPageSize, Commit: uint32(len(n.head.pages)), MinTXID: 1, MaxTXID: ltx.TXID(n.head.txid),
-		Timestamp: 1_700_000_000_000 + int64(n.head.txid), NodeID: n.head.epoch,
+		Timestamp: n.head.ms(), NodeID: n.head.epoch,
 	})
 	for i, p := range n.head.pages {
 		err = errors.Join(err, enc.EncodePage(ltx.PageHeader{Pgno: uint32(i + 1)}, p))

@@ -146,10 +146,7 @@ func (s *Shipper) Flush(ctx context.Context) {
 	}
 	for _, t := range s.targets {
 		for t.lacks() && ctx.Err() == nil {
-			select {
-			case t.wake <- struct{}{}:
-			default: // it is awake
-			}
+			t.look()
 			select {
 			case <-ctx.Done():
 			case <-time.After(20 * time.Millisecond):
@@ -171,7 +168,7 @@ func (s *Shipper) Close() {
 func (s *Shipper) Needs(dbID uint32) []uint64 {
 	needs := make([]uint64, 0, len(s.targets))
 	for _, t := range s.targets {
-		needs = append(needs, t.needs(dbID))
+		needs = append(needs, t.needs(dbID)...)
 	}
 	return needs
 }

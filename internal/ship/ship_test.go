@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,7 +36,7 @@ func randomHistory(t *testing.T, seed uint64) {
 	}
 	layout := archive.Layout(r.IntN(2))
 	store := &faultyStore{Store: dir, r: r}
-	states := map[uint64]*state{}
+	states := map[place]*state{}
 	nodes := []*modelNode{{r: r, id: 1, states: states}, {r: r, id: 1, states: states}}
 	writer := nodes[0]
 	writer.primary, writer.epoch = true, 1
@@ -89,6 +90,18 @@ func randomHistory(t *testing.T, seed uint64) {
 				n.primary = r.IntN(3) == 0
 				writer = other
 			}
+		case op == 19 && n.primary && n.head != nil: // a commit waits for the archive, in vain perhaps
+			n.write()
+			n.waits = true
+			_, stop := shippers[i].Want(n.id, n.head.txid)
+			store.often = r.IntN(3) * 3
+			for range r.IntN(3) {
+				visit(i)
+			}
+			stop()
+			if n.waits = false; shippers[i].Needs(n.id)[0] <= n.head.txid || r.IntN(3) == 0 {
+				n.takeBack()
+			}
 		case op == 18 && n == writer && r.IntN(4) == 0: // dropped, and made again
 			n.id, n.head, n.log = n.id+1, nil, nil
 		}
@@ -111,7 +124,7 @@ func randomHistory(t *testing.T, seed uint64) {
 	checkHistories(t, dir, layout, states, writer)
 }
 
-func checkHistories(t *testing.T, s objstore.Store, layout archive.Layout, states map[uint64]*state, writer *modelNode) {
+func checkHistories(t *testing.T, s objstore.Store, layout archive.Layout, states map[place]*state, writer *modelNode) {
 	numbers, err := catalog.Histories(t.Context(), s, writer.Name())
 	if err != nil {
 		t.Fatal(err)
@@ -128,11 +141,20 @@ func checkHistories(t *testing.T, s objstore.Store, layout archive.Layout, state
 		var last *state
 		for _, n := range h.Moments() {
 			m, err := h.Moment(t.Context(), n)
+			if errors.Is(err, restore.ErrNoMoment) && strings.Contains(err.Error(), "takes it back") {
+				if at, err := h.At(t.Context(), m.Time); err != nil || at.N == n {
+					t.Fatalf("history %d, %s was refused, and is the one at its time (%v)", number, m, err)
+				}
+				continue
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := states[m.State.Sum]
-			if want == nil || want.txid != m.State.TXID || want.epoch != m.State.Epoch {
+			want := states[place{m.State.TXID, m.State.Sum, m.State.Epoch}]
+			if want != nil && want.refused && n != h.Last.Max {
+				t.Fatalf("history %d, %s was refused", number, m)
+			}
+			if want == nil {
 				t.Fatalf("history %d, %s: no node was ever at %016x", number, m, m.State.Sum)
 			}
 			if last != nil && !want.descends(last) {

@@ -31,11 +31,12 @@ type target struct {
 
 	mu struct {
 		sync.Mutex
-		chains map[uint32]*chain // by id of the database
-		err    error             // of the store, at the last attempt
-		resume time.Time         // nothing is tried before, after errors
-		pause  time.Duration     // the last one
-		ready  bool              // the store has been checked
+		chains  map[uint32]*chain // by id of the database
+		waiters map[*waiter]struct{}
+		err     error         // of the store, at the last attempt
+		resume  time.Time     // nothing is tried before, after errors, but for what a commit waits for
+		pause   time.Duration // the last one
+		ready   bool          // the store has been checked
 	}
 }
 
@@ -45,31 +46,50 @@ func newTarget(o *Options, place Target) *target {
 	if o.Bandwidth > 0 {
 		t.store.bytes = newBucket(float64(o.Bandwidth), float64(max(o.Bandwidth, 1<<20)))
 	}
-	t.mu.chains = map[uint32]*chain{}
+	t.mu.chains, t.mu.waiters = map[uint32]*chain{}, map[*waiter]struct{}{}
 	return t
 }
 
-// run looks at all databases again and again. Nobody tells it of transactions: a look at a thousand
-// positions is cheaper than a thousand wake-ups.
+// run looks at all databases again and again. Nobody tells it of transactions that are not waited for: a look at a
+// thousand positions is cheaper than a thousand wake-ups.
 func (t *target) run(ctx context.Context) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	free := make(chan struct{}, workers)
-	every := t.opt.Interval
-	tick := time.NewTicker(every)
+	tick := time.NewTimer(t.opt.Interval)
 	defer tick.Stop()
 	for {
+		woken := false
 		for _, c := range t.due(time.Now()) {
+			if c.wanted { // those come first
+				if t.begin(c) {
+					work.Go(func() { t.visit(urgent(ctx), c) })
+				}
+				continue
+			}
 			select {
 			case <-ctx.Done():
 				return
+			case <-t.wake:
+				woken = true
 			case free <- struct{}{}:
+			}
+			if woken {
+				break // for a commit that waits, perhaps
+			}
+			if !t.begin(c) {
+				<-free
+				continue
 			}
 			work.Go(func() {
 				t.visit(ctx, c)
 				<-free
 			})
 		}
+		if woken {
+			continue
+		}
+		tick.Reset(t.nextLook())
 		select {
 		case <-ctx.Done():
 			return
@@ -79,8 +99,19 @@ func (t *target) run(ctx context.Context) {
 	}
 }
 
-// due returns the databases that have something to be done and are not at it, the longest waiting first,
-// and marks them as busy.
+// begin marks a chain as busy; false when somebody is at it, or it is not used any more.
+func (t *target) begin(c *chain) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.busy || t.mu.chains[c.db.ID()] != c {
+		return false
+	}
+	c.busy = true
+	return true
+}
+
+// due returns the databases that have something to be done and are not at it: those first that a commit waits for,
+// then the longest waiting.
 func (t *target) due(now time.Time) []*chain {
 	primary, epoch := t.opt.Source.IsPrimary(), t.opt.Source.Epoch()
 	t.mu.Lock()
@@ -107,7 +138,8 @@ func (t *target) due(now time.Time) []*chain {
 		} else if c.behind.IsZero() {
 			c.behind = now
 		}
-		if c.busy || now.Before(t.mu.resume) || now.Before(c.resume) || c.behind.IsZero() && !now.After(c.upkeep) {
+		c.wanted = t.wanted(id) > c.tailTXID
+		if c.busy || !c.wanted && (now.Before(t.mu.resume) || now.Before(c.resume) || c.behind.IsZero() && !now.After(c.upkeep)) {
 			continue
 		}
 		due = append(due, c)
@@ -118,14 +150,14 @@ func (t *target) due(now time.Time) []*chain {
 		}
 	}
 	slices.SortStableFunc(due, func(a, b *chain) int { return a.waits(now).Compare(b.waits(now)) })
-	for _, c := range due {
-		c.busy = true
-	}
 	return due
 }
 
 // waits is since when a chain waits; those that wait for upkeep alone come last.
 func (c *chain) waits(now time.Time) time.Time {
+	if c.wanted {
+		return time.Time{}
+	}
 	if c.behind.IsZero() {
 		return now
 	}
@@ -153,10 +185,16 @@ func (t *target) visit(ctx context.Context, c *chain) {
 			t.logger.Info("archived again", "db", c.name)
 		}
 		t.mu.err, t.mu.pause, c.err, c.pause = nil, 0, nil, 0
+		if t.wanted(c.db.ID()) > c.tailTXID {
+			t.look() // since the log was listed
+		}
 		return
 	case errors.Is(err, errNotOurs):
 		// Another node was quicker. What it wrote is read before anything else is done.
 		t.logger.Warn("another node writes this archive: its history is looked at again", "db", c.name, "reason", err)
+		if isUrgent(ctx) {
+			t.look()
+		}
 	case errors.As(err, &store):
 		if t.mu.pause == 0 {
 			t.logger.Error("cannot archive; tried again, and the log keeps what is missing", "error", err)
@@ -183,7 +221,7 @@ func (t *target) longer(pause time.Duration) time.Duration {
 func (t *target) forget(c *chain) {
 	if t.mu.chains[c.db.ID()] == c {
 		t.mu.chains[c.db.ID()] = &chain{
-			db: c.db, name: c.name, epoch: c.epoch, tailTXID: c.tailTXID, behind: c.behind, err: c.err, resume: c.resume, pause: c.pause,
+			db: c.db, name: c.name, epoch: c.epoch, tailTXID: c.tailTXID, tried: c.tried, behind: c.behind, err: c.err, resume: c.resume, pause: c.pause,
 		}
 	}
 }
@@ -225,14 +263,19 @@ func (t *target) lacks() bool {
 	return false
 }
 
-func (t *target) needs(dbID uint32) uint64 {
+// needs are the transactions with which entries of the log are to begin: after the last moment, and after the one
+// that may have been written.
+func (t *target) needs(dbID uint32) []uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c := t.mu.chains[dbID]
 	if c == nil {
-		return 1
+		return []uint64{1}
 	}
-	return c.tailTXID + 1
+	if c.tried > c.tailTXID {
+		return []uint64{c.tailTXID + 1, c.tried + 1}
+	}
+	return []uint64{c.tailTXID + 1}
 }
 
 func (t *target) status() litefs.ArchiveStatus {
@@ -266,6 +309,7 @@ func (t *target) shipped(c *chain, txid uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c.tailTXID = txid
+	t.answer(c.db.ID(), txid)
 	if txid >= c.db.Pos().TXID {
 		c.behind = time.Time{}
 	} else {
@@ -283,7 +327,11 @@ const askTimeout = 30 * time.Second
 
 // put writes an object once. errNotOurs: the name is taken.
 func (t *target) put(ctx context.Context, c *chain, key string, f *made) error {
-	ctx, cancel := context.WithTimeout(ctx, putTimeout(f.size))
+	bound := putTimeout(f.size)
+	if isUrgent(ctx) {
+		bound -= 20 * time.Second // one that hangs keeps the next attempt from being made
+	}
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	if !t.opt.Source.IsPrimary() || t.opt.Source.Epoch() != c.epoch {
 		return errNotPrimary

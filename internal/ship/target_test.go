@@ -30,7 +30,7 @@ func (n twoDatabases) Databases() []Database { return []Database{badNode(n), n.m
 
 // TestOneDatabaseFails: a database that cannot be archived holds up no other, and is told of.
 func TestOneDatabaseFails(t *testing.T) {
-	n := &modelNode{r: rand.New(rand.NewPCG(1, 2)), id: 1, primary: true, epoch: 1, states: map[uint64]*state{}}
+	n := &modelNode{r: rand.New(rand.NewPCG(1, 2)), id: 1, primary: true, epoch: 1, states: map[place]*state{}}
 	dir, err := objstore.OpenDir(t.TempDir())
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/litefs/litefs"
 	"github.com/litefs/litefs/internal/archive"
+	"github.com/litefs/litefs/internal/catalog"
 	"github.com/litefs/litefs/internal/objstore"
 )
 
@@ -81,6 +82,9 @@ func (t *target) compact(ctx context.Context, c *chain, level int, now time.Time
 			break
 		}
 	}
+	if run, err = t.cutBack(ctx, c, level, run); err != nil {
+		return err
+	}
 	if len(run) < t.opt.minMerge || run[0].Modified.After(now.Add(-t.opt.levels[level-1])) {
 		return nil // too little, or too new, to be worth a request
 	}
@@ -97,6 +101,50 @@ func (t *target) compact(ctx context.Context, c *chain, level int, now time.Time
 	t.cache.add(key, f)
 	c.objects = append(c.objects, o)
 	return nil
+}
+
+// cutBack leaves moments out at the end of a run that are, or may be, taken back by the one after them: they would be
+// moments for good then, and only those of level 0 say what was refused.
+func (t *target) cutBack(ctx context.Context, c *chain, level int, run []archive.Object) ([]archive.Object, error) {
+	if level != archive.LevelRaw+1 {
+		return run, nil
+	}
+	for len(run) >= t.opt.minMerge {
+		last := run[len(run)-1].Max
+		if last == c.tail.Max {
+			if c.tail.State.TXID == c.db.Pos().TXID {
+				return run, nil // decided
+			}
+			run = run[:len(run)-1]
+			continue
+		}
+		back, err := t.takesBack(ctx, c, last+1)
+		if err != nil || !back {
+			return run, err
+		}
+		run = run[:len(run)-1]
+	}
+	return run, nil
+}
+
+// takesBack reports whether a moment takes the one before it back.
+func (t *target) takesBack(ctx context.Context, c *chain, moment uint64) (bool, error) {
+	if moment == c.tail.Max {
+		return c.tail.State.Count == 0, nil
+	}
+	o := archive.Object{Level: archive.LevelRaw, Min: moment, Max: moment}
+	if r, ok := t.cache.get(c.folder + t.place.Layout.Key(o)); ok {
+		b := make([]byte, archive.HeaderSize)
+		if _, err := io.ReadFull(r, b); err == nil {
+			h, err := archive.ParseHeader(b, true)
+			return h.State.Count == 0, err
+		}
+	}
+	h, err := catalog.Header(ctx, t.store, t.place.Layout, c.folder, o, true)
+	if errors.Is(err, objstore.ErrNotFound) || errors.Is(err, archive.ErrCorrupt) {
+		return false, nil // it is put together with others already, or lost; what takes back is neither
+	}
+	return h.State.Count == 0, err
 }
 
 // merge fetches objects and puts them together.
