@@ -170,6 +170,8 @@ type Store struct {
 
 	onWait atomic.Pointer[func()] // see OnWait
 
+	haltLinks haltLinks
+
 	scrubbing sync.Mutex // held by the one scrub at work
 	importing sync.Mutex // held by the one import at work
 
@@ -251,6 +253,8 @@ type Stats struct {
 	Scrubs, ScrubFaults atomic.Uint64
 	// Forwarded counts transactions that were made on replicas, on the primary.
 	Forwarded atomic.Uint64
+	// HaltCalls counts what this node has asked of a primary about write locks.
+	HaltCalls HaltCalls
 	// RolledForward counts transactions that came back from followers.
 	RolledForward atomic.Uint64
 	// ReadLive counts log entries that followers got from memory, ReadLog those
@@ -484,6 +488,7 @@ func (s *Store) Close() error {
 		s.cancel()
 	}
 	s.wg.Wait()
+	s.haltLinks.close()
 	for _, db := range s.DBs() {
 		if err := db.close(); err != nil {
 			errs = append(errs, fmt.Errorf("close database %s: %w", db.Name(), err))

@@ -205,10 +205,16 @@ func (b *borrowed) acquire(ctx context.Context, client HaltClient) error {
 }
 
 func (b *borrowed) relink(client HaltClient, url string) {
+	link := HaltLink(nil)
 	if b.link != nil {
-		b.link.Close()
+		b.link.Close() // it may be what is broken
+	} else {
+		link = b.s.haltLinks.take(url)
 	}
-	b.link, b.url = client.HaltLink(url), url
+	if link == nil {
+		link = countedLink{client.HaltLink(url), &b.s.stats.HaltCalls}
+	}
+	b.link, b.url = link, url
 }
 
 // catchUp waits until the database is where the primary lent it.
@@ -435,20 +441,23 @@ func (b *borrowed) reclaim() {
 // abandon tells the primary that nothing more comes.
 func (b *borrowed) abandon() {
 	b.mu.Lock()
-	link := b.link
+	link, url := b.link, b.url
 	b.mu.Unlock()
 	if link == nil {
 		return
 	}
-	defer link.Close()
 	if b.underWay.Load() != nil {
+		link.Close()
 		return // nobody knows what became of it: the primary lets the lock expire, and fences
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), releaseAnswer)
 	defer cancel()
 	if err := link.Release(ctx, b.db.id, b.token); err != nil {
+		link.Close()
 		b.db.log().Warn("the write lock is not released: the primary lets it expire", "error", err)
+		return
 	}
+	b.s.haltLinks.put(link, url)
 }
 
 // leaveDirect opens the write-ahead log again as it is open otherwise.

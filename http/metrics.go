@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/litefs/litefs"
@@ -45,6 +46,16 @@ func (s *Server) metrics() string {
 	m.one("litefs_scrub_faults_total", "counter", "Faults that this found.", float64(stats.ScrubFaults.Load()))
 	m.one("litefs_rolled_forward_total", "counter", "Transactions lost with the power that came back from followers.", float64(stats.RolledForward.Load()))
 	m.one("litefs_forwarded_commits_total", "counter", "Transactions of replicas that were committed here, under the write lock.", float64(stats.Forwarded.Load()))
+	m.head("litefs_write_lock_requests_total", "counter", "Requests to the primary for its write locks, and under them.")
+	for _, c := range []struct {
+		call string
+		n    *atomic.Uint64
+	}{
+		{"acquire", &stats.HaltCalls.Acquire}, {"renew", &stats.HaltCalls.Renew}, {"commit", &stats.HaltCalls.Commit},
+		{"outcome", &stats.HaltCalls.Outcome}, {"release", &stats.HaltCalls.Release},
+	} {
+		m.sample("litefs_write_lock_requests_total", float64(c.n.Load()), "call", c.call)
+	}
 	m.one("litefs_tails_kept_total", "counter", "Tails of forked histories that went into lost+found.", float64(stats.TailsKept.Load()))
 	m.histogram("litefs_commit_to_apply_seconds", "Time from a commit on the primary to its visibility here.", &stats.ApplyLatency)
 

@@ -2,12 +2,19 @@ package e2e
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/litefs/litefs/internal/childnode"
+	"github.com/litefs/litefs/internal/faultnet"
+	"github.com/litefs/litefs/internal/sqlapp"
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
@@ -93,4 +100,247 @@ func TestForward(t *testing.T) {
 			sameBytes("app.db", other, replica, primary)
 		})
 	}
+}
+
+// unlocked are programs that know of no lock.
+func unlocked(n *node, args ...string) *exec.Cmd {
+	return exec.CommandContext(timeout(n.t), args[0], args[1:]...)
+}
+
+func inC(k *counting, n *node, name string, times int) []string {
+	return []string{filepath.Join(buildPrograms(k.t), "counter"), n.path("app.db"), name, fmt.Sprint(times), "5000"}
+}
+
+// countInGo increments the counter on one connection.
+func (k *counting) countInGo(ctx context.Context, n *node, name string) {
+	c := sqlitetest.Start(k.t).Open(n.path("app.db"), "busy_timeout=5000")
+	defer c.Close()
+	for i := 0; ctx.Err() == nil; i++ {
+		key := fmt.Sprintf("%s.%d", name, i)
+		err := func() error {
+			if _, err := c.Exec("BEGIN IMMEDIATE"); err != nil {
+				return err
+			}
+			v := c.MustInt("SELECT v FROM counter")
+			if _, err := c.Exec("UPDATE counter SET v = ?", v+1); err != nil {
+				return err
+			}
+			if _, err := c.Exec("INSERT INTO ledger VALUES (?, randomblob(200))", key); err != nil {
+				return err
+			}
+			_, err := c.Exec("COMMIT")
+			return err
+		}()
+		k.mu.Lock()
+		if err == nil {
+			k.oks[key] = true
+		} else {
+			k.failed(err.Error())
+		}
+		k.mu.Unlock()
+		if err != nil {
+			_, _ = c.Exec("ROLLBACK") // there may be nothing to roll back
+		}
+	}
+}
+
+// Three nodes increment one counter at once, in four languages, without pause and with a busy time-out of 5 s: no
+// increment is lost, nobody fails, and everybody gets in.
+func TestForwardCounters(t *testing.T) {
+	for _, mode := range []string{"wal", "delete"} {
+		t.Run(mode, func(t *testing.T) {
+			primary := startNode(t)
+			c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode="+mode)
+			k := newCounting(t, c)
+			k.command = unlocked
+			replica, other := startNode(t, follows(primary), daemonLocks), startNode(t, follows(primary), daemonLocks)
+			caughtUp(primary, replica, "app.db")
+			caughtUp(primary, other, "app.db")
+			during(t, max(4*time.Second, soakFor(t)/6),
+				func(ctx context.Context) { k.count(ctx, replica, "r", 20, inC) },
+				func(ctx context.Context) { k.countInGo(ctx, replica, "g") },
+				func(ctx context.Context) { k.count(ctx, other, "o", 5, inShell) },
+				func(ctx context.Context) { k.count(ctx, primary, "p", 5, inPython) })
+			for _, name := range []string{"r", "g", "o", "p"} {
+				n := c.MustInt("SELECT count(*) FROM ledger WHERE id LIKE '" + name + ".%'")
+				if n == 0 {
+					t.Errorf("%s never got in", name)
+				}
+				t.Logf("%s: %d increments", name, n)
+			}
+			k.settled(primary, replica, other)
+			c.Close()
+			sameBytes("app.db", other, replica, primary)
+		})
+	}
+}
+
+// forwarding is a primary and a replica whose programs write, with a table t.
+func forwarding(t testing.TB, options ...option) (primary, replica *node, c *sqlitetest.Conn) {
+	t.Helper()
+	primary = startNode(t, options...)
+	c = openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode=wal")
+	c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+	replica = startNode(t, append([]option{follows(primary), daemonLocks}, options...)...)
+	caughtUp(primary, replica, "app.db")
+	return primary, replica, c
+}
+
+// behindProxy is a replica whose network to the primary a test has in its hands.
+func behindProxy(t testing.TB, primary *node, options ...option) (*node, *faultnet.Proxy) {
+	t.Helper()
+	proxy, err := faultnet.Listen(primary.cfg.Addr, uint64(time.Now().UnixNano()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := proxy.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	replica := startNode(t, append([]option{daemonLocks, func(c *childnode.Config) { c.PrimaryURL = "http://" + proxy.Addr() }}, options...)...)
+	caughtUp(primary, replica, "app.db")
+	return replica, proxy
+}
+
+// lockCalls are the requests that a node has made about write locks.
+func (n *node) lockCalls() map[string]int {
+	n.t.Helper()
+	calls := make(map[string]int)
+	for line := range strings.Lines(n.text("/metrics")) {
+		if rest, ok := strings.CutPrefix(line, `litefs_write_lock_requests_total{call="`); ok {
+			call, value, _ := strings.Cut(rest, `"} `)
+			i, err := strconv.Atoi(strings.TrimSpace(value))
+			if err != nil {
+				n.t.Fatal(err)
+			}
+			calls[call] = i
+		}
+	}
+	return calls
+}
+
+// givenBack waits until the node has given back every lock that it took.
+func (n *node) givenBack() (calls map[string]int) {
+	n.t.Helper()
+	eventually(n.t, "the lock is given back", func() (bool, string) {
+		calls = n.lockCalls()
+		return calls["release"] == calls["acquire"], fmt.Sprint(calls)
+	})
+	return calls
+}
+
+// One request takes the lock, one is a commit, none is needed while the lock is warm, and one gives it back; the second
+// hold goes over the connection of the first.
+func TestForwardRoundTrips(t *testing.T) {
+	primary := startNode(t)
+	c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode=wal")
+	c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+	replica, proxy := behindProxy(t, primary)
+	r := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+	began := time.Now()
+	r.MustExec("INSERT INTO t(v) VALUES ('one')")
+	calls := replica.givenBack()
+	if time.Since(began) < time.Second { // else it was renewed
+		if want := map[string]int{"acquire": 1, "renew": 0, "commit": 1, "outcome": 0, "release": 1}; fmt.Sprint(calls) != fmt.Sprint(want) {
+			t.Errorf("requests of one transaction: %v, want %v", calls, want)
+		}
+	}
+	connections := proxy.Counts().Connections
+	const many = 40
+	if _, err := r.Repeat([]sqlapp.Step{{SQL: "BEGIN IMMEDIATE"}, insert(100), {SQL: "COMMIT"}}, many, 0); err != nil {
+		t.Fatal(err)
+	}
+	calls = replica.givenBack()
+	if calls["commit"] != 1+many || calls["outcome"] != 0 {
+		t.Errorf("requests after %d transactions: %v", 1+many, calls)
+	}
+	if calls["acquire"] > 1+many/2 {
+		t.Errorf("the lock was taken %d times for %d transactions: it does not stay warm", calls["acquire"], 1+many)
+	}
+	if n := proxy.Counts().Connections; n != connections {
+		t.Errorf("%d connections were made for holds after the first", n-connections)
+	}
+	same(primary, replica, c, 1+many)
+}
+
+// isStale tells SQLITE_BUSY_SNAPSHOT.
+func isStale(err error) bool {
+	var e *sqlapp.Error
+	return errors.As(err, &e) && e.Extended == 517
+}
+
+// A program without a busy time-out gets in at once; one whose snapshot is older than what the lock has brought is told
+// SQLite's own SQLITE_BUSY_SNAPSHOT, and one that gets no lock SQLITE_BUSY after its time-out, not after a multiple.
+func TestForwardBusy(t *testing.T) {
+	primary, replica, c := forwarding(t)
+	impatient := sqlitetest.Open(t, replica.path("app.db"), "busy_timeout=0")
+	impatient.MustExec("INSERT INTO t(v) VALUES ('at once')")
+
+	stale := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+	stale.MustExec("BEGIN")
+	stale.MustInt("SELECT count(*) FROM t")
+	c.MustExec("INSERT INTO t(v) VALUES ('meanwhile')")
+	if _, err := stale.Exec("INSERT INTO t(v) VALUES ('never')"); !isStale(err) {
+		t.Errorf("a stale snapshot: %v, want SQLITE_BUSY_SNAPSHOT", err)
+	}
+	stale.MustExec("ROLLBACK")
+	stale.MustExec("BEGIN IMMEDIATE")
+	if n := stale.MustInt("SELECT count(*) FROM t"); n != 2 {
+		t.Errorf("under the lock %d rows, want 2", n)
+	}
+	stale.MustExec("ROLLBACK")
+
+	// Another program of the primary is in a transaction, for longer than anybody waits.
+	c.MustExec("BEGIN IMMEDIATE")
+	waits := sqlitetest.Open(t, replica.path("app.db"), "busy_timeout=1500")
+	for range 2 {
+		began := time.Now()
+		if _, err := waits.Exec("INSERT INTO t(v) VALUES ('never')"); !sqlapp.IsCode(err, sqlapp.CodeBusy) {
+			t.Errorf("%v, want SQLITE_BUSY", err)
+		}
+		if took := time.Since(began); took < 1400*time.Millisecond || took > 30*time.Second {
+			t.Errorf("it took %v, want 1.5 s", took)
+		}
+	}
+	c.MustExec("COMMIT")
+	waits.Close()
+	later := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+	later.MustExec("INSERT INTO t(v) VALUES ('later')")
+
+	// Readers neither borrow nor wait.
+	calls := replica.lockCalls()["acquire"]
+	for range 20 {
+		later.MustInt("SELECT count(*) FROM t")
+	}
+	if _, err := later.Query("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil && !sqlapp.IsCode(err, sqlapp.CodeBusy) {
+		t.Errorf("checkpoint: %v", err)
+	}
+	if n := replica.lockCalls()["acquire"]; n != calls {
+		t.Errorf("reads and a checkpoint borrowed the lock %d times", n-calls)
+	}
+	same(primary, replica, c, 3)
+}
+
+// Without a primary a program is told SQLITE_BUSY, and the log says why; reads go on. When it is back, so are writes.
+func TestForwardWithoutPrimary(t *testing.T) {
+	primary, replica, _ := forwarding(t)
+	r := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+	r.MustExec("INSERT INTO t(v) VALUES ('before')")
+	replica.givenBack()
+	primary.killAll()
+	short := sqlitetest.Open(t, replica.path("app.db"), "busy_timeout=300")
+	if _, err := short.Exec("INSERT INTO t(v) VALUES ('never')"); !sqlapp.IsCode(err, sqlapp.CodeBusy) {
+		t.Errorf("%v, want SQLITE_BUSY", err)
+	}
+	if n := short.MustInt("SELECT count(*) FROM t"); n != 1 {
+		t.Errorf("%d rows, want 1", n)
+	}
+	eventually(t, "the log says why", func() (bool, string) {
+		return strings.Contains(replica.log.text(), "a program here wants to write, and gets SQLITE_BUSY"), ""
+	})
+	primary.start()
+	r.MustExec("INSERT INTO t(v) VALUES ('after')")
+	short.Close()
+	same(primary, replica, openPatient(sqlitetest.Start(t), primary.path("app.db")), 2)
 }

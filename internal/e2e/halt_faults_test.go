@@ -233,7 +233,9 @@ func (n *node) mustSQLOver(db, statements string) {
 
 // counting is nodes that increment a counter under the lock, and what they were told.
 type counting struct {
-	t    testing.TB
+	t       testing.TB
+	command func(n *node, args ...string) *exec.Cmd
+
 	mu   sync.Mutex
 	oks  map[string]bool
 	errs int
@@ -261,7 +263,7 @@ func inShell(_ *counting, n *node, name string, times int) []string {
 // count runs the program again and again until ctx ends.
 func (k *counting) count(ctx context.Context, n *node, name string, times int, program program) {
 	for i := 0; ctx.Err() == nil; i++ {
-		cmd := n.withLock("app.db", program(k, n, fmt.Sprintf("%s.%d", name, i), times)...)
+		cmd := k.command(n, program(k, n, fmt.Sprintf("%s.%d", name, i), times)...)
 		out, err := cmd.Output()
 		k.mu.Lock()
 		for line := range strings.Lines(string(out)) {
@@ -270,9 +272,16 @@ func (k *counting) count(ctx context.Context, n *node, name string, times int, p
 			}
 		}
 		if err != nil {
-			k.errs++
+			k.failed(fmt.Sprintf("%v: %s", err, out[max(0, len(out)-300):]))
 		}
 		k.mu.Unlock()
+	}
+}
+
+// failed notes a program that failed. k.mu is held.
+func (k *counting) failed(why string) {
+	if k.errs++; k.errs <= 3 {
+		k.t.Logf("a program failed: %s", why)
 	}
 }
 
@@ -310,6 +319,7 @@ func (k *counting) settled(primary *node, replicas ...*node) {
 			caughtUp(primary, n, "app.db")
 		}
 		k.check(c)
+		c.Close()
 		sqlitetest.CheckIntegrity(k.t, n.path("app.db"))
 	}
 }
@@ -318,7 +328,8 @@ func newCounting(t testing.TB, c *sqlitetest.Conn) *counting {
 	c.MustExec("CREATE TABLE counter(v INTEGER)")
 	c.MustExec("INSERT INTO counter VALUES (0)")
 	c.MustExec("CREATE TABLE ledger(id TEXT PRIMARY KEY, b)")
-	return &counting{t: t, oks: make(map[string]bool)}
+	locked := func(n *node, args ...string) *exec.Cmd { return n.withLock("app.db", args...) }
+	return &counting{t: t, command: locked, oks: make(map[string]bool)}
 }
 
 // during runs fns until d is over, and waits for them.

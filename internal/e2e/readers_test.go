@@ -42,23 +42,25 @@ func createVersions(app *sqlitetest.App, path, mode string) {
 	c.Close()
 }
 
-// programs are the readers, built once.
+// programs are those in C, built once.
 var programs = struct {
 	once sync.Once
 	dir  string
 	err  error
 }{}
 
-func buildReaders(t testing.TB) string {
+func buildPrograms(t testing.TB) string {
 	t.Helper()
 	programs.once.Do(func() {
-		if programs.dir, programs.err = os.MkdirTemp("", "litefs-readers-"); programs.err != nil {
+		if programs.dir, programs.err = os.MkdirTemp("", "litefs-programs-"); programs.err != nil {
 			return
 		}
-		out, err := exec.Command("gcc", "-O1", "-Wall", "-Werror", "-o", filepath.Join(programs.dir, "reader"),
-			filepath.Join("testdata", "reader.c"), "-l:libsqlite3.so.0").CombinedOutput()
-		if err != nil {
-			programs.err = fmt.Errorf("build the reader in C: %w\n%s", err, out)
+		for _, name := range []string{"reader", "counter"} {
+			out, err := exec.Command("gcc", "-O1", "-Wall", "-Werror", "-o", filepath.Join(programs.dir, name),
+				filepath.Join("testdata", name+".c"), "-l:libsqlite3.so.0").CombinedOutput()
+			if err != nil {
+				programs.err = fmt.Errorf("build the %s in C: %w\n%s", name, err, out)
+			}
 		}
 	})
 	if programs.err != nil {
@@ -92,7 +94,7 @@ type outsideReader struct {
 // startReaders starts one in C, one in Python and one in Go. The database must be there.
 func startReaders(t testing.TB, n *node, name string) *readers {
 	t.Helper()
-	dir := buildReaders(t)
+	dir := buildPrograms(t)
 	r := &readers{t: t, where: n.path(name), stop: make(chan struct{}), done: make(chan struct{})}
 	t.Cleanup(r.kill)
 	for _, p := range []struct {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 )
 
 // Hold keeps local writers from a database and nothing else: they get SQLITE_BUSY as beside a Peer, readers go on, and
@@ -12,15 +11,11 @@ import (
 // locking_mode=EXCLUSIVE, which keeps its locks between transactions: HoldWriters then waits until its context ends.
 type Hold struct{ p *Peer }
 
-// holdPause is the pause between two attempts to get a lock from those who write all the time: who begins the next
-// transaction a moment after the last one leaves that moment only.
-const holdPause = time.Millisecond
-
 // HoldWriters takes the locks of a Peer as soon as the transaction under way has ended. A database without a write-ahead
 // log does not get one. Errors: those of Open.
 func HoldWriters(ctx context.Context, opt Options) (*Hold, error) {
+	opt.Eager, opt.locksOnly = true, true
 	opt.ensureDefaults()
-	opt.pause, opt.locksOnly = holdPause, true
 	p := &Peer{opt: opt}
 	if err := p.open(ctx); err != nil {
 		return nil, fmt.Errorf("hold the writers of %s: %w", opt.Path, errors.Join(err, p.release()))

@@ -66,6 +66,8 @@ func lockHeld(f *file, at int64) (bool, error) {
 const (
 	minPause = 100 * time.Microsecond
 	maxPause = 20 * time.Millisecond
+
+	eagerPause = time.Millisecond // instead of maxPause: see Options.Eager
 )
 
 // poll calls try until it says yes, fails, or ctx ends.

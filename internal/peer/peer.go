@@ -105,6 +105,10 @@ type Options struct {
 	SoftWAL int64 // bytes; a larger WAL is checkpointed, 0 = DefaultSoftWAL
 	HardWAL int64 // bytes; at a larger WAL Apply waits for readers, 0 = DefaultHardWAL
 
+	// Eager asks for the locks of writers each millisecond: who writes all the
+	// time leaves but a moment between two transactions.
+	Eager bool
+
 	Waiting *atomic.Bool // set while Apply waits for them; nil: nobody wants to know
 
 	pause     time.Duration        // the longest between two attempts to get a writer's lock, 0 = maxPause
@@ -129,7 +133,10 @@ func (o *Options) ensureDefaults() {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.pause == 0 {
+	switch {
+	case o.Eager:
+		o.pause = eagerPause
+	case o.pause == 0:
 		o.pause = maxPause
 	}
 	if o.SoftWAL <= 0 {
