@@ -60,6 +60,7 @@ type Sample struct {
 	Units    float64           // rows, transactions or reads done
 	Rounds   int               // repetitions of the workload's steps
 	Elapsed  time.Duration     // of all of them
+	CPU      time.Duration     // processor time of the application meanwhile, where it is measured
 	Requests map[string]uint64 // FUSE requests meanwhile, by name; of the mount's side
 }
 

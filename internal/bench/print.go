@@ -98,6 +98,10 @@ func (p *printer) pairResult(r PairResult) {
 		p.printf("%-14s  %12.0f  %12.0f  %6.2f  (%.2f-%.2f)  %6.2f%s\n", r.Workload.Name, median(native), median(nodes),
 			r.Ratio(), slices.Min(ratios), slices.Max(ratios), r.Workload.Target, verdict)
 	}
+	if use := r.processor(); use != nil {
+		p.printf("%-14s  processor time of one: native %.2f us, on the nodes %.2f us; share of a processor that the application got: %.2f and %.2f\n",
+			r.Workload.Name, use.Native, use.Nodes, use.NativeShare, use.NodesShare)
+	}
 	for i, lags := range r.Lags {
 		if r.Workload.Name != soakName {
 			p.printf("%-14s  lag in round %d: %s\n", r.Workload.Name, i+1, lags)

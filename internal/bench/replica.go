@@ -273,6 +273,7 @@ func (b *pairBench) readBeside(ctx context.Context, written, read string) (sampl
 		var done sqlapp.Repeated
 		done, err = r.Repeat(ctx, step, 0, b.o.Duration)
 		sample = sampleOf(done)
+		sample.CPU = time.Duration(done.CPU)
 	}
 	return sample, errors.Join(err, <-ended)
 }

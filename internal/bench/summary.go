@@ -26,7 +26,16 @@ type WorkloadSummary struct {
 	LagP50   []float64          `json:"lag-p50-ms,omitempty"`    // of the rounds
 	LagP99   []float64          `json:"lag-p99-ms,omitempty"`
 	CPU      *CPUSummary        `json:"processor-time-of-a-transaction,omitempty"`
+	App      *AppSummary        `json:"processor-of-the-application,omitempty"`
 	Quorum   []QuorumSummary    `json:"quorum,omitempty"` // of the rounds
+}
+
+// AppSummary is what processor the application got on both sides: medians. It tells what is dearer from what is held up.
+type AppSummary struct {
+	Native      float64 `json:"native-us"` // processor time of one unit, in microseconds
+	Nodes       float64 `json:"litefs-us"`
+	NativeShare float64 `json:"native-share"` // of one processor: 1 is all of the time
+	NodesShare  float64 `json:"litefs-share"`
 }
 
 // CPUSummary is processor time in microseconds.
@@ -71,6 +80,7 @@ func (r Report) Summary() Summary {
 		for _, lags := range p.Lags {
 			w.LagP50, w.LagP99 = append(w.LagP50, millis(lags.Quantile(0.5))), append(w.LagP99, millis(lags.Quantile(0.99)))
 		}
+		w.App = p.processor()
 		var primary, replica []float64
 		for _, c := range p.CPU {
 			primary, replica = append(primary, micros(c[0])), append(replica, micros(c[1]))
@@ -109,6 +119,24 @@ func (w *WorkloadSummary) speeds(native, litefs []Sample) {
 		w.Ratios = append(w.Ratios, litefs[i].Speed()/native[i].Speed())
 	}
 	w.Native, w.Litefs, w.Ratio = median(a), median(b), median(slices.Clone(w.Ratios))
+}
+
+// processor is nil where that was not measured.
+func (r PairResult) processor() *AppSummary {
+	if len(r.Native) == 0 || r.Native[0].CPU == 0 {
+		return nil
+	}
+	of := func(samples []Sample) (each, share float64) {
+		var eachs, shares []float64
+		for _, s := range samples {
+			eachs, shares = append(eachs, micros(s.CPU)/s.Units), append(shares, float64(s.CPU)/float64(s.Elapsed))
+		}
+		return median(eachs), median(shares)
+	}
+	var a AppSummary
+	a.Native, a.NativeShare = of(r.Native)
+	a.Nodes, a.NodesShare = of(r.Nodes)
+	return &a
 }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

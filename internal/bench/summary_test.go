@@ -29,3 +29,22 @@ func TestSummary(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", b, want)
 	}
 }
+
+// TestSummaryOfAnApplication: what one read costs is told apart from how much of a processor it got.
+func TestSummaryOfAnApplication(t *testing.T) {
+	second := func(cpu time.Duration, n float64) bench.Sample {
+		return bench.Sample{Units: n, Rounds: 1, Elapsed: time.Second, CPU: cpu}
+	}
+	r := bench.Report{Pair: []bench.PairResult{{
+		Native: []bench.Sample{second(time.Second, 200_000), second(time.Second/2, 100_000), second(time.Second, 100_000)},
+		Nodes:  []bench.Sample{second(time.Second/2, 100_000), second(time.Second/4, 50_000), second(time.Second/2, 50_000)},
+	}}}
+	got := r.Summary().Workloads[0].App
+	if want := (bench.AppSummary{Native: 5, Nodes: 5, NativeShare: 1, NodesShare: 0.5}); got == nil || *got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	r.Pair[0].Native[0].CPU = 0
+	if got := r.Summary().Workloads[0].App; got != nil {
+		t.Errorf("%+v where it was not measured", *got)
+	}
+}

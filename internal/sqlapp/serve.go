@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"runtime"
 	"strings"
 	"time"
 
@@ -180,6 +181,12 @@ func repeat(conn *sqlite3.SQLiteConn, req request) (done Repeated, err error) {
 			return done, errors.Join(fmt.Errorf("driver prepared a %T", stmt), stmt.Close())
 		}
 	}
+	runtime.LockOSThread() // whose processor time is asked for
+	defer runtime.UnlockOSThread()
+	before, err := threadCPU()
+	if err != nil {
+		return done, err
+	}
 	start := time.Now()
 	limit := time.Duration(req.Millis) * time.Millisecond
 	for (req.Rounds <= 0 || done.Rounds < req.Rounds) && (limit <= 0 || time.Since(start) < limit) {
@@ -196,7 +203,18 @@ func repeat(conn *sqlite3.SQLiteConn, req request) (done Repeated, err error) {
 		pause(start.Add(time.Duration(done.Rounds) * time.Duration(req.EveryMicros) * time.Microsecond))
 	}
 	done.Nanos = int64(time.Since(start))
-	return done, nil
+	after, err := threadCPU()
+	done.CPU = after - before
+	return done, err
+}
+
+// threadCPU is the processor time of this thread until now, in nanoseconds.
+func threadCPU() (int64, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		return 0, fmt.Errorf("processor time of the thread: %w", err)
+	}
+	return ts.Nano(), nil
 }
 
 // pause waits until t. This process does nothing else, and its end is the parent's to order. Timers of

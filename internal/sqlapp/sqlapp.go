@@ -66,6 +66,7 @@ type Step struct {
 type Repeated struct {
 	Rounds int   `json:"rounds"` // complete sequences
 	Nanos  int64 `json:"nanos"`  // from the first statement to the end of the last
+	CPU    int64 `json:"cpu"`    // nanoseconds that a processor was at it, in the program or in the kernel
 
 	// Ends is when each sequence ended, of Pace: nanoseconds since 1970.
 	Ends []int64 `json:"ends,omitempty"`
