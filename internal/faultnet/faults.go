@@ -2,7 +2,9 @@ package faultnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -92,11 +94,12 @@ type piece struct {
 	at   time.Time
 }
 
-// pass carries one direction of a link until the link ends, and then ends it.
+// pass carries one direction of a link until its source has said everything, which its target is told, or until
+// something is wrong: then the link ends.
 func (p *Proxy) pass(l *link, w way, rng *rand.Rand) {
-	defer l.cut()
 	src, dst := l.ends(w)
 	pieces := make(chan piece, onTheWay)
+	whole := false // read when pieces is closed
 	p.wg.Go(func() {
 		defer close(pieces)
 		for {
@@ -110,14 +113,20 @@ func (p *Proxy) pass(l *link, w way, rng *rand.Rand) {
 				}
 			}
 			if err != nil {
+				whole = errors.Is(err, io.EOF)
 				return
 			}
 		}
 	})
 	for pc := range pieces {
 		if !p.deliver(l, dst, w, pc, rng) {
+			l.cut()
 			return
 		}
+	}
+	// A reset would throw away what the target has not read yet.
+	if tcp, ok := dst.(*net.TCPConn); !whole || !ok || tcp.CloseWrite() != nil {
+		l.cut()
 	}
 }
 

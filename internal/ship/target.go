@@ -176,6 +176,9 @@ func (t *target) visit(ctx context.Context, c *chain) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c.busy = false
+	if err != nil {
+		t.logger.Debug("not archived", "db", c.name, "error", err, "pauses", []time.Duration{t.mu.pause, c.pause})
+	}
 	var store *storeError
 	switch {
 	case ctx.Err() != nil:

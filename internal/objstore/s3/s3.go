@@ -323,22 +323,43 @@ func (s *Store) DeleteAll(ctx context.Context, keys []string) error {
 // Check reports whether the bucket can be written and the service honours both conditions. It writes an
 // object under key, which must not be in use, and removes it.
 func (s *Store) Check(ctx context.Context, key string) error {
-	first := strings.NewReader("first")
-	etag, err := s.PutIfAbsent(ctx, key, first, objstore.Attrs{})
-	if err != nil {
+	const first, second = "first", "second"
+	_, err := s.PutIfAbsent(ctx, key, strings.NewReader(first), objstore.Attrs{})
+	// A put whose answer was lost is tried again, and finds what it has written itself.
+	if err != nil && !errors.Is(err, objstore.ErrExists) {
 		return err
 	}
 	defer func() { _ = s.Delete(ctx, key) }() // what is left is five bytes that nobody reads
-	if _, err := s.PutIfAbsent(ctx, key, first, objstore.Attrs{}); !errors.Is(err, objstore.ErrExists) {
-		return fmt.Errorf("%s: %w: a second If-None-Match: * was answered with %v", s, objstore.ErrConditions, err)
+	got, etag, err := objstore.ReadAll(ctx, s, key, int64(len(first)))
+	if err != nil {
+		return err
 	}
-	if _, err := s.PutIfMatch(ctx, key, `"00000000000000000000000000000000"`, first, objstore.Attrs{}); !errors.Is(err, objstore.ErrChanged) {
-		return fmt.Errorf("%s: %w: If-Match of another ETag was answered with %v", s, objstore.ErrConditions, err)
+	if string(got) != first {
+		return fmt.Errorf("%s: %s is in use", s, key)
 	}
-	if _, err := s.PutIfMatch(ctx, key, etag, strings.NewReader("second"), objstore.Attrs{}); err != nil {
-		return fmt.Errorf("%s: %w: If-Match of the right ETag: %w", s, objstore.ErrConditions, err)
+	if _, err := s.PutIfAbsent(ctx, key, strings.NewReader(second), objstore.Attrs{}); !errors.Is(err, objstore.ErrExists) {
+		return s.dishonours("a second If-None-Match: *", err)
 	}
-	return nil
+	if _, err := s.PutIfMatch(ctx, key, `"00000000000000000000000000000000"`, strings.NewReader(second), objstore.Attrs{}); !errors.Is(err, objstore.ErrChanged) {
+		return s.dishonours("If-Match of another ETag", err)
+	}
+	_, err = s.PutIfMatch(ctx, key, etag, strings.NewReader(second), objstore.Attrs{})
+	if errors.Is(err, objstore.ErrChanged) {
+		if got, _, rerr := objstore.ReadAll(ctx, s, key, int64(len(second))); rerr == nil && string(got) == second {
+			return nil // as above
+		}
+		return s.dishonours("If-Match of the right ETag", err)
+	}
+	return err
+}
+
+// dishonours is the error of a service that answers a condition in a wrong way. When it does not answer, that says
+// nothing of conditions.
+func (s *Store) dishonours(what string, err error) error {
+	if err != nil && !errors.Is(err, objstore.ErrExists) && !errors.Is(err, objstore.ErrChanged) {
+		return err
+	}
+	return fmt.Errorf("%s: %w: %s was answered with %v", s, objstore.ErrConditions, what, err)
 }
 
 func (s *Store) wrap(what, key string, err error) error {

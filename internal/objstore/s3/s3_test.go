@@ -3,6 +3,7 @@ package s3_test
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -52,6 +53,33 @@ func TestCheck(t *testing.T) {
 	}
 	for info, err := range s.List(t.Context(), "", "") {
 		t.Errorf("left: %v %v", info, err)
+	}
+}
+
+// forgetful loses the answer to every request at its first attempt: it was carried out.
+type forgetful struct{ seen map[string]int }
+
+func (f *forgetful) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := http.DefaultTransport.RoundTrip(r)
+	what := r.Method + r.URL.Path + r.Header.Get("If-Match") + r.Header.Get("If-None-Match")
+	if f.seen[what]++; err == nil && f.seen[what]%2 == 1 {
+		return nil, errors.Join(errors.New("the answer is lost"), resp.Body.Close())
+	}
+	return resp, err
+}
+
+// TestCheckLostAnswers: a service whose answers get lost does honour conditions.
+func TestCheckLostAnswers(t *testing.T) {
+	server, _ := open(t, "p")
+	s, err := s3.New(s3.Options{
+		Bucket: leaseserver.S3Bucket, Endpoint: server.URL, AccessKey: leaseserver.S3AccessKey, SecretKey: leaseserver.S3SecretKey,
+		Client: &http.Client{Transport: &forgetful{map[string]int{}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Check(t.Context(), "check"); err != nil {
+		t.Error(err)
 	}
 }
 
