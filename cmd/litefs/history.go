@@ -32,7 +32,7 @@ func runHistory(ctx context.Context, args []string, std stdio) error {
 	} else if len(rest) > 0 {
 		return usagef("history takes no arguments: name the archive with -from, the database with -name")
 	}
-	place, err := a.open()
+	place, err := a.open(ctx)
 	if err != nil {
 		return err
 	}

@@ -80,6 +80,7 @@ func commands(signals *signals) []command {
 		{"import", "make a file the content of a database", runImport},
 		{"restore", "write a database out of an archive to a file", runRestore},
 		{"history", "list what an archive has", runHistory},
+		{"keys", "the keys of an encrypted archive: list, rotate, destroy", runKeys},
 		{"wait", "wait until the running node has a position", runWait},
 		{"scrub", "read databases of the running node and check everything", runScrub},
 		{"repair", "fetch a replica's damaged pages from its primary", runRepair},

@@ -74,6 +74,26 @@ func Of(database string) string {
 	return b.String() + "/"
 }
 
+// KeyOf is where the data key of a database is kept, whose folder is given (package sealstore). No history has
+// number 0, and no database's folder is called like a history.
+func KeyOf(folder string) string { return folder + Name(0) + "/key" }
+
+// Split takes the key of an object of a history apart: the folder of its database, and its name below; false
+// for the key of anything else.
+func Split(key string) (folder, name string, ok bool) {
+	for i := 0; i < len(key); {
+		part, rest, more := strings.Cut(key[i:], "/")
+		if !more {
+			return "", "", false
+		}
+		if _, ok := Number(part); ok && i > 0 && rest != "" {
+			return key[:i], key[i:], true
+		}
+		i += len(part) + 1
+	}
+	return "", "", false
+}
+
 // Objects returns the objects of a history whose keys, below its folder, begin with prefix.
 func Objects(ctx context.Context, s objstore.Store, layout archive.Layout, folder, prefix string) ([]archive.Object, error) {
 	var objects []archive.Object

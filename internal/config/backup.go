@@ -24,7 +24,14 @@ type Backup struct {
 	RetentionSize    int64         // bytes of a database's history; 0: no limit
 	MaxRequests      int           // a second to each target; > 0
 	MaxBandwidth     int64         // bytes a second to each target; 0: no limit
+
+	// Keys encrypt the archive (package seal); "": KeyCommand prints them. Both "": it is not encrypted.
+	Keys       Secret
+	KeyCommand string
 }
+
+// BackupKeyVariable is the environment variable that holds keys of the archive.
+const BackupKeyVariable = "LITEFS_BACKUP_KEY"
 
 // All returns every target.
 func (b Backup) All() []BackupTarget {
@@ -138,9 +145,30 @@ func backupKeys() []key {
 			return err
 		})},
 		key{path: "backup.max-bandwidth", set: size(func(b *Backup) *int64 { return &b.MaxBandwidth })},
+		key{path: "backup.key-file", set: setBackupKeyFile},
+		key{path: "backup.key-command", set: text(func(c *Config, s string) error { c.Backup.KeyCommand = s; return nil })},
 		key{path: "backup.cluster", missing: noCloud},
 		key{path: "backup.auth-token", missing: noCloud},
 	)
+}
+
+// setBackupKeyFile reads the file; what is in it is looked at by whoever uses it.
+func setBackupKeyFile(p *parser, n *yaml.Node) error {
+	name, err := p.scalar(n)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		return errors.New("is empty: name the file that holds the keys")
+	}
+	data, err := p.src.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	if p.cfg.Backup.Keys = Secret(data); strings.TrimSpace(string(data)) == "" {
+		return fmt.Errorf("%s is empty", name)
+	}
+	return nil
 }
 
 // setTargets takes a list of groups.
@@ -229,6 +257,9 @@ func (c *Config) concludeBackup() error {
 			return fmt.Errorf("backup: %w", err)
 		}
 	}
+	if b.Keys != "" && b.KeyCommand != "" {
+		return errors.New("backup.key-file and backup.key-command say the same: keep one")
+	}
 	seen := map[string]bool{}
 	for _, t := range b.All() {
 		place := t.Path + t.Endpoint + t.URL
@@ -266,6 +297,12 @@ func (b Backup) yaml() *yaml.Node {
 	add(g, "retention-size", str(formatSize(b.RetentionSize)))
 	add(g, "max-requests", plain(strconv.Itoa(b.MaxRequests)))
 	add(g, "max-bandwidth", str(formatSize(b.MaxBandwidth)))
+	if b.Keys != "" {
+		g.HeadComment = "# encrypted; the keys are not shown"
+	}
+	if b.KeyCommand != "" {
+		add(g, "key-command", str(b.KeyCommand))
+	}
 	return g
 }
 

@@ -212,5 +212,9 @@ func descriptions() []description {
 		{"backup.max-requests", kindNumber, "5", sinceOur, "20",
 			"Requests a second of this node to each place, all databases together. Those that wait longest come first."},
 		{"backup.max-bandwidth", kindSize, "0", sinceOur, "10MB", "Bytes a second of this node to each place; `0`: no limit."},
+		{"backup.key-file", kindPath, "(the environment variable `LITEFS_BACKUP_KEY`; without it the archive is not encrypted)", sinceOur, "/etc/litefs.backup-keys",
+			"A file of keys that [encrypt](encryption.md) the archive, the same on every node: one a line, 64 hexadecimal digits; the first is for what is written, all are for reading. Litestream cannot read an encrypted archive."},
+		{"backup.key-command", kindText, "(none)", sinceOur, "\"cat /run/secrets/backup-keys\"",
+			"A command for the shell that prints what would be in `backup.key-file`. It has half a minute."},
 	}
 }

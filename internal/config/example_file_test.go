@@ -48,10 +48,10 @@ func TestExampleFile(t *testing.T) {
 	if cfg, err := Parse([]byte(string(data[:from])+proxy+string(data[to:])), src); err != nil || cfg.Proxy.IsZero() {
 		t.Errorf("with all of the proxy in force: %v", err)
 	}
-	// So do those of the backup, but for the one that is for directories.
+	// So do those of the backup, but for the one that is for directories and one of those that say the same.
 	end := to + strings.Index(string(data[to:]), "\n\n# A command")
 	backup := commented.ReplaceAllString(strings.Replace(string(data[to:end]), "# path:", "# of file:", 1), "$1$2")
-	backup = strings.Replace(backup, "type: file\n", "type: s3\n", 1)
+	backup = strings.Replace(strings.Replace(backup, "type: file\n", "type: s3\n", 1), "  key-command:", "  # key-command:", 1)
 	if cfg, err := Parse([]byte(string(data[:to])+backup+string(data[end:])), src); err != nil || cfg.Backup.Target.SecretKey == "" {
 		t.Errorf("with all of the backup in force: %v", err)
 	}

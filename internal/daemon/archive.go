@@ -3,13 +3,21 @@ package daemon
 import (
 	"context"
 	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/litefs/litefs"
 	"github.com/litefs/litefs/internal/archive"
 	"github.com/litefs/litefs/internal/config"
 	"github.com/litefs/litefs/internal/objstore"
 	"github.com/litefs/litefs/internal/objstore/s3"
+	"github.com/litefs/litefs/internal/seal"
+	"github.com/litefs/litefs/internal/sealstore"
 	"github.com/litefs/litefs/internal/ship"
 )
 
@@ -26,14 +34,17 @@ func (n *Node) newShipper() error {
 		Retention: ship.Retention{Age: b.Retention, Count: b.RetentionCount, Size: b.RetentionSize},
 		Requests:  float64(b.MaxRequests), Bandwidth: b.MaxBandwidth,
 	}
+	keys, err := ArchiveKeys(context.Background(), b)
+	if err != nil {
+		return config.Invalid(err)
+	}
 	for _, t := range b.All() {
-		place, err := OpenArchive(t)
+		place, err := OpenArchive(t, keys)
 		if err != nil {
 			return config.Invalid(err)
 		}
 		o.Targets = append(o.Targets, place)
 	}
-	var err error
 	if n.shipper, err = ship.New(o); err != nil {
 		return err
 	}
@@ -41,11 +52,47 @@ func (n *Node) newShipper() error {
 	return nil
 }
 
-// OpenArchive opens the place that a configuration names. It asks nothing of a service.
-func OpenArchive(t config.BackupTarget) (ship.Target, error) {
+// keyCommandPatience bounds backup.key-command.
+const keyCommandPatience = 30 * time.Second
+
+// ArchiveKeys returns the keys of a configuration's archive, or of the environment; nil when there are none.
+func ArchiveKeys(ctx context.Context, b config.Backup) (*seal.Keys, error) {
+	text, from := string(b.Keys), "backup.key-file"
+	if b.KeyCommand != "" {
+		ctx, cancel := context.WithTimeout(ctx, keyCommandPatience)
+		defer cancel()
+		from = "backup.key-command"
+		cmd := exec.CommandContext(ctx, "/bin/sh", "-c", b.KeyCommand)
+		cmd.WaitDelay = time.Second
+		out, err := cmd.Output()
+		var failed *exec.ExitError
+		if errors.As(err, &failed) {
+			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(failed.Stderr)))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", from, err)
+		}
+		text = string(out)
+	} else if text == "" {
+		var ok bool
+		if text, ok = os.LookupEnv(config.BackupKeyVariable); !ok {
+			return nil, nil
+		}
+		from = "the environment variable " + config.BackupKeyVariable
+	}
+	keys, err := seal.ParseKeys(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", from, err)
+	}
+	return keys, nil
+}
+
+// OpenArchive opens the place that a configuration names, encrypted with keys if there are any. It asks
+// nothing of a service.
+func OpenArchive(t config.BackupTarget, keys *seal.Keys) (ship.Target, error) {
 	if t.Type == config.BackupFile {
 		dir, err := objstore.OpenDir(t.Path)
-		return ship.Target{Store: dir, Layout: archive.LayoutDir}, err
+		return ship.Target{Store: sealstore.New(dir, keys), Layout: archive.LayoutDir}, err
 	}
 	bucket, prefix := t.Bucket()
 	s, err := s3.New(s3.Options{
@@ -55,7 +102,7 @@ func OpenArchive(t config.BackupTarget) (ship.Target, error) {
 	if err != nil {
 		return ship.Target{}, err
 	}
-	return ship.Target{Store: s, Layout: archive.LayoutBucket, Check: func(ctx context.Context) error {
+	return ship.Target{Store: sealstore.New(s, keys), Layout: archive.LayoutBucket, Check: func(ctx context.Context) error {
 		return s.Check(ctx, "litefs-check-"+rand.Text())
 	}}, nil
 }

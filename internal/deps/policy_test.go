@@ -26,10 +26,12 @@ var edges = map[string][]string{
 	"internal/ltxlog":   {"internal/isocrc", "internal/vfs", "sqlitefile"},
 
 	// The archive: its format, and what keeps and reads it.
-	"internal/archive": {"internal/isocrc"},
-	"internal/catalog": {"internal/archive", "internal/objstore"},
-	"internal/restore": {"internal/archive", "internal/catalog", "internal/objstore", "internal/pagesum"},
-	"internal/ship":    {"", "internal/archive", "internal/catalog", "internal/objstore"},
+	"internal/archive":   {"internal/isocrc"},
+	"internal/catalog":   {"internal/archive", "internal/objstore"},
+	"internal/seal":      {},
+	"internal/sealstore": {"internal/archive", "internal/catalog", "internal/objstore", "internal/seal"},
+	"internal/restore":   {"internal/archive", "internal/catalog", "internal/objstore", "internal/pagesum"},
+	"internal/ship":      {"", "internal/archive", "internal/catalog", "internal/objstore"},
 
 	"internal/objstore":         {},
 	"internal/objstore/s3":      {"internal/objstore"},
@@ -64,7 +66,7 @@ var edges = map[string][]string{
 	"internal/config":    {},
 	"internal/supervise": {},
 	"internal/guardian":  {},
-	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "lease/bucket", "internal/objstore/s3", "proxy", "internal/config", "internal/vfs", "internal/archive", "internal/objstore", "internal/ship"},
+	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "lease/bucket", "internal/objstore/s3", "proxy", "internal/config", "internal/vfs", "internal/archive", "internal/objstore", "internal/seal", "internal/sealstore", "internal/ship"},
 	"internal/adopt":     {"sqlitefile"},
 	"internal/doctor":    {"", "fuse", "http", "internal/config", "internal/daemon"},
 	"internal/sqlapp":    {},
@@ -77,7 +79,7 @@ var edges = map[string][]string{
 	"cmd/litefs": {
 		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/guardian", "internal/dbfile", "internal/sqlapp",
 		"internal/verify", "internal/demo", "internal/bench", "internal/adopt", "internal/doctor", "internal/lostfound",
-		"internal/archive", "internal/restore", "internal/catalog", "internal/ship",
+		"internal/archive", "internal/restore", "internal/catalog", "internal/ship", "internal/seal", "internal/sealstore",
 	},
 
 	// Tests only.

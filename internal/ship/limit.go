@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/litefs/litefs/internal/archive"
 	"github.com/litefs/litefs/internal/objstore"
 )
 
@@ -72,7 +73,7 @@ func (e *storeError) Unwrap() error { return e.error }
 
 // ofStore marks an error as the store's. Answers about one object are not.
 func ofStore(err error) error {
-	for _, answer := range []error{nil, objstore.ErrExists, objstore.ErrNotFound, objstore.ErrKey} {
+	for _, answer := range []error{nil, objstore.ErrExists, objstore.ErrNotFound, objstore.ErrKey, archive.ErrCorrupt} {
 		if errors.Is(err, answer) {
 			return err
 		}
