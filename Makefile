@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: frameworks help build docs check vuln test race fuzz demo bench newcomer bench-proxy soak soak-faults clean left release package-test page-test packaging-check
+.PHONY: frameworks help build docs check vuln test race fuzz demo bench newcomer bench-proxy soak soak-faults soak-archive clean left release package-test page-test packaging-check
 
 BUILD := .build
 PKG ?= ./...
@@ -74,6 +74,9 @@ soak: ## long and random: kill -9, SIGSTOP, power cuts (loop devices, mkfs.ext4)
 
 soak-faults: ## nodes and lease server in network namespaces that fail, under clients whose history is judged, for SOAK_DURATION; LITEFS_SEED
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestSoakFaults$$' ./internal/e2e
+
+soak-archive: ## the archive of nodes that are killed, stopped, cut off and forked: every moment against what the database was, for SOAK_DURATION; LITEFS_SEED
+	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestSoakArchive' ./internal/e2e
 
 frameworks: ## drivers and frameworks of other languages on mounts, with what they need installed first (Debian, npm)
 	.ci/frameworks

@@ -72,7 +72,7 @@ type Options struct {
 	Dir     string // for files that are being made; made when absent, and the shipper's alone
 	Logger  *slog.Logger
 
-	Interval         time.Duration // between two moments of a database; 0: 1 s
+	Interval         time.Duration // between two moments of a database; 0: 1 s; levels 1 to 3 have 30, 300 and 3,600 times it
 	SnapshotInterval time.Duration // between two snapshots of a database; 0: 24 h
 	Retention        Retention
 	Requests         float64 // a second to each target, on average; 0: 5
@@ -91,7 +91,7 @@ func (o *Options) ensureDefaults() {
 	o.SnapshotInterval = cmp.Or(o.SnapshotInterval, 24*time.Hour)
 	o.Requests = cmp.Or(o.Requests, 5)
 	if o.levels == nil {
-		o.levels = []time.Duration{30 * time.Second, 5 * time.Minute, time.Hour}
+		o.levels = []time.Duration{30 * o.Interval, 300 * o.Interval, 3600 * o.Interval}
 	}
 	o.keepRaw = cmp.Or(o.keepRaw, keepRaw)
 	o.minMerge = cmp.Or(o.minMerge, 8)
