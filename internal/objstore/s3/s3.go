@@ -30,7 +30,7 @@ import (
 // TimeKey is the metadata that holds Attrs.Time, as Litestream names it: RFC 3339 with nanoseconds.
 const TimeKey = "litestream-timestamp"
 
-// MaxPut is the most that S3 takes in one PUT, and so the size of an object.
+// MaxPut is the most that S3 takes in one PUT.
 const MaxPut = 5 << 30
 
 // Options say where a bucket is and who asks.
@@ -48,6 +48,10 @@ type Options struct {
 	// VirtualHost asks for BUCKET.endpoint instead of endpoint/BUCKET. It is always so at AWS itself.
 	VirtualHost bool
 
+	// PartSize is how large a part of an object is that does not go in one request; a smaller object does.
+	// 0: what is larger than MaxPut goes in parts of 512 MiB.
+	PartSize int64
+
 	// Client sends the requests. nil: a client of the store's own, with bounds for the parts of a
 	// request; the whole is the caller's context's.
 	Client *http.Client
@@ -57,6 +61,7 @@ type Options struct {
 type Store struct {
 	api            *api.Client
 	bucket, prefix string // prefix is empty or ends in a slash
+	part           int64  // Options.PartSize
 }
 
 // attempts is how often a request is tried, with pauses between, before its error is returned. Few:
@@ -108,7 +113,7 @@ func New(o Options) (*Store, error) {
 		}
 		options.BaseEndpoint = aws.String(o.Endpoint)
 	}
-	return &Store{api: api.New(options), bucket: o.Bucket, prefix: o.Prefix}, nil
+	return &Store{api: api.New(options), bucket: o.Bucket, prefix: o.Prefix, part: o.PartSize}, nil
 }
 
 // client bounds what a dead service can hold up; http.DefaultClient has no such bounds.
@@ -132,7 +137,7 @@ func (s *Store) key(key string) *string { return aws.String(s.prefix + key) }
 // PutIfAbsent is objstore.Store's.
 func (s *Store) PutIfAbsent(ctx context.Context, key string, body io.ReadSeeker, a objstore.Attrs) (string, error) {
 	etag, err := s.put(ctx, key, body, a, func(in *api.PutObjectInput) { in.IfNoneMatch = aws.String("*") })
-	if status(err) == http.StatusPreconditionFailed {
+	if status(err) == http.StatusPreconditionFailed || errors.Is(err, objstore.ErrExists) {
 		return "", fmt.Errorf("put %s to %s: %w", key, s, objstore.ErrExists)
 	}
 	return etag, s.wrap("put", key, err)
@@ -155,9 +160,6 @@ func (s *Store) put(ctx context.Context, key string, body io.ReadSeeker, a objst
 	if err != nil {
 		return "", err
 	}
-	if size > MaxPut {
-		return "", fmt.Errorf("%d bytes, more than the %d that S3 takes in one request", size, int64(MaxPut))
-	}
 	in := &api.PutObjectInput{
 		Bucket: aws.String(s.bucket), Key: s.key(key), ContentLength: aws.Int64(size),
 		ContentType: aws.String("application/octet-stream"), Metadata: map[string]string{},
@@ -169,18 +171,29 @@ func (s *Store) put(ctx context.Context, key string, body io.ReadSeeker, a objst
 		in.Metadata[TimeKey] = a.Time.UTC().Format(time.RFC3339Nano)
 	}
 	condition(in)
-	// Of two conditional writes at the same time a service may answer 409: ask again.
-	for try := 1; ; try++ {
+	if part := s.partSize(size); part > 0 && in.IfNoneMatch != nil {
+		return s.putParts(ctx, in, body, size, part)
+	}
+	return retryConflict(ctx, func() (string, error) {
 		if _, err := body.Seek(0, io.SeekStart); err != nil {
 			return "", err
 		}
 		in.Body = body
 		out, err := s.api.PutObject(ctx, in)
-		if err == nil {
-			return aws.ToString(out.ETag), nil
-		}
-		if status(err) != http.StatusConflict || try == attempts {
+		if err != nil {
 			return "", err
+		}
+		return aws.ToString(out.ETag), nil
+	})
+}
+
+// retryConflict asks again where the answer is 409: a service may give it to one of two conditional writes at the
+// same time.
+func retryConflict(ctx context.Context, write func() (etag string, err error)) (string, error) {
+	for try := 1; ; try++ {
+		etag, err := write()
+		if err == nil || status(err) != http.StatusConflict || try == attempts {
+			return etag, err
 		}
 		select {
 		case <-ctx.Done():
