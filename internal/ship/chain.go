@@ -43,6 +43,9 @@ type chain struct {
 	folder   string           // of the history, with a slash at its end
 	tail     archive.Header   // of the newest moment; Max 0: there is none yet
 	objects  []archive.Object // of the history, with the times of moments where those are known
+
+	others    []uint64  // histories that nobody continues, perhaps
+	othersDue time.Time // when they are looked at next
 }
 
 // attach finds the history that this node's log continues, the newest first, or the name of a new one.
@@ -59,6 +62,7 @@ func (t *target) attach(ctx context.Context, c *chain) error {
 			return err
 		}
 		if ok {
+			c.noteOthers(numbers)
 			return nil
 		}
 	}
@@ -67,6 +71,7 @@ func (t *target) attach(ctx context.Context, c *chain) error {
 		next = numbers[len(numbers)-1] + 1
 	}
 	c.folder, c.tail, c.objects, c.attached = catalog.Folder(c.name, next), archive.Header{}, nil, true
+	c.noteOthers(append(numbers, next))
 	t.shipped(c, 0)
 	t.logger.Info("a history begins in the archive", "db", c.name, "history", catalog.Name(next))
 	return nil
@@ -217,6 +222,7 @@ func (t *target) newHistory(ctx context.Context, c *chain, why string) error {
 	}
 	t.logger.Info("a history begins in the archive", "db", c.name, "history", catalog.Name(next), "reason", why)
 	c.folder, c.tail, c.objects = catalog.Folder(c.name, next), archive.Header{}, nil
+	c.noteOthers(append(numbers, next))
 	t.shipped(c, 0)
 	return nil
 }

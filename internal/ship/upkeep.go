@@ -36,6 +36,9 @@ func (t *target) upkeep(ctx context.Context, c *chain, now time.Time) error {
 	if err := t.expire(ctx, c, now); err != nil {
 		return fmt.Errorf("remove old objects of %s: %w", c.name, err)
 	}
+	if err := t.expireHistories(ctx, c, now); err != nil {
+		return fmt.Errorf("remove old histories of %s: %w", c.name, err)
+	}
 	t.mu.Lock()
 	c.upkeep = now.Add(t.opt.levels[0])
 	t.mu.Unlock()
@@ -74,7 +77,7 @@ func (t *target) compact(ctx context.Context, c *chain, level int, now time.Time
 		if o.Max < next {
 			continue
 		}
-		if o.Min != next && done.Max > 0 {
+		if o.Min != next && (done.Max > 0 || len(run) > 0) {
 			break // there is a hole: nothing is made over it
 		}
 		run = append(run, o)
@@ -285,20 +288,8 @@ func (t *target) expire(ctx context.Context, c *chain, now time.Time) error {
 	if _, err := archive.Plan(left, c.tail.Max); err != nil {
 		return fmt.Errorf("nothing is removed: %w", err)
 	}
-	for part := range slices.Chunk(gone, objstore.MaxDelete) {
-		if !t.opt.Source.IsPrimary() || t.opt.Source.Epoch() != c.epoch {
-			return errNotPrimary
-		}
-		keys := make([]string, 0, len(part))
-		for _, o := range part {
-			keys = append(keys, c.folder+t.place.Layout.Key(o))
-		}
-		ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
-		err := t.store.DeleteAll(ctx, keys)
-		cancel()
-		if err != nil {
-			return err
-		}
+	if err := t.remove(ctx, c, t.keysOf(c, gone)); err != nil {
+		return err
 	}
 	c.objects = left
 	return nil
