@@ -26,13 +26,19 @@ const (
 	SyncAll SyncMode = iota
 	// SyncData is a sync of content and size.
 	SyncData
-	// SyncBehind: the sync has begun, and the end of the rollback journal waits for it.
+	// SyncBehind: the sync has begun, and the end of the rollback journal waits for it; or the log has, durably, what was
+	// to be made durable.
 	SyncBehind
 )
 
 // Syncing is called before a file is made durable. Of the files of a database nobody asks for the times after a crash.
 func (s *Store) Syncing(own bool, path string) SyncMode {
 	name, typ := fileOf(path)
+	if typ == FileTypeWAL && !own && s.gatedWAL(path) {
+		if db := s.DBByName(name); db != nil && db.commitIsLogged() {
+			return SyncBehind
+		}
+	}
 	if typ == FileTypeJournal || typ == FileTypeWAL || isSuper(path) {
 		if s.insync.waiting.Load() > 0 { // other databases commit as well: this sync is not to hold them up
 			s.relieve()
@@ -47,6 +53,22 @@ func (s *Store) Syncing(own bool, path string) SyncMode {
 		return SyncBehind
 	}
 	return SyncData
+}
+
+// commitIsLogged reports whether SQLite makes a write-ahead log durable for the one commit that was let in and is not
+// published yet, and whose pages the log has on disk. Its frames may go with the power, as at synchronous=NORMAL: the
+// recovery takes its pages from the log then. The sync of a checkpoint comes after the commit is published.
+func (db *DB) commitIsLogged() bool {
+	if !db.mu.TryLock() {
+		return false // somebody looks at it: the sync is never wrong
+	}
+	defer db.mu.Unlock()
+	u := db.undecided
+	if db.closed || u == nil || !u.letIn || db.txlog.Durable() < u.pos.TXID {
+		return false
+	}
+	limit, err := db.publishedLimit()
+	return err == nil && limit.Known() && !limit.Covers(u.at)
 }
 
 // fileSync is a sync under way.

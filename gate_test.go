@@ -2,7 +2,9 @@ package litefs
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -67,7 +69,27 @@ type hooked struct {
 	mu     sync.Mutex
 	before func(path string, off int64, data []byte) error // nil: nothing
 	after  func(path string, err error)
-	failed func() // a commit was refused, and nobody knows yet
+	failed func()      // a commit was refused, and nobody knows yet
+	syncs  []fuse.Sync // of write-ahead logs
+}
+
+func (h *hooked) Syncing(c fuse.Caller, path string) fuse.Sync {
+	how := h.backend.Syncing(c, path)
+	if strings.HasSuffix(path, "-wal") {
+		h.mu.Lock()
+		h.syncs = append(h.syncs, how)
+		h.mu.Unlock()
+	}
+	return how
+}
+
+// synced returns how write-ahead logs were synced since the last call.
+func (h *hooked) synced() []fuse.Sync {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	syncs := h.syncs
+	h.syncs = nil
+	return syncs
 }
 
 func (h *hooked) refused(err error) error {
@@ -479,4 +501,58 @@ func (db *DB) inDoubt() bool {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	return db.undecided != nil && db.undecided.letIn
+}
+
+// The log has a commit on disk before its last frame is in the write-ahead log: what SQLite syncs for it at
+// synchronous=FULL is not synced again, and a power cut that takes the frames takes nothing. The sync of a checkpoint is one.
+func TestGateSyncsOnce(t *testing.T) {
+	g := newGateNode(t, time.Minute)
+	c := sqlitetest.Open(t, g.app("app.db"), "journal_mode=wal", "synchronous=full", "wal_autocheckpoint=0")
+	mustCommit(t, c, "CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+	c.MustExec("INSERT INTO t(v) VALUES ('first')")
+	c.MustQuery("PRAGMA wal_checkpoint(TRUNCATE)")
+	g.hook.synced()
+	// Who looks at the database in that moment has the sync made.
+	behind := 0
+	for i := range 20 {
+		c.MustExec("INSERT INTO t(v) VALUES (randomblob(100))")
+		syncs := g.hook.synced()
+		if i == 0 {
+			syncs = syncs[1:] // of the header of the write-ahead log
+		}
+		if len(syncs) != 1 {
+			t.Fatalf("a commit syncs the write-ahead log %v", syncs)
+		}
+		if syncs[0] == fuse.SyncBehind {
+			behind++
+		}
+	}
+	if behind < 10 {
+		t.Errorf("%d of 20 commits were not synced twice", behind)
+	}
+	want := c.MustText(gateSum)
+	after := g.crash()
+	wal := filepath.Join(after, "files", "app.db-wal")
+	if err := os.Truncate(wal, 32+5*(24+4096)); err != nil {
+		t.Fatal(err)
+	}
+	n := openNode(t, after, onBoot(boot2))
+	r := newReader(t)
+	n.mustAgree(r, "app.db")
+	if got := r.value(n.path("app.db"), gateSum); got != want {
+		t.Errorf("after a power cut: %s, want %s", got, want)
+	}
+
+	c.MustQuery("PRAGMA wal_checkpoint(PASSIVE)")
+	if syncs := g.hook.synced(); len(syncs) != 1 || syncs[0] != fuse.SyncData {
+		t.Errorf("a checkpoint syncs the write-ahead log %v", syncs)
+	}
+	// At NORMAL the checkpoint that follows a commit is the first to sync it.
+	c.MustQuery("PRAGMA synchronous=normal")
+	c.MustQuery("PRAGMA wal_autocheckpoint=1")
+	c.MustExec("INSERT INTO t(v) VALUES (randomblob(100))")
+	syncs := g.hook.synced()
+	if len(syncs) == 0 || slices.Contains(syncs, fuse.SyncBehind) {
+		t.Errorf("the checkpoint of a commit syncs the write-ahead log %v", syncs)
+	}
 }

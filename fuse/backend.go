@@ -17,7 +17,7 @@ const (
 	// SyncData makes content and size durable, as fdatasync(2): nobody will ask for the file's times after a crash. On
 	// ext4 that spares a commit of the file system's journal when the file has not grown.
 	SyncData
-	// SyncBehind leaves it to the Backend, which has begun it.
+	// SyncBehind leaves it to the Backend, which has begun it, or does without.
 	SyncBehind
 )
 
