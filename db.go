@@ -298,7 +298,9 @@ func (db *DB) openRecord() (err error) {
 	if err := db.readLevel(); err != nil {
 		return fmt.Errorf("level: %w", err)
 	}
-	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{FS: db.store.logFS, Logger: db.log(), Buffers: &db.store.logBuffers}); err != nil {
+	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{
+		FS: db.store.logFS, Logger: db.log(), Buffers: &db.store.logBuffers, Recent: db.store.recent, ID: uint64(db.id),
+	}); err != nil {
 		return fmt.Errorf("transaction log: %w", err)
 	}
 	if db.sums, err = db.openSums(); err != nil {

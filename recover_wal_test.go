@@ -155,6 +155,9 @@ func torn(dir string) func(*testing.T) string {
 // dropCopies removes what the log keeps to mend its newest entries with.
 func dropCopies(t *testing.T, dir string) {
 	t.Helper()
+	if err := os.Remove(filepath.Join(dir, "recent")); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
 	for _, path := range mustGlob(t, dir, "dbs/*/ltx/*") {
 		if name := filepath.Base(path); name != "durable" && filepath.Ext(name) != ".ltx" {
 			removeFile(t, path)

@@ -125,6 +125,9 @@ type Store struct {
 	bootID   string // of this machine's present boot; tests set it before Open
 	logFS    vfs.FS // of the logs; nil is the real disk
 
+	// recent has copies of entries of all logs that had to be durable at once.
+	recent *ltxlog.Recent
+
 	// logBuffers are shared by all logs: with its own, each of a thousand databases would hold on to
 	// half a megabyte.
 	logBuffers ltxlog.Buffers
@@ -410,6 +413,11 @@ func (s *Store) Open() (err error) {
 	if err := s.reigns.open(filepath.Join(s.path, "reigns")); err != nil {
 		return err
 	}
+	// Before any log is opened: some get back what only this has.
+	logOf := func(id uint64) string { return filepath.Join(s.DBDir(uint32(id)), "ltx") }
+	if s.recent, err = ltxlog.OpenRecent(filepath.Join(s.path, "recent"), logOf, ltxlog.RecentOptions{FS: s.logFS, Logger: s.Logger}); err != nil {
+		return err
+	}
 	if err := s.afterPowerCut(); err != nil {
 		return err
 	}
@@ -493,6 +501,9 @@ func (s *Store) Close() error {
 		if err := db.close(); err != nil {
 			errs = append(errs, fmt.Errorf("close database %s: %w", db.Name(), err))
 		}
+	}
+	if s.recent != nil {
+		errs = append(errs, s.recent.Close())
 	}
 	if errors.Join(errs...) == nil {
 		errs = append(errs, s.noteStopped())

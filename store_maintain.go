@@ -56,7 +56,7 @@ func (db *DB) syncLog() {
 	if db.behind.Load() {
 		db.poke() // the next commit may be long in coming
 	}
-	if err := txlog.Sync(); err != nil {
+	if err := txlog.MakeDurable(); err != nil {
 		db.log().Error("cannot make the log durable; tried again in a moment", "error", err)
 	}
 }

@@ -114,8 +114,6 @@ func (l *Log) merge(run []Entry) error {
 
 	l.change.Lock()
 	defer l.change.Unlock()
-	l.sync.Lock()
-	defer l.sync.Unlock()
 	defer w.discard()
 	if err != nil {
 		return err
@@ -123,6 +121,8 @@ func (l *Log) merge(run []Entry) error {
 	if err := l.ready(); err != nil {
 		return err
 	}
+	l.sync.Lock()
+	defer l.sync.Unlock()
 	if err := l.syncLocked(); err != nil {
 		return err // the merged entry must not be durable before those in front of it
 	}

@@ -171,7 +171,10 @@ func preparedWith(t testing.TB, seed uint64, options func(vfs.FS) Options, sync 
 // swapFS lets a test put another file system under an open log.
 func (l *Log) swapFS(fsys vfs.FS) {
 	l.fs = fsys
-	l.sync.mark, l.change.recent.file = nil, nil // opened through the other one
+	l.mark.file = nil // opened through the other one
+	if l.recent != nil {
+		l.recent.fs, l.recent.file = fsys, nil
+	}
 }
 
 // faults are an operation that does nothing, and a write that is half done on a full disk.

@@ -90,7 +90,8 @@ func FuzzOpen(f *testing.F) {
 		if err := l.writeFile(entryName(second.h.Min, second.h.Max), b, false); err != nil {
 			t.Fatal(err)
 		}
-		l.writeMark(durable)
+		l.mu.synced = durable
+		l.writeMark()
 		l, err = Open(memDir, Options{FS: disk})
 		if errors.Is(err, ErrBroken) {
 			l, err = Open(memDir, Options{FS: disk, Repair: true})

@@ -6,7 +6,7 @@
 //	<min TXID, 16 hex>-<max TXID, 16 hex>.ltx     an entry
 //	<any>.tmp                                     an entry being made; removed by Open
 //	durable                                       TXID up to which entries are known to be on disk
-//	recent                                        copies of entries that were made durable one by one; see recent.go
+//	recent                                        copies of entries that the last run made durable one by one; see restore.go
 //
 // Entries form a chain: Min is the Max of the entry before plus one, and Pre, the rolling checksum
 // of the database before the entry, is the Post of the entry before. An entry with Min 1 is a
@@ -119,10 +119,12 @@ type Options struct {
 	// change is ErrReadOnly.
 	ReadOnly bool
 
-	spillSize   int // bytes of an entry that are held in memory; default: spillSize
-	recentAfter int // default: recentAfter; -1: from the first
-	recentSize  int64
-	syncInline  bool // no sync in the background
+	// Recent is what makes entries durable one by one, for all logs of a node: its OpenRecent came before. ID is that of
+	// the log there. nil: each entry is synced, and its directory.
+	Recent *Recent
+	ID     uint64
+
+	spillSize int // bytes of an entry that are held in memory; default: spillSize
 }
 
 func (o *Options) ensureDefaults() {
@@ -138,12 +140,6 @@ func (o *Options) ensureDefaults() {
 	if o.spillSize == 0 {
 		o.spillSize = spillSize
 	}
-	if o.recentAfter == 0 {
-		o.recentAfter = recentAfter
-	}
-	if o.recentSize == 0 {
-		o.recentSize = recentSize
-	}
 }
 
 // Log is an open transaction log.
@@ -158,9 +154,8 @@ type Log struct {
 	dropped []Dropped // set by Open, then constant
 	spill   int       // Options.spillSize
 
-	recentAfter int   // Options.recentAfter
-	recentSize  int64 // Options.recentSize
-	syncInline  bool  // Options.syncInline
+	recent *Recent // Options.Recent
+	id     uint64  // Options.ID
 
 	live     live
 	readOnly bool
@@ -176,11 +171,10 @@ type Log struct {
 			ready, fresh []string
 			next         uint64
 		}
-		recent recent
+		copies copies
 	}
 	sync struct {
 		sync.Mutex
-		mark vfs.File // the durable file, opened at first use
 		// suspect are entries whose fsync failed: the kernel may have thrown their pages away,
 		// and a second fsync would succeed without them. They are written anew.
 		suspect map[string]bool
@@ -189,8 +183,14 @@ type Log struct {
 		sync.RWMutex
 		entries []Entry // chain, oldest first; every one has a file
 		synced  uint64  // every listed entry with Max <= synced is on disk under its name
-		durable uint64  // every listed entry with Max <= durable is on disk, or its copy in the recent file; >= synced
+		durable uint64  // every listed entry with Max <= durable is on disk, or its copy in the file of recent entries; >= synced
 		closed  bool
+	}
+	// mark is the durable file: see putMark. Its lock comes last.
+	mark struct {
+		sync.Mutex
+		file      vfs.File // opened at first use
+		forgotten uint64   // copies with a smaller number in the file of recent entries do not count
 	}
 	// readers counts the open files of an entry by name. An entry is opened and counted while it
 	// is listed (mu is held), so the count of one that is not listed only falls.
@@ -256,7 +256,6 @@ func find(entries []Entry, txid uint64) (Entry, bool) {
 func (l *Log) Close() error {
 	l.change.Lock()
 	defer l.change.Unlock()
-	l.change.recent.background.Wait() // it does not want change
 	l.sync.Lock()
 	defer l.sync.Unlock()
 	if l.isClosed() {
@@ -271,11 +270,15 @@ func (l *Log) Close() error {
 		l.removeOrRemember(name) // the next Open removes what stays
 	}
 	spares.ready, spares.fresh = nil, nil
-	err = errors.Join(err, l.closeRecent())
-	if l.sync.mark != nil {
-		err = errors.Join(err, l.sync.mark.Close())
-		l.sync.mark = nil
+	if l.recent != nil {
+		l.recent.leave(l, err == nil)
 	}
+	l.mark.Lock()
+	if l.mark.file != nil {
+		err = errors.Join(err, l.mark.file.Close())
+		l.mark.file = nil
+	}
+	l.mark.Unlock()
 	l.mu.Lock()
 	l.mu.closed = true
 	l.mu.Unlock()

@@ -23,13 +23,13 @@ import (
 func Open(dir string, opt Options) (*Log, error) {
 	opt.ensureDefaults()
 	l := &Log{dir: dir, fs: opt.FS, logger: opt.Logger, buffers: opt.Buffers,
-		spill: opt.spillSize, recentAfter: opt.recentAfter, recentSize: opt.recentSize, syncInline: opt.syncInline, readOnly: opt.ReadOnly}
+		spill: opt.spillSize, recent: opt.Recent, id: opt.ID, readOnly: opt.ReadOnly}
 	if err := l.recover(opt.Repair); err != nil {
 		err = fmt.Errorf("open transaction log %s: %w", dir, err)
-		if l.sync.mark != nil {
-			err = errors.Join(err, l.sync.mark.Close())
+		if l.mark.file != nil {
+			err = errors.Join(err, l.mark.file.Close())
 		}
-		return nil, errors.Join(err, l.closeRecent())
+		return nil, err
 	}
 	for _, d := range l.dropped {
 		l.logger.Warn("transaction log entry dropped",
@@ -61,11 +61,15 @@ func (l *Log) recover(repair bool) error {
 	if err != nil {
 		return err
 	}
-	mark, err := l.readMark()
+	mark, forgotten, err := readMark(l.fs, l.path(durableName))
 	if err != nil {
 		return err
 	}
-	if l.change.recent.used {
+	l.mark.forgotten = forgotten
+	if l.recent != nil {
+		l.recent.atLeast(forgotten) // or its copies would not count
+	}
+	if l.change.copies.unpacked {
 		if found, err = l.restore(found, mark); err != nil {
 			return err
 		}
@@ -115,7 +119,7 @@ func (l *Log) scan() ([]candidate, error) {
 				return nil, err
 			}
 		case f.Name() == recentName:
-			l.change.recent.used = !l.readOnly
+			l.change.copies.unpacked = !l.readOnly
 		case f.Name() != durableName:
 			l.logger.Warn("foreign file in transaction log, left alone", "path", l.path(f.Name()))
 		}
@@ -307,13 +311,11 @@ func (l *Log) cleanUp(covered []candidate) error {
 	if err := l.lowerMark(head.Max); err != nil {
 		return err
 	}
+	if err := l.forgetRecent(); err != nil {
+		return err
+	}
 	if len(l.dropped)+len(covered) == 0 {
 		return nil
-	}
-	if len(l.dropped) > 0 {
-		if err := l.forgetRecent(); err != nil {
-			return err
-		}
 	}
 	for i := len(l.dropped) - 1; i >= 0; i-- {
 		if err := l.remove(entryName(l.dropped[i].Min, l.dropped[i].Max)); err != nil {
@@ -326,20 +328,4 @@ func (l *Log) cleanUp(covered []candidate) error {
 		}
 	}
 	return l.fs.SyncDir(l.dir)
-}
-
-func (l *Log) readMark() (uint64, error) {
-	f, err := l.fs.OpenFile(l.path(durableName), os.O_RDONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	b := make([]byte, markSize)
-	err = readFull(f, b, 0)
-	if err = errors.Join(err, f.Close()); errors.Is(err, ErrCorrupt) {
-		return 0, nil // torn: nothing is known to be durable
-	}
-	return decodeMark(b), err
 }

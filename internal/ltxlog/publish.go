@@ -150,8 +150,8 @@ func (l *Log) publish(e Entry, w *writer, sync bool, confirm func() error) error
 		return nil
 	}
 
-	if done, err := l.publishRecent(e, w, confirm); done || err != nil {
-		return err
+	if l.mayCopy(w) {
+		return l.publishRecent(e, w, confirm)
 	}
 	l.sync.Lock()
 	defer l.sync.Unlock()
@@ -173,22 +173,20 @@ func (l *Log) publish(e Entry, w *writer, sync bool, confirm func() error) error
 // publishAhead makes the entry in w part of the log, tells, and makes it durable then. The caller holds change and has
 // checked that the entry joins.
 func (l *Log) publishAhead(e Entry, w *writer, listed func()) (added bool, err error) {
-	room, err := l.roomInRecent(w)
-	if err != nil {
-		return false, err
-	}
+	copied := l.mayCopy(w)
 	if err := w.put(entryName(e.Min, e.Max), false, false); err != nil {
 		return false, err
 	}
 	l.keepLive(e, w)
 	l.list(e)
 	listed()
-	if !room {
+	if !copied {
 		l.sync.Lock()
 		defer l.sync.Unlock()
 		return true, l.syncLocked()
 	}
-	if err := l.putRecord(e, w.enc.buf, unconditionally); err != nil {
+	l.change.copies.made = true
+	if err := l.recent.add(l, e, w.enc.buf); err != nil {
 		return true, err
 	}
 	l.mu.Lock()
@@ -219,7 +217,7 @@ func (l *Log) publishReplacing(e Entry, w *writer) error {
 	l.mu.entries = []Entry{e}
 	l.mu.synced, l.mu.durable = e.Max, e.Max
 	l.mu.Unlock()
-	l.writeMark(e.Max)
+	l.writeMark()
 	l.retireCovered(covered)
 	return nil
 }
@@ -287,6 +285,7 @@ func (l *Log) takeBack(name string) error {
 	return l.fs.SyncDir(l.dir)
 }
 
+// clearDebris is called without sync, which it may take.
 func (l *Log) clearDebris() error {
 	for len(l.change.debris) > 0 {
 		last := len(l.change.debris) - 1

@@ -7,278 +7,398 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
-	"sync/atomic"
 
 	"github.com/litefs/litefs/internal/vfs"
 )
 
 // An entry that must be durable before Append returns would need two syncs, of its file and of the
-// directory, and each is a commit of the file system's journal. It is copied instead into the file
-// `recent`, whose blocks are there: one write without any metadata. File and directory are synced
-// with the next Sync, and after that the copy is not needed any more.
+// directory, and each is a commit of the file system's journal. It is copied instead into a file
+// that all logs of a node share, whose blocks are there: one write without any metadata, for all
+// logs that wait for one at the same time. File and directory are synced with the next Sync, and
+// after that the copy is not needed any more.
 //
-// The file has two halves, so that the files whose copies fill the one are synced in the background
-// while copies go to the other. A half is a sequence of records from its beginning, each at a
-// multiple of recordAlign:
+// The file has two halves, so that the logs whose copies fill the one are synced in the background
+// while copies go to the other. A half is a sequence of writes, each at a multiple of recordAlign,
+// and a write a sequence of records, without gaps:
 //
 //	0   8 bytes  recordMagic
 //	8   8 bytes  generation, big endian as all numbers
-//	16  8 bytes  Min
-//	24  8 bytes  Max
-//	32  8 bytes  size of the entry in bytes
-//	40  4 bytes  CRC-32C of the above and of the entry
-//	44           the entry
+//	16  8 bytes  number of the record, larger than those before it
+//	24  8 bytes  id of the log
+//	32  8 bytes  Min
+//	40  8 bytes  Max
+//	48  8 bytes  size of the entry in bytes
+//	56  4 bytes  CRC-32C of the above and of the entry
+//	60           the entry
 //
-// It ends with the first that is not valid or of another generation than the first one: what lies
-// behind is of an earlier use. The generation is a random number, drawn each time a half is begun
-// anew.
+// It ends with the first that is not valid, not of the generation of the first one, or not numbered
+// upwards: what lies behind is of an earlier use, or of a write that failed. The generation is a
+// random number, drawn each time a half is begun anew.
 //
-// Open brings back what the file has of the entries behind the durable mark, if it continues the
-// chain and is missing or torn under its own name. Therefore an entry that is dropped from the
-// newer end of the log must not be there any more: see forgetRecent.
+// OpenRecent gives each log what is its own, before any log is opened: see unpack. Therefore an
+// entry that is dropped from the newer end of a log must not be there any more: see forgetRecent.
 const (
-	recentName   = "recent"
-	recentSize   = 1 << 20
-	maxRecent    = 64 << 20 // bytes of a file that is believed
-	recordAlign  = 4096     // pages of the page cache: no record shares one with another
-	recordPrefix = 44
-	recordMagic  = "LTXRECNT"
+	recentFile   = 4 << 20 // bytes of the file
+	recordAlign  = 4096    // pages of the page cache: no write shares one with an earlier one
+	recordPrefix = 60
+	recordMagic  = "LTXRECN2"
+	maxBatch     = 1 << 20 // bytes of one write of several records
 
-	// recentAfter is how many durable appends a log is asked for before it has the file. Databases
+	// recentAfter is how many durable appends a node's logs are asked for before it has the file. Databases
 	// in WAL mode are asked for a few while they are made, and then for no more.
 	recentAfter = 8
 )
 
 var crc32c = crc32.MakeTable(crc32.Castagnoli)
 
-// recent is the state of the file. It is guarded by change.
-type recent struct {
-	file  vfs.File // opened for synchronous writes at first use
-	asked int      // durable appends so far, until the file is used
-	half  [2]recentHalf
-	at    int // the half in use
-	// used: there may be records in the file, of this Log or of an earlier one.
-	used bool
-	// torn: the write of the next record failed, and it may be there all the same.
-	torn bool
-	buf  []byte
+// Recent is the file of the entries that the logs of one node have made durable one by one. It is safe for
+// concurrent use.
+//
+// Invariant: a half is used again only when each log that has copies in it has those entries on disk under
+// their names.
+//
+// Nobody waits for it who holds the sync lock of a log, for it syncs logs.
+type Recent struct {
+	fs     vfs.FS
+	path   string
+	logger *slog.Logger
+	size   int64 // RecentOptions.size
+	after  int   // RecentOptions.after
+	inline bool  // RecentOptions.syncInline
 
-	background sync.WaitGroup // the one sync that may be under way
-	syncing    atomic.Bool
+	background sync.WaitGroup // the one sync that may be under way; begun and waited for by who writes
+
+	mu    sync.Mutex // guards everything below, and is not held while records are written
+	file  vfs.File   // opened for synchronous writes at first use
+	asked int        // durable appends so far, until the file is used
+	off   bool       // a log was closed that needs its copies at the next start
+	half  [2]recentHalf
+	at    int    // the half in use
+	seq   uint64 // number of the newest record
+
+	queue   []*copying // who waits to be written; the first writes for all when nobody else does
+	busy    bool       // somebody writes
+	syncing bool       // logs are synced in the background
+	buf     []byte     // of who writes
 }
 
 // recentHalf is the state of one half.
 type recentHalf struct {
-	gen  uint64 // of its records
-	next int64  // where the next record goes, from the start of the half
-	last uint64 // Max of the newest record written by this Log
+	gen  uint64          // of its records; 0: not used yet
+	next int64           // where the next write goes, from the start of the half
+	logs map[*Log]uint64 // Max of the newest record of each
 }
 
-// publishRecent adds an entry that its copy makes durable. It does nothing and returns false when
-// that is not the way for this entry. The caller holds change and has checked that it joins.
-func (l *Log) publishRecent(e Entry, w *writer, confirm func() error) (bool, error) {
-	if ok, err := l.roomInRecent(w); !ok || err != nil {
-		return false, err
-	}
-	name := entryName(e.Min, e.Max)
-	if err := w.put(name, false, false); err != nil {
-		return false, err
-	}
-	if err := l.putRecord(e, w.enc.buf, confirm); err != nil {
-		return false, errors.Join(err, l.takeBack(name))
-	}
-	l.keepLive(e, w)
-	l.mu.Lock()
-	l.mu.entries = append(l.mu.entries, e)
-	l.mu.durable = e.Max
-	l.mu.Unlock()
-	return true, nil
+// copying is an entry on its way into the file.
+type copying struct {
+	log   *Log
+	entry Entry
+	b     []byte
+	turn  chan error // errYourTurn, or what became of it
 }
 
-// roomInRecent readies the file for one more record, if the entry in w can be one: it is not large,
-// and everything before it is durable already.
-func (l *Log) roomInRecent(w *writer) (bool, error) {
-	r := &l.change.recent
-	n := recordSize(len(w.enc.buf))
-	if head, _ := l.Head(); w.temp != nil || n > l.recentSize/2 || l.Durable() < head.Max {
-		return false, nil
+var errYourTurn = errors.New("write what waits")
+
+// RecentOptions configures a Recent.
+type RecentOptions struct {
+	FS     vfs.FS       // default: the real disk
+	Logger *slog.Logger // default: discard
+
+	size       int64 // default: recentFile
+	after      int   // default: recentAfter; -1: from the first
+	syncInline bool  // no sync in the background
+}
+
+func (o *RecentOptions) ensureDefaults() {
+	if o.FS == nil {
+		o.FS = vfs.OS()
 	}
-	if r.file == nil {
-		if r.asked++; r.asked <= l.recentAfter {
-			return false, nil
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.size == 0 {
+		o.size = recentFile
+	}
+	if o.after == 0 {
+		o.after = recentAfter
+	}
+}
+
+// ready reports whether an entry of size bytes can be added.
+func (r *Recent) ready(size int) bool {
+	if r == nil || int64(size)+recordPrefix > r.size/8 {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.off {
+		return false
+	}
+	if r.file != nil {
+		return true
+	}
+	if r.asked++; r.asked <= r.after {
+		return false
+	}
+	if err := r.open(); err != nil {
+		// There is the other way. One that fails as well tells its caller.
+		r.logger.Warn("make a file for recent log entries, will be tried again", "path", r.path, "err", err)
+		r.asked = 0
+		return false
+	}
+	return true
+}
+
+// add writes the copy of an entry, durably. On an error it may be there all the same.
+func (r *Recent) add(l *Log, e Entry, b []byte) error {
+	c := &copying{log: l, entry: e, b: b, turn: make(chan error, 1)}
+	r.mu.Lock()
+	r.queue = append(r.queue, c)
+	if r.busy {
+		r.mu.Unlock()
+		if err := <-c.turn; err != errYourTurn { //nolint:errorlint // it is not wrapped
+			return err
 		}
-		if err := l.openRecent(); err != nil {
-			// There is the other way. One that fails as well tells its caller.
-			l.logger.Warn("make a file for recent log entries, will be tried again", "path", l.path(recentName), "err", err)
-			r.asked = 0
-			return false, nil
+		r.mu.Lock()
+	}
+	r.busy = true
+	batch := r.takeBatch()
+	err := r.write(batch)
+	if r.busy = len(r.queue) > 0; r.busy {
+		r.queue[0].turn <- errYourTurn
+	}
+	r.mu.Unlock()
+	for _, other := range batch {
+		if other != c {
+			other.turn <- err
 		}
 	}
-	full := r.half[r.at].next+n > l.recentSize/2
-	if full && l.synced() < r.half[r.at].last {
-		r.at = 1 - r.at
-		if l.synced() < r.half[r.at].last {
-			if err := l.Sync(); err != nil {
-				return false, err
-			}
-		}
-		l.syncInBackground()
-	}
-	h := &r.half[r.at]
-	if l.synced() < h.last {
-		return true, nil
-	}
-	var b [8]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return false, fmt.Errorf("draw a generation: %w", err)
-	}
-	h.gen, h.next = binary.BigEndian.Uint64(b[:]), 0
-	return true, nil
-}
-
-// syncInBackground syncs what is in the half that was just left, before it is needed again.
-func (l *Log) syncInBackground() {
-	r := &l.change.recent
-	if l.syncInline || !r.syncing.CompareAndSwap(false, true) {
-		return
-	}
-	r.background.Go(func() {
-		defer r.syncing.Store(false)
-		if err := l.Sync(); err != nil {
-			l.logger.Warn("sync transaction log, will be tried again", "dir", l.dir, "err", err)
-		}
-	})
-}
-
-func recordSize(entry int) int64 {
-	return (int64(entry) + recordPrefix + recordAlign - 1) / recordAlign * recordAlign
-}
-
-// openRecent opens the file and makes it if need be, with blocks that are written: blocks that are
-// only reserved are a change of metadata at their first write.
-func (l *Log) openRecent() error {
-	name := l.path(recentName)
-	info, err := l.fs.Stat(name)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() != l.recentSize {
-		err = l.makeRecent()
-	}
-	if err != nil {
-		return err
-	}
-	l.change.recent.file, err = l.fs.OpenFile(name, os.O_RDWR|vfs.O_DSYNC, 0)
 	return err
 }
 
-func (l *Log) makeRecent() error {
-	f, err := l.fs.OpenFile(l.path(recentName), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+// takeBatch takes from the queue what is written at once. r.mu is held.
+func (r *Recent) takeBatch() []*copying {
+	n, size := 0, 0
+	for n < len(r.queue) && (n == 0 || size+recordPrefix+len(r.queue[n].b) <= int(min(maxBatch, r.size/4))) {
+		size += recordPrefix + len(r.queue[n].b)
+		n++
+	}
+	batch := r.queue[:n:n]
+	r.queue = r.queue[n:]
+	return batch
+}
+
+// write writes the records of a batch. r.mu is held, but not meanwhile.
+func (r *Recent) write(batch []*copying) error {
+	var n int64
+	for _, c := range batch {
+		n += recordPrefix + int64(len(c.b))
+	}
+	n = align(n)
+	if err := r.makeRoom(n); err != nil {
+		return err
+	}
+	if r.file == nil {
+		if err := r.open(); err != nil {
+			return err
+		}
+	}
+	h, at := &r.half[r.at], int64(r.at)*r.size/2+r.half[r.at].next
+	r.buf = r.buf[:0]
+	for _, c := range batch {
+		r.seq++
+		r.buf = appendRecord(r.buf, h.gen, r.seq, c.log.id, c.entry, c.b)
+	}
+	r.buf = append(r.buf, make([]byte, n-int64(len(r.buf)))...)
+	file, buf := r.file, r.buf
+	r.mu.Unlock()
+	err := writeAllAt(file, buf, at)
+	r.mu.Lock()
 	if err != nil {
 		return err
 	}
-	err = writeAll(f, make([]byte, l.recentSize))
+	h.next += n
+	for _, c := range batch {
+		h.logs[c.log] = c.entry.Max
+	}
+	return nil
+}
+
+// makeRoom readies a half for n more bytes. r.mu is held, but not while logs are synced.
+func (r *Recent) makeRoom(n int64) error {
+	if h := &r.half[r.at]; h.gen != 0 && h.next+n <= r.size/2 {
+		return nil
+	}
+	left, next := r.at, 1-r.at
+	if logs := r.behind(next); len(logs) > 0 {
+		r.mu.Unlock()
+		r.background.Wait()
+		err := syncLogs(logs)
+		r.mu.Lock()
+		if err != nil {
+			return fmt.Errorf("sync logs whose recent entries are to be written over: %w", err)
+		}
+	}
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return fmt.Errorf("draw a generation: %w", err)
+	}
+	r.half[next] = recentHalf{gen: binary.BigEndian.Uint64(b[:]) | 1, logs: make(map[*Log]uint64)}
+	r.at = next
+	if logs := r.behind(left); len(logs) > 0 && !r.inline && !r.syncing {
+		r.syncing = true
+		r.background.Go(func() {
+			if err := syncLogs(logs); err != nil {
+				r.logger.Warn("sync transaction logs, will be tried again", "err", err)
+			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.syncing = false
+		})
+	}
+	return nil
+}
+
+// behind returns the logs that have not synced all that they have in a half. r.mu is held.
+func (r *Recent) behind(half int) []*Log {
+	var logs []*Log
+	for l, last := range r.half[half].logs {
+		if l.synced() < last {
+			logs = append(logs, l)
+		}
+	}
+	return logs
+}
+
+func syncLogs(logs []*Log) error {
+	for _, l := range logs {
+		if err := l.Sync(); err != nil && !errors.Is(err, ErrClosed) { // who closes a log syncs it, or says so: see leave
+			return err
+		}
+	}
+	return nil
+}
+
+// newest is the number of the newest record.
+func (r *Recent) newest() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.seq
+}
+
+// atLeast numbers records upwards from seq on.
+func (r *Recent) atLeast(seq uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seq = max(r.seq, seq)
+}
+
+// leave notes that a log has no copies any more that count, or that it was closed without being on disk.
+func (r *Recent) leave(l *Log, onDisk bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.half {
+		last, ok := r.half[i].logs[l]
+		if onDisk {
+			delete(r.half[i].logs, l)
+		} else if ok && l.synced() < last {
+			r.off = true
+		}
+	}
+}
+
+// open opens the file and makes it if need be, with blocks that are written: blocks that are only
+// reserved are a change of metadata at their first write. r.mu is held.
+func (r *Recent) open() error {
+	info, err := r.fs.Stat(r.path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() != r.size {
+		err = r.make()
+	}
+	if err != nil {
+		return err
+	}
+	r.file, err = r.fs.OpenFile(r.path, os.O_RDWR|vfs.O_DSYNC, 0)
+	return err
+}
+
+func (r *Recent) make() error {
+	err := writeFileDurably(r.fs, r.path, make([]byte, r.size), r.size)
+	if err == nil {
+		return nil
+	}
+	if rerr := r.fs.Remove(r.path); !errors.Is(rerr, fs.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return err
+}
+
+// Close ends the use of the file, after that of all logs. When all of them are on disk nothing in it counts any more.
+func (r *Recent) Close() error {
+	r.background.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.file == nil {
+		return nil
+	}
+	var err error
+	if !r.off && len(r.half[0].logs)+len(r.half[1].logs) == 0 {
+		err = r.empty()
+	}
+	err = errors.Join(err, r.file.Close())
+	r.file = nil
+	return err
+}
+
+// empty makes an end of the records in both halves, durably. r.mu is held.
+func (r *Recent) empty() error {
+	for half := range int64(2) {
+		if err := writeAllAt(r.file, make([]byte, recordAlign), half*r.size/2); err != nil {
+			return fmt.Errorf("empty the file of recent entries: %w", err)
+		}
+	}
+	return nil
+}
+
+func align(n int64) int64 { return (n + recordAlign - 1) / recordAlign * recordAlign }
+
+func appendRecord(buf []byte, gen, seq, id uint64, e Entry, b []byte) []byte {
+	start := len(buf)
+	buf = append(buf, recordMagic...)
+	for _, v := range []uint64{gen, seq, id, e.Min, e.Max, uint64(len(b))} {
+		buf = binary.BigEndian.AppendUint64(buf, v)
+	}
+	sum := crc32.Update(crc32.Checksum(buf[start:], crc32c), crc32c, b)
+	return append(binary.BigEndian.AppendUint32(buf, sum), b...)
+}
+
+func writeAllAt(f vfs.File, b []byte, at int64) error {
+	n, err := f.WriteAt(b, at)
+	if err == nil && n < len(b) {
+		err = fmt.Errorf("write %s: %d bytes of %d", f.Name(), n, len(b))
+	}
+	return err
+}
+
+// writeFileDurably makes a file of size bytes that begins with b.
+func writeFileDurably(fsys vfs.FS, path string, b []byte, size int64) error {
+	f, err := fsys.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	err = writeAll(f, b)
+	if err == nil && size > int64(len(b)) {
+		err = f.Truncate(size)
+	}
 	if err == nil {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = l.fs.SyncDir(l.dir)
+		err = fsys.SyncDir(filepath.Dir(path))
 	}
-	if err != nil {
-		return errors.Join(err, l.remove(recentName))
-	}
-	return nil
-}
-
-// putRecord writes the copy of an entry, durably, and takes it back if confirm does not agree.
-func (l *Log) putRecord(e Entry, b []byte, confirm func() error) error {
-	r := &l.change.recent
-	h := &r.half[r.at]
-	r.buf = appendRecord(r.buf[:0], h.gen, e, b)
-	r.torn, r.used = true, true
-	if err := l.writeRecent(r.at, r.buf); err != nil {
-		return err
-	}
-	if err := confirm(); err != nil {
-		// At once, and not before the next append: a crash would find it.
-		return errors.Join(err, l.clearTorn())
-	}
-	r.torn = false
-	h.next += int64(len(r.buf))
-	h.last = e.Max
-	return nil
-}
-
-// writeRecent writes b where the next record of a half goes.
-func (l *Log) writeRecent(half int, b []byte) error {
-	r := &l.change.recent
-	n, err := r.file.WriteAt(b, int64(half)*l.recentSize/2+r.half[half].next)
-	if err == nil && n < len(b) {
-		err = fmt.Errorf("write %s: %d bytes of %d", r.file.Name(), n, len(b))
-	}
-	return err
-}
-
-func appendRecord(buf []byte, gen uint64, e Entry, b []byte) []byte {
-	buf = append(buf, recordMagic...)
-	for _, v := range []uint64{gen, e.Min, e.Max, uint64(len(b))} {
-		buf = binary.BigEndian.AppendUint64(buf, v)
-	}
-	sum := crc32.Update(crc32.Checksum(buf, crc32c), crc32c, b)
-	buf = append(binary.BigEndian.AppendUint32(buf, sum), b...)
-	return append(buf, make([]byte, recordSize(len(b))-int64(len(buf)))...)
-}
-
-// clearTorn takes back the record of an append that failed.
-func (l *Log) clearTorn() error {
-	r := &l.change.recent
-	if !r.torn {
-		return nil
-	}
-	if r.file == nil {
-		if err := l.openRecent(); err != nil {
-			return err
-		}
-	}
-	if err := l.writeRecent(r.at, make([]byte, recordAlign)); err != nil {
-		return err
-	}
-	r.torn = false
-	return nil
-}
-
-// forgetRecent empties the file, durably, before entries at the newer end of the log are dropped:
-// the next Open would bring them back. What stays is made durable without it first. The caller
-// holds change and sync.
-func (l *Log) forgetRecent() error {
-	r := &l.change.recent
-	if !r.used {
-		return nil
-	}
-	if err := l.syncLocked(); err != nil {
-		return err
-	}
-	if r.file == nil {
-		if err := l.openRecent(); err != nil {
-			return fmt.Errorf("empty the file of recent entries: %w", err)
-		}
-	}
-	for i := range r.half {
-		r.half[i] = recentHalf{}
-		if err := l.writeRecent(i, make([]byte, recordAlign)); err != nil {
-			return fmt.Errorf("empty the file of recent entries: %w", err)
-		}
-	}
-	r.torn, r.used = false, false
-	return nil
-}
-
-func (l *Log) closeRecent() error {
-	r := &l.change.recent
-	if r.file == nil {
-		return nil
-	}
-	err := r.file.Close()
-	r.file = nil
 	return err
 }

@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -17,9 +19,21 @@ import (
 	"github.com/litefs/litefs/internal/vfs"
 )
 
+const memRecent = "/data/recent"
+
+// sharedRecent opens the file of recent entries of a node with one log, and that log's options with it.
+func sharedRecent(fsys vfs.FS, opt RecentOptions) Options {
+	opt.FS, opt.syncInline = fsys, true
+	r, err := OpenRecent(memRecent, func(uint64) string { return memDir }, opt)
+	if err != nil {
+		panic(err) // the disk is whole
+	}
+	return Options{FS: fsys, spillSize: testSpill, Recent: r, ID: 7}
+}
+
 // recentOptions use the recent file from the first durable append on, and it is full soon.
 func recentOptions(fsys vfs.FS) Options {
-	return Options{FS: fsys, spillSize: testSpill, recentAfter: -1, recentSize: 6 * recordAlign, syncInline: true}
+	return sharedRecent(fsys, RecentOptions{after: -1, size: 8 * recordAlign})
 }
 
 // preparedRecent returns a log whose last entries are durable by their copies alone; in front of
@@ -109,7 +123,7 @@ func lose(t *testing.T, disk *vfs.Mem, e Entry, whole bool) {
 // Entries that are on disk as copies alone come back, missing or torn, in whatever order they were
 // lost; one whose copy is damaged does not, nor does what follows it.
 func TestRecentBringsBack(t *testing.T) {
-	large := func(fsys vfs.FS) Options { return Options{FS: fsys, recentAfter: -1, syncInline: true} }
+	large := func(fsys vfs.FS) Options { return sharedRecent(fsys, RecentOptions{after: -1}) }
 	prepare := func() (*vfs.Mem, *model, *Log) {
 		return preparedWith(t, 2, large, func(n int) bool { return n >= 3 })
 	}
@@ -136,17 +150,17 @@ func TestRecentBringsBack(t *testing.T) {
 
 	disk, _, l := prepare()
 	want := l.Entries()
-	f, err := disk.OpenFile(filepath.Join(memDir, recentName), os.O_RDWR, 0)
+	f, err := disk.OpenFile(memRecent, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	records, err := l.readRecent()
+	records, err := l.recent.read()
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := int64(0)
-	for _, rec := range records[:len(records)-2] {
-		at += recordSize(len(rec.content))
+	at := l.recent.size / 2 // the half that is used first
+	for _, p := range records[:len(records)-2] {
+		at += align(recordPrefix + int64(len(p.b)))
 	}
 	if _, err := f.WriteAt([]byte{0xff}, at+recordPrefix+100); err != nil {
 		t.Fatal(err)
@@ -167,12 +181,11 @@ func TestRecentFailedAppendDoesNotReturn(t *testing.T) {
 	failed := Header{Min: m.txid + 1, Max: m.txid + 1, Pre: m.sum(), Commit: uint32(len(m.pages)), PageSize: 512}
 	mended := false
 	l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
-		if !mended && o.Kind == vfs.OpWrite && filepath.Base(o.Path) == recentName {
+		if !mended && o.Kind == vfs.OpWrite && (o.Path == memRecent || filepath.Base(o.Path) == durableName) {
 			return &vfs.ShortWrite{N: o.Size, Err: syscall.EIO}
 		}
 		return nil
 	}))
-	l.change.recent.file = nil
 	if _, err := l.Append(failed, NoPages, m.sum(), true); !errors.Is(err, syscall.EIO) {
 		t.Fatalf("append: %v, want EIO", err)
 	}
@@ -196,7 +209,7 @@ func TestRecentFailedAppendDoesNotReturn(t *testing.T) {
 func TestAppendThatIsNotConfirmed(t *testing.T) {
 	for name, options := range map[string]func(vfs.FS) Options{
 		"recent": recentOptions,
-		"file":   func(fsys vfs.FS) Options { return Options{FS: fsys, recentAfter: 1 << 30} },
+		"file":   func(fsys vfs.FS) Options { return Options{FS: fsys} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			disk, m, l := preparedWith(t, 1, options, func(n int) bool { return n >= 3 })
@@ -236,7 +249,7 @@ func TestAppendThatIsNotConfirmed(t *testing.T) {
 func TestRecentIsNotNeeded(t *testing.T) {
 	disk := vfs.NewMem()
 	l := open(t, memDir, recentOptions(vfs.NewFaulty(disk, func(o vfs.Op) error {
-		if o.Kind == vfs.OpWrite && filepath.Base(o.Path) == recentName {
+		if o.Kind == vfs.OpWrite && o.Path == memRecent {
 			return syscall.ENOSPC
 		}
 		return nil
@@ -249,7 +262,7 @@ func TestRecentIsNotNeeded(t *testing.T) {
 		m.append(t, l, true)
 		checkFound(t, m, disk.Cut(rand.New(rand.NewPCG(1, 1))), m.txid, m.txid, testOptions)
 	}
-	if slices.Contains(listing(t, disk), recentName) {
+	if _, err := disk.Stat(memRecent); err == nil {
 		t.Error("half a file of recent entries is left")
 	}
 }
@@ -263,7 +276,7 @@ func TestRecentDoesNotBringBackWhatIsRetired(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := l.Entries()
-		if records, err := l.readRecent(); err != nil || len(want) != 1 || len(records) < 2 {
+		if records, err := l.recent.read(); err != nil || len(want) != 1 || len(records) < 2 {
 			t.Fatalf("%d entries and %d copies are left: %v", len(want), len(records), err)
 		}
 		if !marked {
@@ -282,10 +295,11 @@ func TestRecentDoesNotBringBackWhatIsRetired(t *testing.T) {
 func TestRecentComesWithUse(t *testing.T) {
 	disk := vfs.NewMem()
 	m := newModel(1, 512)
-	l := open(t, memDir, Options{FS: disk})
+	l := open(t, memDir, sharedRecent(disk, RecentOptions{}))
 	for n := range 2 * recentAfter {
 		m.append(t, l, true)
-		if has := slices.Contains(listing(t, disk), recentName); has != (n >= recentAfter) {
+		_, err := disk.Stat(memRecent)
+		if has := err == nil; has != (n >= recentAfter) {
 			t.Fatalf("after %d durable appends there is a file: %v", n+1, has)
 		}
 	}
@@ -301,7 +315,7 @@ func TestRandomPowerCuts(t *testing.T) {
 		options := recentOptions
 		if seed%3 == 0 {
 			options = func(fsys vfs.FS) Options {
-				return Options{FS: fsys, spillSize: testSpill, recentAfter: 1 << 30, syncInline: true}
+				return Options{FS: fsys, spillSize: testSpill}
 			}
 		}
 		for range 6 {
@@ -356,9 +370,7 @@ func lifeOfALog(t *testing.T, disk *vfs.Mem, m *model, rnd *rand.Rand, options f
 	if want := m.current[got.Max]; ok && got.Post != want {
 		t.Fatalf("found %d with checksum %016x, which was dropped; want %016x", got.Max, got.Post, want)
 	}
-	opt := options(disk)
-	opt.ensureDefaults()
-	if info, err := after.Stat(filepath.Join(memDir, recentName)); err == nil && info.Size() > opt.recentSize {
+	if info, err := after.Stat(memRecent); err == nil && info.Size() > l.recent.size {
 		t.Fatalf("the file of recent entries has %d bytes", info.Size())
 	}
 	if tail, ok := found.Tail(); ok && tail.IsSnapshot() {
@@ -411,4 +423,144 @@ func (m *model) rewindTo(l *Log) error {
 		content = content[m.pageSize:]
 	}
 	return nil
+}
+
+// Logs that wait at the same time share writes; after a power cut, whatever it takes, each log has what was acknowledged,
+// and only its own. One whose directory is gone gets nothing.
+func TestRecentIsShared(t *testing.T) {
+	disk := vfs.NewMem()
+	const logs = 8
+	dir := func(id uint64) string { return fmt.Sprintf("/data/%d/ltx", id) }
+	opt := RecentOptions{after: -1, syncInline: true, size: 64 * recordAlign}
+	start := func(fsys vfs.FS) *Recent {
+		t.Helper()
+		opt.FS = fsys
+		r, err := OpenRecent(memRecent, dir, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if err := disk.MkdirAll("/data", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writes := 0
+	all := make(chan struct{}) // closed when the others wait behind the first write
+	r := start(vfs.NewFaulty(disk, func(o vfs.Op) error {
+		if o.Kind == vfs.OpWrite && o.Path == memRecent && o.Size < int(opt.size) {
+			if writes++; writes == 1 {
+				<-all
+			}
+		}
+		return nil
+	}))
+	var ms []*model
+	var ls []*Log
+	for id := range uint64(logs) {
+		l := open(t, dir(id), Options{FS: disk, spillSize: testSpill, Recent: r, ID: id})
+		m := newModel(id, 512)
+		m.append(t, l, false)
+		if err := l.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		ms, ls = append(ms, m), append(ls, l)
+	}
+	var wg sync.WaitGroup
+	for i, l := range ls {
+		c := ms[i].next()
+		wg.Go(func() {
+			if _, err := l.Append(c.h, c.emit, c.post, true); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	waiting := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.queue)
+	}
+	for deadline := time.Now().Add(time.Minute); waiting() < logs-1 && time.Now().Before(deadline); {
+		runtime.Gosched()
+	}
+	close(all)
+	wg.Wait()
+	if writes != 2 {
+		t.Errorf("%d writes for %d entries, want 2", writes, logs)
+	}
+	for round := range 30 {
+		for i, l := range ls {
+			if i > round%logs { // some have written long ago
+				ms[i].append(t, l, true)
+			}
+		}
+		for seed := range uint64(5) {
+			cut := disk.Cut(rand.New(rand.NewPCG(uint64(round), seed)))
+			gone := uint64(seed) % logs
+			for _, name := range dirNames(t, cut, dir(gone)) {
+				if err := cut.Remove(filepath.Join(dir(gone), name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := cut.Remove(dir(gone)); err != nil {
+				t.Fatal(err)
+			}
+			again := start(cut)
+			if _, err := cut.Stat(dir(gone)); err == nil {
+				t.Fatal("a log that was dropped is there")
+			}
+			for id, m := range ms {
+				if uint64(id) == gone {
+					continue
+				}
+				l := open(t, dir(uint64(id)), Options{FS: cut, spillSize: testSpill, Recent: again, ID: uint64(id)})
+				if head, _ := l.Head(); head.Max != m.txid {
+					t.Fatalf("round %d, seed %d: log %d is at %d, want %d", round, seed, id, head.Max, m.txid)
+				}
+				m.checkReplay(t, l, m.txid)
+			}
+		}
+	}
+}
+
+func dirNames(t *testing.T, disk vfs.FS, dir string) (names []string) {
+	t.Helper()
+	files, err := disk.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		names = append(names, f.Name())
+	}
+	return names
+}
+
+// A log that cannot be opened keeps its copies over starts at which the others go on, and fill the file again.
+func TestRecentOfALogThatDoesNotOpen(t *testing.T) {
+	disk, m, l := preparedRecent(t, 1)
+	want := l.Entries()
+	for _, e := range want[len(want)-2:] {
+		lose(t, disk, e, true)
+	}
+	for range 3 { // nobody opens it
+		other := recentOptions(disk)
+		other.ID = 8
+		log := open(t, "/data/other", other)
+		om := newModel(2, 512)
+		if err := om.rewindTo(log); err == nil && om.txid == 0 {
+			for range 20 {
+				om.append(t, log, true)
+			}
+		}
+		if err := errors.Join(log.Close(), other.Recent.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l = open(t, memDir, recentOptions(disk))
+	if got := l.Entries(); !reflect.DeepEqual(got, want) {
+		t.Fatalf("found %v, want %v", got, want)
+	}
+	m.checkReplay(t, l, m.txid)
+	if slices.Contains(listing(t, disk), recentName) {
+		t.Error("copies of entries that are on disk were kept")
+	}
 }

@@ -13,6 +13,40 @@ import (
 	"github.com/litefs/litefs/internal/vfs"
 )
 
+// A log has a file of its own with copies of entries between OpenRecent and its next Open (and one that an earlier
+// version has left, from its last use). It has two halves, of which OpenRecent uses the first. A half is a sequence of records from its beginning, each at a
+// multiple of recordAlign:
+//
+//	0   8 bytes  unpackedMagic
+//	8   8 bytes  generation, big endian as all numbers
+//	16  8 bytes  Min
+//	24  8 bytes  Max
+//	32  8 bytes  size of the entry in bytes
+//	40  4 bytes  CRC-32C of the above and of the entry
+//	44           the entry
+//
+// Open brings back what the file has of the entries behind the durable mark, if it continues the chain and is
+// missing or torn under its own name, makes them durable, and removes the file.
+const (
+	recentName     = "recent"
+	maxRecent      = 64 << 20 // bytes of a file that is believed
+	unpackedPrefix = 44
+	unpackedMagic  = "LTXRECNT"
+)
+
+func appendUnpacked(buf []byte, p packed) []byte {
+	start := len(buf)
+	buf = append(buf, unpackedMagic...)
+	for _, v := range []uint64{1, p.min, p.max, uint64(len(p.b))} {
+		buf = binary.BigEndian.AppendUint64(buf, v)
+	}
+	sum := crc32.Update(crc32.Checksum(buf[start:], crc32c), crc32c, p.b)
+	buf = append(binary.BigEndian.AppendUint32(buf, sum), p.b...)
+	return append(buf, make([]byte, start+int(unpackedSize(len(p.b)))-len(buf))...)
+}
+
+func unpackedSize(entry int) int64 { return align(int64(entry) + unpackedPrefix) }
+
 // record is a valid record of the file.
 type record struct {
 	Entry
@@ -54,23 +88,23 @@ func (l *Log) readHalf(f vfs.File, at, end int64) (records []record, err error) 
 		}
 		gen = g
 		records = append(records, rec)
-		at += recordSize(len(rec.content))
+		at += unpackedSize(len(rec.content))
 	}
 	return records, nil
 }
 
 // readRecord reads one record and verifies it, and the entry in it, completely.
 func (l *Log) readRecord(f vfs.File, at, end int64) (rec record, gen uint64, err error) {
-	var p [recordPrefix]byte
+	var p [unpackedPrefix]byte
 	if err := readFull(f, p[:], at); err != nil {
 		return record{}, 0, err
 	}
 	size := binary.BigEndian.Uint64(p[32:])
-	if string(p[:8]) != recordMagic || size < minEntrySize || size > maxRecent || at+recordPrefix+int64(size) > end {
+	if string(p[:8]) != unpackedMagic || size < minEntrySize || size > maxRecent || at+unpackedPrefix+int64(size) > end {
 		return record{}, 0, corrupt("no record")
 	}
 	rec.content = make([]byte, size)
-	if err := readFull(f, rec.content, at+recordPrefix); err != nil {
+	if err := readFull(f, rec.content, at+unpackedPrefix); err != nil {
 		return record{}, 0, err
 	}
 	sum := crc32.Update(crc32.Checksum(p[:40], crc32c), crc32c, rec.content)

@@ -21,11 +21,11 @@ type Retention struct {
 func (l *Log) Retain(now time.Time, limits Retention) (entries int, bytes int64, err error) {
 	l.change.Lock()
 	defer l.change.Unlock()
-	l.sync.Lock()
-	defer l.sync.Unlock()
 	if err := l.ready(); err != nil {
 		return 0, 0, fmt.Errorf("retain transaction log: %w", err)
 	}
+	l.sync.Lock()
+	defer l.sync.Unlock()
 	list := l.Entries()
 	n := expired(list, now, limits)
 	if n == 0 {

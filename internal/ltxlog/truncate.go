@@ -7,11 +7,11 @@ import "fmt"
 func (l *Log) TruncateAfter(txid uint64) error {
 	l.change.Lock()
 	defer l.change.Unlock()
-	l.sync.Lock()
-	defer l.sync.Unlock()
 	if err := l.ready(); err != nil {
 		return fmt.Errorf("truncate transaction log after %016x: %w", txid, err)
 	}
+	l.sync.Lock()
+	defer l.sync.Unlock()
 	if err := l.truncateLocked(func(e Entry) bool { return e.Min > txid }); err != nil {
 		return fmt.Errorf("truncate transaction log after %016x: %w", txid, err)
 	}

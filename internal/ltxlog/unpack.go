@@ -1,0 +1,156 @@
+package ltxlog
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/litefs/litefs/internal/vfs"
+)
+
+// OpenRecent opens the file at path, which is made when it is needed. What a crash has left in it goes to the logs
+// first, whose directories dirOf names: none of them may be open. A log that cannot be opened keeps its copies so,
+// while the others go on.
+func OpenRecent(path string, dirOf func(id uint64) string, opt RecentOptions) (*Recent, error) {
+	opt.ensureDefaults()
+	r := &Recent{fs: opt.FS, path: path, logger: opt.Logger, size: opt.size, after: opt.after, inline: opt.syncInline}
+	if err := r.unpack(dirOf); err != nil {
+		err = fmt.Errorf("recent log entries in %s: %w", path, err)
+		if r.file != nil {
+			err = errors.Join(err, r.file.Close())
+		}
+		return nil, err
+	}
+	return r, nil
+}
+
+// packed is a valid record of the shared file.
+type packed struct {
+	gen, seq, id, min, max uint64
+	b                      []byte
+}
+
+// unpack writes the copies that count into files of the logs' own, durably, and empties the shared file then.
+func (r *Recent) unpack(dirOf func(uint64) string) error {
+	all, err := r.read()
+	if err != nil || len(all) == 0 {
+		return err
+	}
+	byLog := make(map[uint64][]packed)
+	for _, p := range all {
+		r.seq = max(r.seq, p.seq)
+		byLog[p.id] = append(byLog[p.id], p)
+	}
+	for id, list := range byLog {
+		if err := r.unpackLog(dirOf(id), list); err != nil {
+			return err
+		}
+	}
+	if err := r.open(); err != nil {
+		return err
+	}
+	return r.empty()
+}
+
+// unpackLog writes the file of one log.
+func (r *Recent) unpackLog(dir string, list []packed) error {
+	if _, err := r.fs.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil // dropped
+	} else if err != nil {
+		return err
+	}
+	mark, forgotten, err := readMark(r.fs, filepath.Join(dir, durableName))
+	if err != nil {
+		return err
+	}
+	var b []byte
+	for _, p := range list {
+		if p.seq >= forgotten && p.max > mark {
+			b = appendUnpacked(b, p)
+		}
+	}
+	if len(b) == 0 {
+		return nil
+	}
+	r.logger.Info("copies of recent log entries found", "dir", dir, "bytes", len(b))
+	return writeFileDurably(r.fs, filepath.Join(dir, recentName), b, 2*int64(len(b)))
+}
+
+// read returns the records of the file, in the order in which they were written.
+func (r *Recent) read() (all []packed, err error) {
+	f, err := r.fs.OpenFile(r.path, os.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	half := info.Size() / 2
+	for i := range int64(2) {
+		found, err := readPacked(f, i*half, i*half+half)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, found...)
+	}
+	slices.SortFunc(all, func(a, b packed) int { return cmp.Compare(a.seq, b.seq) })
+	return all, nil
+}
+
+// readPacked reads one half.
+func readPacked(f vfs.File, at, end int64) (found []packed, err error) {
+	for at+recordPrefix <= end {
+		p, err := readOnePacked(f, at, end)
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			return nil, err
+		}
+		if err == nil && len(found) > 0 {
+			if last := found[len(found)-1]; p.gen != last.gen || p.seq <= last.seq {
+				err = corrupt("a record of an earlier use")
+			}
+		}
+		switch {
+		case err == nil:
+			found = append(found, p)
+			at += recordPrefix + int64(len(p.b))
+		case at%recordAlign == 0:
+			return found, nil
+		default:
+			at = align(at) // the end of a write
+		}
+	}
+	return found, nil
+}
+
+func readOnePacked(f vfs.File, at, end int64) (p packed, err error) {
+	var h [recordPrefix]byte
+	if err := readFull(f, h[:], at); err != nil {
+		return p, err
+	}
+	size := binary.BigEndian.Uint64(h[48:])
+	if string(h[:8]) != recordMagic || size > uint64(end-at-recordPrefix) {
+		return p, corrupt("no record at byte %d", at)
+	}
+	p.b = make([]byte, size)
+	if err := readFull(f, p.b, at+recordPrefix); err != nil {
+		return p, err
+	}
+	if sum := crc32.Update(crc32.Checksum(h[:56], crc32c), crc32c, p.b); sum != binary.BigEndian.Uint32(h[56:]) {
+		return p, corrupt("record at byte %d has another checksum", at)
+	}
+	for i, v := range []*uint64{&p.gen, &p.seq, &p.id, &p.min, &p.max} {
+		*v = binary.BigEndian.Uint64(h[8+8*i:])
+	}
+	return p, nil
+}
