@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -50,16 +52,20 @@ func (m *moment) find(ctx context.Context, h *restore.History) (restore.Moment, 
 }
 
 func runRestore(ctx context.Context, args []string, std stdio) error {
-	f := newFlags("restore", "litefs restore -name DB [flags] FILE",
+	f := newFlags("restore", "litefs restore -name DB [flags] FILE\n       litefs restore -name DB -into DB [flags]",
 		"Writes a database out of an archive to FILE, which must not exist. Every object and\n"+
 			"the whole database are checked before FILE is there. What Litestream 0.5 wrote is\n"+
-			"read as well. No node need run; to make FILE the content of a running cluster's\n"+
-			"database, litefs import it.",
+			"read as well. No node need run.\n"+
+			"With -into it becomes the content of a database of the cluster whose primary runs\n"+
+			"with the configuration, or at -url, in one transaction that replicates (see litefs\n"+
+			"import); what is there now stays in the archive, and in it can be gone back to.",
 		"litefs restore -from s3://bucket/litefs -name app.db -timestamp 2006-01-02T15:04:05Z /tmp/app.db")
 	var a archiveFlags
 	var want moment
 	a.register(f)
 	want.register(f)
+	into := f.String("into", "", "make it the content of `DB` of the running cluster, and write no FILE")
+	url := f.String("url", "", "with -into: "+urlUsage)
 	dry := f.Bool("dry-run", false, "show what would be read, and write nothing")
 	integrity := f.String("integrity-check", "none", "`KIND` of SQLite's own check of FILE: none, quick or full")
 	asJSON := f.Bool("json", false, "print JSON")
@@ -67,7 +73,12 @@ func runRestore(ctx context.Context, args []string, std stdio) error {
 	if err != nil {
 		return err
 	}
-	if len(files) != 1 && !(*dry && len(files) == 0) {
+	switch {
+	case *url != "" && *into == "":
+		return usagef("-url goes with -into")
+	case *into != "" && len(files) > 0:
+		return usagef("give FILE, or -into, not both")
+	case *into == "" && len(files) != 1 && !(*dry && len(files) == 0):
 		return usagef("want: litefs restore -name DB [flags] FILE")
 	}
 	pragma, ok := map[string]string{"none": "", "quick": "quick_check", "full": "integrity_check"}[*integrity]
@@ -92,22 +103,90 @@ func runRestore(ctx context.Context, args []string, std stdio) error {
 	if *dry {
 		return printRestorePlan(std.out, h, m, plan, *asJSON)
 	}
-	bar := newProgress(std.err, "restoring "+a.name)
-	got, err := h.Restore(ctx, m, files[0], bar.report)
-	bar.end()
-	if err != nil {
-		return restoreError(err)
+	r := restoring{h: h, m: m, name: a.name, pragma: pragma, std: std}
+	if *into != "" {
+		at := targetFlags{url: *url}
+		if *url == "" {
+			at.configFlags = a.configFlags
+		}
+		return r.into(ctx, at, *into, *asJSON)
 	}
-	if pragma != "" {
-		rows, err := askFile(ctx, files[0], pragma)
-		if err != nil {
-			return fmt.Errorf("%s is restored and could not be checked: %w", files[0], err)
-		}
-		if text := strings.Join(rows, "; "); text != "ok" {
-			return fmt.Errorf("%s is what the database was, and PRAGMA %s says: %s", files[0], pragma, text)
-		}
+	got, err := r.to(ctx, files[0])
+	if err != nil {
+		return err
 	}
 	return printRestored(std.out, files[0], got, *asJSON)
+}
+
+// restoring is a restore that was asked for.
+type restoring struct {
+	h      *restore.History
+	m      restore.Moment
+	name   string
+	pragma string // SQLite's check of the file; "": none
+	std    stdio
+}
+
+// to restores into a file and checks it.
+func (r *restoring) to(ctx context.Context, file string) (restore.Result, error) {
+	bar := newProgress(r.std.err, "restoring "+r.name)
+	got, err := r.h.Restore(ctx, r.m, file, bar.report)
+	bar.end()
+	if err != nil || r.pragma == "" {
+		return got, restoreError(err)
+	}
+	rows, err := askFile(ctx, file, r.pragma)
+	if err != nil {
+		return got, fmt.Errorf("%s is restored and could not be checked: %w", file, err)
+	}
+	if text := strings.Join(rows, "; "); text != "ok" {
+		return got, fmt.Errorf("%s is what the database was, and PRAGMA %s says: %s", file, r.pragma, text)
+	}
+	return got, nil
+}
+
+// into restores into a file of its own, and has the primary import it.
+func (r *restoring) into(ctx context.Context, at targetFlags, database string, asJSON bool) (err error) {
+	t, err := at.target()
+	if err != nil {
+		return err
+	}
+	// Before anything is read: a replica would pass the file on, and whoever restores should know where he is.
+	info, err := t.client.Info(ctx, t.url)
+	if err != nil {
+		return err
+	}
+	if !info.IsPrimary {
+		if info.PrimaryURL == "" {
+			return fmt.Errorf("restore into %s: the node at %s is a replica, and knows no primary: try again when there is one", database, t.url)
+		}
+		return fmt.Errorf("restore into %s: the node at %s is a replica: the primary is %s, restore there, or with -url %s", database, t.url, info.PrimaryURL, info.PrimaryURL)
+	}
+	dir, err := os.MkdirTemp("", "litefs-restore-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	file := filepath.Join(dir, "restored.db")
+	got, err := r.to(ctx, file)
+	if err != nil {
+		return err
+	}
+	imported, err := importFrom(ctx, t, database, file, r.std)
+	if err != nil {
+		return fmt.Errorf("%s is restored, and not in the cluster: %w", got.Moment, err)
+	}
+	if asJSON {
+		return json.NewEncoder(r.std.out).Encode(struct {
+			restoredMoment
+			Into    string   `json:"into"`
+			Pos     string   `json:"pos"`
+			Created bool     `json:"created"`
+			Damaged []string `json:"damaged,omitempty"`
+		}{momentJSON(got.N, got.Header), imported.Name, imported.Pos, imported.Created, got.Skipped})
+	}
+	_, err = fmt.Fprintf(r.std.out, "%s is the content of %s now, at %s\n", got.Moment, imported.Name, imported.Pos)
+	return err
 }
 
 // restoreError says how to get what the archive still has.

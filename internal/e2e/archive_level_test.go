@@ -32,13 +32,18 @@ func archiveLevel(timeout string) option {
 // start starts a node that archives nothing in time but what a commit waits for.
 func (a *archiveAt) start(options ...option) *node {
 	return startNode(a.t, append(options, func(c *childnode.Config) {
-		c.Backup = []string{"interval: 1h"}
-		for _, flag := range a.set {
-			if key, ok := strings.CutPrefix(flag, "backup."); ok {
-				c.Backup = append(c.Backup, strings.Replace(key, "=", ": ", 1))
-			}
-		}
+		c.Backup = append(a.section(), "interval: 1h")
 	})...)
+}
+
+// section is the section backup of a configuration.
+func (a *archiveAt) section() (lines []string) {
+	for _, flag := range a.set {
+		if key, ok := strings.CutPrefix(flag, "backup."); ok {
+			lines = append(lines, strings.Replace(key, "=", ": ", 1))
+		}
+	}
+	return lines
 }
 
 // badBucket is an S3 server behind a proxy that does wrong to what is put.
