@@ -66,7 +66,7 @@ var edges = map[string][]string{
 	"internal/config":    {},
 	"internal/supervise": {},
 	"internal/guardian":  {},
-	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "lease/bucket", "internal/objstore/s3", "proxy", "internal/config", "internal/vfs", "internal/archive", "internal/objstore", "internal/seal", "internal/sealstore", "internal/ship"},
+	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "lease/bucket", "internal/objstore/s3", "proxy", "internal/config", "internal/vfs", "internal/archive", "internal/objstore", "internal/seal", "internal/sealstore", "internal/ship", "internal/catalog", "internal/restore"},
 	"internal/adopt":     {"sqlitefile"},
 	"internal/doctor":    {"", "fuse", "http", "internal/config", "internal/daemon"},
 	"internal/sqlapp":    {},
