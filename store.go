@@ -57,6 +57,10 @@ type Store struct {
 	// Archive keeps the archives of the databases; nil: there are none.
 	Archive Archive
 
+	// Seeder finds what an empty data directory is to begin with; nil: with nothing.
+	Seeder Seeder
+	seeded atomic.Pointer[Seeded]
+
 	// ScrubInterval is the time between two scrubs of all databases in the
 	// background. 0: there are none.
 	ScrubInterval time.Duration
@@ -419,6 +423,9 @@ func (s *Store) Open() (err error) {
 		return err
 	}
 	if err := s.afterPowerCut(); err != nil {
+		return err
+	}
+	if err := s.seed(s.ctx); err != nil {
 		return err
 	}
 	if err := s.openRecords(); err != nil {

@@ -26,6 +26,7 @@ type Status struct {
 
 	InSync, Waited []string // node ids: see Store.InSync
 
+	Seeded   *Seeded         // what this start has taken from an archive; nil: it was not asked to
 	Archives []ArchiveStatus // where the primary archives; none without backup
 
 	Subscribers int // listeners for changes: replicas and readers of events
@@ -85,6 +86,7 @@ func (s *Store) Status() Status {
 		Failed:   s.Failed(),
 		Replicas: s.Replicas(),
 		Archives: s.archiveStatus(),
+		Seeded:   s.seeded.Load(),
 
 		Subscribers: s.Subscribers(),
 	}

@@ -43,6 +43,14 @@ type Info struct {
 	Failed    []FailedInfo   `json:"failed,omitempty"`   // set aside: not open
 	Replicas  []ReplicaInfo  `json:"replicas,omitempty"` // on a primary
 	Archives  []ArchiveInfo  `json:"archives,omitempty"` // on a primary with backup
+	Seeded    *SeededInfo    `json:"seeded,omitempty"`   // of a start with an empty data directory and backup.seed
+}
+
+// SeededInfo is what a start has taken from an archive, in Info.
+type SeededInfo struct {
+	Databases int    `json:"databases"`
+	Bytes     int64  `json:"bytes"`           // of their files
+	Error     string `json:"error,omitempty"` // why some, or all, were left to the primary
 }
 
 // ArchiveInfo is one place where a primary archives, in Info.
@@ -162,6 +170,9 @@ func (s *Server) info() Info {
 		info.Failed = append(info.Failed, FailedInfo{name, err.Error()})
 	}
 	slices.SortFunc(info.Failed, func(a, b FailedInfo) int { return cmp.Compare(a.Name, b.Name) })
+	if s := st.Seeded; s != nil {
+		info.Seeded = &SeededInfo{s.Databases, s.Bytes, s.Err}
+	}
 	for _, a := range st.Archives {
 		info.Archives = append(info.Archives, ArchiveInfo{a.Place, a.Databases, a.Lag.Milliseconds(), a.Err})
 	}

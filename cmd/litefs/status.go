@@ -127,6 +127,13 @@ func (r statusReport) printTables(w io.Writer) error {
 		}
 		fmt.Fprintf(tw, "lag\t%s\n", lag)
 	}
+	if s := n.Seeded; s != nil {
+		text := fmt.Sprintf("%d databases, %s, came from the archive", s.Databases, size(s.Bytes))
+		if s.Error != "" {
+			text += "; the others from the primary: " + s.Error
+		}
+		fmt.Fprintf(tw, "start\t%s\n", text)
+	}
 	for _, a := range n.Archives {
 		fmt.Fprintf(tw, "archive\t%s, %s\n", a.Place, archiveText(a))
 	}

@@ -17,6 +17,8 @@ type Backup struct {
 	Target  BackupTarget   // of the keys right below backup; Type "": none
 	Targets []BackupTarget // of backup.targets
 
+	Seed bool // an empty data directory begins with what the archive has
+
 	Interval         time.Duration // between two moments of a database; > 0
 	SnapshotInterval time.Duration // > 0
 	Retention        time.Duration // moments older than this may go; 0: none goes for its age
@@ -147,6 +149,7 @@ func backupKeys() []key {
 		key{path: "backup.max-bandwidth", set: size(func(b *Backup) *int64 { return &b.MaxBandwidth })},
 		key{path: "backup.key-file", set: setBackupKeyFile},
 		key{path: "backup.key-command", set: text(func(c *Config, s string) error { c.Backup.KeyCommand = s; return nil })},
+		key{path: "backup.seed", set: boolean(func(c *Config) *bool { return &c.Backup.Seed })},
 		key{path: "backup.cluster", missing: noCloud},
 		key{path: "backup.auth-token", missing: noCloud},
 	)
@@ -290,6 +293,7 @@ func (b Backup) yaml() *yaml.Node {
 		}
 		add(g, "targets", list)
 	}
+	add(g, "seed", plain(strconv.FormatBool(b.Seed)))
 	add(g, "interval", str(b.Interval.String()))
 	add(g, "snapshot-interval", str(b.SnapshotInterval.String()))
 	add(g, "retention", str(b.Retention.String()))

@@ -211,6 +211,8 @@ func descriptions() []description {
 			"How large the history of a database may grow before its oldest snapshot goes; `0`: no limit. The newest stays."},
 		{"backup.max-requests", kindNumber, "5", sinceOur, "20",
 			"Requests a second of this node to each place, all databases together. Those that wait longest come first."},
+		{"backup.seed", kindBool, "false", sinceOur, "true",
+			"A node whose data directory is empty begins with what the archive has of each database, and follows the primary from there; where there is none any more it goes on as the primary ([archive](archive.md#a-new-node))."},
 		{"backup.max-bandwidth", kindSize, "0", sinceOur, "10MB", "Bytes a second of this node to each place; `0`: no limit."},
 		{"backup.key-file", kindPath, "(the environment variable `LITEFS_BACKUP_KEY`; without it the archive is not encrypted)", sinceOur, "/etc/litefs.backup-keys",
 			"A file of keys that [encrypt](encryption.md) the archive, the same on every node: one a line, 64 hexadecimal digits; the first is for what is written, all are for reading. Litestream cannot read an encrypted archive."},

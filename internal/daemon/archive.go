@@ -49,6 +49,9 @@ func (n *Node) newShipper() error {
 		return err
 	}
 	n.store.Archive = n.shipper
+	if b.Seed {
+		n.store.Seeder = seeder{places: o.Targets, match: n.cfg.Lease.Databases}
+	}
 	return nil
 }
 
