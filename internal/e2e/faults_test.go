@@ -54,6 +54,12 @@ const afterStop = 2 * time.Second
 // newFaulty starts a cluster with the table of the writers; the first node is its primary.
 func newFaulty(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal, level string, options ...option) *faulty {
 	t.Helper()
+	return newFaultyOn(t, seed, nodes, nw, journal, level, func(int) []option { return options })
+}
+
+// newFaultyOn is newFaulty with options of each node.
+func newFaultyOn(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal, level string, options func(i int) []option) *faulty {
+	t.Helper()
 	f := &faulty{
 		t: t, rng: rand.New(rand.NewPCG(seed, 1)), nw: nw, stops: make([]stopSpan, nodes), down: make([]atomic.Bool, nodes),
 		pids: make([]int, nodes), start: time.Now(), done: make(map[string]int), level: level,
@@ -73,7 +79,7 @@ func newFaulty(t *testing.T, seed uint64, nodes int, nw *netns.Network, journal,
 		}
 	})
 	for i := range nodes {
-		n := newNode(t, append(options, func(c *childnode.Config) {
+		n := newNode(t, append(options(i), func(c *childnode.Config) {
 			if nw != nil {
 				c.Addr = nw.Addr(i) + ":20202"
 			}
