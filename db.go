@@ -123,6 +123,7 @@ type DB struct {
 	borrowed   atomic.Pointer[borrowed]
 	borrowing  semaphore
 	forwarding *forwarding
+	haltFile   haltFile
 	wantDirect atomic.Bool
 
 	// made is the newest transaction that this run put into the log under that lock; 0: none.

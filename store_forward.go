@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -48,6 +49,7 @@ type LockRequest struct {
 	Owner        uint64
 	Kind         LockKind
 	Start, End   uint64
+	Wait         bool
 	Cancel, Over <-chan struct{} // closed when who asks is interrupted, and when the mount ends
 }
 
@@ -85,6 +87,11 @@ func newForwarding() *forwarding {
 // Lock is called for each request for a lock on the mount, and carries it out by take: nil, or EAGAIN when somebody else
 // has it.
 func (s *Store) Lock(l LockRequest, take func() error) error {
+	if name, ok := s.HaltFile(l.Path); ok {
+		if db := s.DBByName(name); db != nil {
+			return s.lockHalt(db, l)
+		}
+	}
 	name, typ := fileOf(l.Path)
 	if typ != FileTypeSHM {
 		return take()
@@ -119,6 +126,11 @@ func (s *Store) LocksDropped(path string, owner uint64) {
 			db.forwarding.note(whole)
 		}
 		return
+	}
+	if name, ok := strings.CutSuffix(path, lockSuffix); ok {
+		if db := s.DBByName(name); db != nil {
+			s.unlockHalt(db, owner)
+		}
 	}
 	if name, typ := fileOf(path); typ == FileTypeSHM {
 		if db := s.DBByName(name); db != nil {

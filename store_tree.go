@@ -657,6 +657,9 @@ func (s *Store) Virtual(path string) ([]byte, bool) {
 			return []byte(db.Pos().String() + "\n"), true
 		}
 	}
+	if _, ok := s.HaltFile(path); ok {
+		return nil, true
+	}
 	if path == ".lag" {
 		return s.lagFile(), true
 	}
@@ -689,7 +692,7 @@ func (s *Store) Virtuals(dir string) []string {
 // Volatile reports whether Virtual may have a file at a path where it has none
 // now.
 func (s *Store) Volatile(path string) bool {
-	return strings.HasSuffix(path, posSuffix) || slices.Contains(nodeFiles, path)
+	return strings.HasSuffix(path, posSuffix) || s.ForwardedLocks && strings.HasSuffix(path, lockSuffix) || slices.Contains(nodeFiles, path)
 }
 
 // exists reports whether the tree has a file at path.

@@ -18,6 +18,8 @@ type handle struct {
 	fd       int    // -1: virtual
 	writable bool
 	content  []byte     // of a virtual file
+	lockFile string     // path of a virtual file that is there to be locked
+	virtual  uint64     // its nodeid
 	dir      *dirStream // of a directory
 }
 
@@ -343,17 +345,21 @@ func (fs *loopback) openExisting(dir *node, name string, in *gofuse.CreateIn, ou
 
 // openVirtual fixes the content for as long as the handle is open, so that a reader never sees half of two.
 func (fs *loopback) openVirtual(in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
-	if isWritable(in.Flags) {
-		return gofuse.EACCES
-	}
-	content, ok := fs.virtualContent(fs.virtualPath(in.NodeId))
+	path, named := fs.virtualPath(in.NodeId)
+	content, ok := fs.virtualContent(path, named)
 	if !ok {
 		return gofuse.ENOENT
 	}
 	h := &handle{fd: -1, content: append([]byte(nil), content...)}
+	flush := uint32(gofuse.FOPEN_NOFLUSH)
+	if _, ok := fs.lockFile(path); ok {
+		h.lockFile, h.virtual, flush = path, in.NodeId, 0
+	} else if isWritable(in.Flags) {
+		return gofuse.EACCES
+	}
 	fs.addHandle(h, in.Flags)
 	out.Fh = h.fh
-	out.OpenFlags = gofuse.FOPEN_DIRECT_IO | gofuse.FOPEN_NOFLUSH // reads go to the end of the content, whatever the size was at the lookup
+	out.OpenFlags = gofuse.FOPEN_DIRECT_IO | flush // reads go to the end of the content, whatever the size was at the lookup
 	return gofuse.OK
 }
 
@@ -366,13 +372,16 @@ func (fs *loopback) release(fh uint64) {
 		return
 	}
 	if h.node == nil {
+		if h.lockFile != "" {
+			fs.locks.released(locked{h.virtual, h.lockFile, nil}, fh)
+		}
 		h.close()
 		return
 	}
 	defer fs.unhold(h.node)
 	defer fs.inOrder(h.node)()
 	if fs.locks != nil {
-		fs.locks.released(fs.pathOrNone(h.node), h.node.id, fh)
+		fs.locks.released(locked{h.node.id, fs.pathOrNone(h.node), h.node}, fh)
 	}
 	last := fs.closeBacked(h.node, h)
 	fs.backend.Released(fs.pathOrNone(h.node), h.writable, last)

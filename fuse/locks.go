@@ -28,6 +28,7 @@ type Lock struct {
 	Owner      uint64 // a process for POSIX locks, an open file description for OFD locks
 	Kind       LockKind
 	Start, End uint64
+	Wait       bool // until it is to be had; Lock may return EAGAIN all the same, and is asked again
 
 	// Cancel is closed when who asks is interrupted; Over when the mount ends.
 	Cancel, Over <-chan struct{}
@@ -38,6 +39,9 @@ type Locker interface {
 	// Lock carries out l by take, which asks the kernel and never waits: nil, or EAGAIN when somebody else has the lock.
 	// It may wait before it does, until l.Cancel or l.Over is closed at the latest, and may refuse.
 	Lock(l Lock, take func() error) error
+	// LockFile reports whether path is a virtual file that is there to be locked, and the path of the file whose owner and
+	// mode it has. Locks on it are the Locker's alone: take says yes to all. It is in no listing.
+	LockFile(path string) (like string, ok bool)
 	// Dropped is called after everything that an owner had on a file was let go, as it is when a descriptor is closed.
 	Dropped(path string, owner uint64)
 }
@@ -59,7 +63,7 @@ type lockOwner struct{ node, owner uint64 }
 
 // ownerLocks is the descriptor that stands for an owner on a file.
 type ownerLocks struct {
-	fd int
+	fd int // -1: the file is virtual
 	// handles that the owner has taken locks through. POSIX locks end with a FLUSH of their owner, which comes at any
 	// close; OFD locks end with the release of their handle, and nothing else tells of it.
 	handles map[uint64]struct{}
@@ -71,14 +75,24 @@ func newForwarded(locker Locker, over <-chan struct{}) *forwarded {
 	return &forwarded{locker: locker, over: over, owners: make(map[lockOwner]*ownerLocks), freed: make(chan struct{})}
 }
 
-// use returns what stands for an owner on n until done is called.
-func (f *forwarded) use(n *node, owner, fh uint64) (*ownerLocks, error) {
+// locked is the file of a request about locks.
+type locked struct {
+	id   uint64
+	path string
+	node *node // nil: virtual
+}
+
+// use returns what stands for an owner on a file until done is called.
+func (f *forwarded) use(file locked, owner, fh uint64) (*ownerLocks, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	key := lockOwner{n.id, owner}
+	key := lockOwner{file.id, owner}
 	o := f.owners[key]
 	if o == nil {
-		fd, err := openForLocks(n)
+		fd, err := -1, error(nil)
+		if file.node != nil {
+			fd, err = openForLocks(file.node)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -109,40 +123,42 @@ func (f *forwarded) done(o *ownerLocks) {
 
 // closeUnused closes the descriptor of an owner that was dropped. forwarded.mu is held.
 func (o *ownerLocks) closeUnused() {
-	if o.dropped && o.using == 0 {
+	if o.dropped && o.using == 0 && o.fd >= 0 {
 		unix.Close(o.fd)
 	}
 }
 
 // drop lets go of everything an owner has on a file.
-func (f *forwarded) drop(path string, node, owner uint64) {
+func (f *forwarded) drop(file locked, owner uint64) {
 	f.mu.Lock()
-	o := f.owners[lockOwner{node, owner}]
+	key := lockOwner{file.id, owner}
+	o := f.owners[key]
 	if o != nil {
-		f.dropLocked(lockOwner{node, owner}, o)
+		f.dropLocked(key, o)
 	}
 	f.mu.Unlock()
 	if o != nil {
-		f.locker.Dropped(path, owner)
+		f.locker.Dropped(file.path, owner)
 	}
 }
 
 func (f *forwarded) dropLocked(key lockOwner, o *ownerLocks) {
 	delete(f.owners, key)
 	// Not left to close: a request that waits for a lock of this owner has the descriptor.
-	whole := unix.Flock_t{Type: unix.F_UNLCK}
-	_ = unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &whole) // cannot fail: the file is open, and to unlock is allowed
+	if whole := (unix.Flock_t{Type: unix.F_UNLCK}); o.fd >= 0 {
+		_ = unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &whole) // cannot fail: the file is open, and to unlock is allowed
+	}
 	o.dropped = true
 	o.closeUnused()
 	f.wakeLocked()
 }
 
 // released drops the owners that took their locks through a handle and no other.
-func (f *forwarded) released(path string, node, fh uint64) {
+func (f *forwarded) released(file locked, fh uint64) {
 	f.mu.Lock()
 	var gone []uint64
 	for key, o := range f.owners {
-		if _, ok := o.handles[fh]; !ok || key.node != node {
+		if _, ok := o.handles[fh]; !ok || key.node != file.id {
 			continue
 		}
 		delete(o.handles, fh)
@@ -153,7 +169,7 @@ func (f *forwarded) released(path string, node, fh uint64) {
 	}
 	f.mu.Unlock()
 	for _, owner := range gone {
-		f.locker.Dropped(path, owner)
+		f.locker.Dropped(file.path, owner)
 	}
 }
 
@@ -175,7 +191,7 @@ func (f *forwarded) wakeLocked() {
 const lookAgain = 20 * time.Millisecond
 
 // set carries out a request for a lock.
-func (f *forwarded) set(n *node, path string, in *gofuse.LkIn, cancel <-chan struct{}, wait bool) error {
+func (f *forwarded) set(file locked, in *gofuse.LkIn, cancel <-chan struct{}, wait bool) error {
 	kind, fl := LockKind(Unlock), flockOf(&in.Lk)
 	switch in.Lk.Typ {
 	case unix.F_RDLCK:
@@ -186,12 +202,15 @@ func (f *forwarded) set(n *node, path string, in *gofuse.LkIn, cancel <-chan str
 	default:
 		return syscall.EINVAL
 	}
-	o, err := f.use(n, in.Owner, in.Fh)
+	o, err := f.use(file, in.Owner, in.Fh)
 	if err != nil {
 		return err
 	}
 	defer f.done(o)
 	take := func() error {
+		if o.fd < 0 {
+			return nil
+		}
 		lk := fl
 		err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &lk)
 		if errors.Is(err, syscall.EACCES) {
@@ -199,7 +218,7 @@ func (f *forwarded) set(n *node, path string, in *gofuse.LkIn, cancel <-chan str
 		}
 		return err
 	}
-	l := Lock{Path: path, Owner: in.Owner, Kind: kind, Start: in.Lk.Start, End: in.Lk.End, Cancel: cancel, Over: f.over}
+	l := Lock{Path: file.path, Owner: in.Owner, Kind: kind, Start: in.Lk.Start, End: in.Lk.End, Wait: wait, Cancel: cancel, Over: f.over}
 	for {
 		f.mu.Lock()
 		freed, dropped := f.freed, o.dropped
@@ -233,13 +252,16 @@ func (f *forwarded) set(n *node, path string, in *gofuse.LkIn, cancel <-chan str
 }
 
 // get says who would be in the way of a lock.
-func (f *forwarded) get(n *node, in *gofuse.LkIn, out *gofuse.LkOut) error {
-	o, err := f.use(n, in.Owner, in.Fh)
+func (f *forwarded) get(file locked, in *gofuse.LkIn, out *gofuse.LkOut) error {
+	o, err := f.use(file, in.Owner, in.Fh)
 	if err != nil {
 		return err
 	}
 	defer f.done(o)
 	fl := flockOf(&in.Lk)
+	if o.fd < 0 {
+		return syscall.ENOSYS // as LiteFS 0.5
+	}
 	if err := unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_GETLK, &fl); err != nil {
 		return err
 	}
@@ -259,28 +281,30 @@ func flockOf(l *gofuse.FileLock) unix.Flock_t {
 	return fl
 }
 
-// lockable returns the file of a request about locks.
-func (fs *loopback) lockable(in *gofuse.LkIn) (*node, string, error) {
+// lockable returns the file of a handle.
+func (fs *loopback) lockable(node, fh uint64) (file locked, err error) {
 	if fs.locks == nil {
-		return nil, "", syscall.ENOSYS
+		return file, syscall.ENOSYS
 	}
-	h, err := fs.handle(in.NodeId, in.Fh)
-	if err != nil {
-		return nil, "", err
+	h, err := fs.handle(node, fh)
+	switch {
+	case err != nil:
+		return file, err
+	case h.node != nil:
+		return locked{h.node.id, fs.pathOrNone(h.node), h.node}, nil
+	case h.lockFile == "":
+		return file, syscall.EBADF
 	}
-	if h.node == nil {
-		return nil, "", syscall.EBADF
-	}
-	return h.node, fs.pathOrNone(h.node), nil
+	return locked{node, h.lockFile, nil}, nil
 }
 
 // GetLk implements the kernel's F_GETLK.
 func (fs *loopback) GetLk(_ <-chan struct{}, in *gofuse.LkIn, out *gofuse.LkOut) gofuse.Status {
-	n, _, err := fs.lockable(in)
+	file, err := fs.lockable(in.NodeId, in.Fh)
 	if err != nil {
 		return status(err)
 	}
-	return status(fs.locks.get(n, in, out))
+	return status(fs.locks.get(file, in, out))
 }
 
 // SetLk implements F_SETLK and F_OFD_SETLK, which differ in who the owner is.
@@ -294,11 +318,11 @@ func (fs *loopback) SetLkw(cancel <-chan struct{}, in *gofuse.LkIn) gofuse.Statu
 }
 
 func (fs *loopback) setLock(cancel <-chan struct{}, in *gofuse.LkIn, wait bool) gofuse.Status {
-	n, path, err := fs.lockable(in)
+	file, err := fs.lockable(in.NodeId, in.Fh)
 	if err != nil {
 		return status(err)
 	}
-	return fs.refused("lock", path, fs.locks.set(n, path, in, cancel, wait))
+	return fs.refused("lock", file.path, fs.locks.set(file, in, cancel, wait))
 }
 
 // Flush drops the POSIX locks of who closes a descriptor of the file, as close(2) does. On a mount whose locks the kernel
@@ -307,12 +331,16 @@ func (fs *loopback) Flush(_ <-chan struct{}, in *gofuse.FlushIn) gofuse.Status {
 	if fs.locks == nil {
 		return gofuse.ENOSYS
 	}
-	h, err := fs.handle(in.NodeId, in.Fh)
-	if err != nil {
-		return status(err)
-	}
-	if h.node != nil {
-		fs.locks.drop(fs.pathOrNone(h.node), h.node.id, in.LockOwner)
+	if file, err := fs.lockable(in.NodeId, in.Fh); err == nil {
+		fs.locks.drop(file, in.LockOwner)
 	}
 	return gofuse.OK
+}
+
+// lockFile reports whether the virtual file at path is there to be locked.
+func (fs *loopback) lockFile(path string) (like string, ok bool) {
+	if fs.locks == nil {
+		return "", false
+	}
+	return fs.locks.locker.LockFile(path)
 }

@@ -36,6 +36,8 @@ func (p *passes) Lock(l Lock, take func() error) error {
 	return take()
 }
 
+func (p *passes) LockFile(path string) (string, bool) { return "f", path == "f-lock" }
+
 func (p *passes) Dropped(path string, _ uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

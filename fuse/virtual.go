@@ -124,26 +124,35 @@ func (fs *loopback) lookupVirtual(path string, out *gofuse.EntryOut) bool {
 	}
 	id := fs.virtuals.lookup(path)
 	out.NodeId = id
-	fs.fillVirtual(&out.Attr, id, len(content))
+	fs.fillVirtual(&out.Attr, id, path, len(content))
 	return true
 }
 
 func (fs *loopback) virtualAttr(id uint64, a *gofuse.Attr) gofuse.Status {
-	content, ok := fs.virtualContent(fs.virtualPath(id))
+	path, named := fs.virtualPath(id)
+	content, ok := fs.virtualContent(path, named)
 	if !ok {
 		return gofuse.ENOENT
 	}
-	fs.fillVirtual(a, id, len(content))
+	fs.fillVirtual(a, id, path, len(content))
 	return gofuse.OK
 }
 
-// fillVirtual gives a virtual file the owner and the times of the root directory.
-func (fs *loopback) fillVirtual(a *gofuse.Attr, id uint64, size int) {
+// fillVirtual gives a virtual file the owner and the times of the root directory. Who may write the file that a lock file
+// is for may lock it.
+func (fs *loopback) fillVirtual(a *gofuse.Attr, id uint64, path string, size int) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fs.nodes.root.fd, &st); err != nil {
 		fs.logger.Error("stat of the root directory", "err", err)
 	}
+	mode := uint32(0o444)
+	if like, ok := fs.lockFile(path); ok {
+		var of unix.Stat_t
+		if err := unix.Fstatat(fs.nodes.root.fd, like, &of, unix.AT_SYMLINK_NOFOLLOW); err == nil {
+			st.Uid, st.Gid, mode = of.Uid, of.Gid, of.Mode&0o666
+		}
+	}
 	st.Ino, st.Size, st.Blocks, st.Nlink = id, int64(size), 0, 1
-	st.Mode = unix.S_IFREG | 0o444
+	st.Mode = unix.S_IFREG | mode
 	fillAttr(a, &st)
 }

@@ -25,8 +25,10 @@ func (l locker) Lock(r fuse.Lock, take func() error) error {
 		kind = litefs.LockExclusive
 	}
 	return l.store.Lock(litefs.LockRequest{
-		Path: r.Path, Owner: r.Owner, Kind: kind, Start: r.Start, End: r.End, Cancel: r.Cancel, Over: r.Over,
+		Path: r.Path, Owner: r.Owner, Kind: kind, Start: r.Start, End: r.End, Wait: r.Wait, Cancel: r.Cancel, Over: r.Over,
 	}, take)
 }
+
+func (l locker) LockFile(path string) (like string, ok bool) { return l.store.HaltFile(path) }
 
 func (l locker) Dropped(path string, owner uint64) { l.store.LocksDropped(path, owner) }

@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,6 +19,7 @@ import (
 	"github.com/litefs/litefs/internal/faultnet"
 	"github.com/litefs/litefs/internal/sqlapp"
 	"github.com/litefs/litefs/internal/sqlitetest"
+	"golang.org/x/sys/unix"
 )
 
 // daemonLocks has the mount ask for each lock.
@@ -343,4 +347,88 @@ func TestForwardWithoutPrimary(t *testing.T) {
 	r.MustExec("INSERT INTO t(v) VALUES ('after')")
 	short.Close()
 	same(primary, replica, openPatient(sqlitetest.Start(t), primary.path("app.db")), 2)
+}
+
+// NAME-lock is LiteFS 0.5's: who has byte 72 of it locked has the primary's write lock, until it is let go, or the file is
+// closed, or its holder killed.
+func TestForwardLockFile(t *testing.T) {
+	primary, replica, c := forwarding(t)
+	c.MustExec("PRAGMA busy_timeout=0")
+	busy := func() bool {
+		_, err := c.Exec("BEGIN IMMEDIATE; ROLLBACK")
+		return err != nil
+	}
+	free := func(why string) {
+		t.Helper()
+		eventually(t, "the primary writes again: "+why, func() (bool, string) { return !busy(), "" })
+	}
+	path := replica.path("app.db-lock")
+	if names, err := os.ReadDir(replica.cfg.Mount); err != nil || slices.ContainsFunc(names, func(e os.DirEntry) bool { return strings.HasSuffix(e.Name(), "-lock") }) {
+		t.Errorf("it is listed: %v, %v", names, err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	lock := func(kind int16, at int64) error {
+		return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &unix.Flock_t{Type: kind, Start: at, Len: 1})
+	}
+	if err := lock(unix.F_WRLCK, 71); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("byte 71: %v, want EINVAL", err)
+	}
+	if err := lock(unix.F_WRLCK, 72); err != nil {
+		t.Fatal(err)
+	}
+	r := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+	for range 3 {
+		r.MustExec("INSERT INTO t(v) VALUES ('held')")
+		time.Sleep(300 * time.Millisecond) // longer than a lock that nobody has asked for by name is kept
+		if !busy() {
+			t.Fatal("the primary's writers get in while the lock is held")
+		}
+	}
+	if calls := replica.lockCalls(); calls["acquire"] != 1 {
+		t.Errorf("the lock was taken %d times", calls["acquire"])
+	}
+	if err := lock(unix.F_UNLCK, 72); err != nil {
+		t.Fatal(err)
+	}
+	free("it was let go")
+	if err := lock(unix.F_WRLCK, 72); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	free("the file was closed")
+
+	script := "import fcntl, struct, sys; f = open(sys.argv[1], 'r+b', 0); fcntl.fcntl(f, 38, struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 72, 1, 0)); print('held', flush=True); sys.stdin.read()"
+	cmd := unlocked(replica, "python3", "-c", script, path)
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "held\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if !busy() {
+		t.Error("the primary's writers get in while a program has the lock")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // it was killed
+	free("its holder was killed")
+	c.MustExec("PRAGMA busy_timeout=60000")
+	same(primary, replica, c, 3)
+	if _, err := os.Stat(primary.path("app.db-lock")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is on a mount whose locks the kernel keeps: %v", err)
+	}
 }

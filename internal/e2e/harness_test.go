@@ -219,7 +219,7 @@ func (n *node) stop() {
 // kill ends the process as a crash does.
 func (n *node) kill() {
 	n.t.Helper()
-	if direct := len(n.cfg.Replica)+len(n.cfg.Durability) > 0; direct || !n.cfg.Passthrough {
+	if direct := len(n.cfg.Replica)+len(n.cfg.Durability) > 0 || n.cfg.DaemonLocks; direct || !n.cfg.Passthrough {
 		// The daemon works on the databases through its own mount. A thread that waits for an answer of
 		// its own process then keeps it, and its mount, from being gone, until the mount is aborted.
 		abort := time.AfterFunc(time.Second, func() {

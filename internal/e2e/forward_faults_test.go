@@ -1,0 +1,153 @@
+package e2e
+
+import (
+	"context"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/litefs/litefs/internal/sqlitetest"
+)
+
+// Whoever writes on a replica, without knowing it, dies in mid-transaction, in each way: the primary's own writers get in
+// again, and what was not committed is nowhere.
+func TestForwardWriterDies(t *testing.T) {
+	t.Run("the program", func(t *testing.T) {
+		t.Parallel()
+		primary, replica, c := forwarding(t)
+		dying := sqlitetest.Start(t)
+		d := openPatient(dying, replica.path("app.db"), "cache_size=1")
+		d.MustExec("INSERT INTO t(v) VALUES ('before')")
+		d.MustExec("BEGIN IMMEDIATE")
+		for range 30 {
+			d.MustExec("INSERT INTO t(v) VALUES (randomblob(4000))")
+		}
+		dying.Kill()
+		other := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+		other.MustExec("INSERT INTO t(v) VALUES ('after')")
+		writesAgain(c)
+		same(primary, replica, c, 3)
+	})
+	t.Run("the daemon", func(t *testing.T) {
+		t.Parallel()
+		primary, replica, c := forwarding(t)
+		d := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+		d.MustExec("INSERT INTO t(v) VALUES ('kept')")
+		d.MustExec("BEGIN IMMEDIATE")
+		d.MustExec("INSERT INTO t(v) VALUES ('never')")
+		replica.killAll()
+		writesAgain(c)
+		if _, err := d.Exec("COMMIT"); err == nil {
+			t.Error("a transaction was committed on a mount that is gone")
+		}
+		replica.start()
+		same(primary, replica, c, 2)
+	})
+	t.Run("frozen", func(t *testing.T) {
+		t.Parallel()
+		primary, replica, c := forwarding(t)
+		d := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+		d.MustExec("INSERT INTO t(v) VALUES ('kept')")
+		d.MustExec("BEGIN IMMEDIATE")
+		d.MustExec("INSERT INTO t(v) VALUES ('never')")
+		if err := replica.proc.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		writesAgain(c) // the hold has expired
+		if err := replica.proc.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Exec("COMMIT"); err == nil {
+			t.Fatal("a transaction was committed whose lock had expired")
+		}
+		d.Close()
+		e := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+		e.MustExec("INSERT INTO t(v) VALUES ('again')")
+		same(primary, replica, c, 3)
+	})
+}
+
+// counters are a primary and a replica whose programs increment a counter without asking for a lock.
+func forwardCounting(t testing.TB) (*node, *counting) {
+	primary := startNode(t)
+	c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode=wal")
+	k := newCounting(t, c)
+	k.command = unlocked
+	c.Close()
+	return primary, k
+}
+
+// killsAndStarts kills a node and starts it anew until ctx ends.
+func killsAndStarts(n *node) func(ctx context.Context) {
+	return func(ctx context.Context) {
+		for ctx.Err() == nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(700 * time.Millisecond):
+			}
+			n.killAll()
+			n.start()
+		}
+	}
+}
+
+// The primary, or the replica's daemon, is killed under transactions and started anew: none that was acknowledged is
+// lost, none counts twice.
+func TestForwardKills(t *testing.T) {
+	for _, who := range []string{"primary", "replica"} {
+		t.Run(who, func(t *testing.T) {
+			primary, k := forwardCounting(t)
+			replica := startNode(t, follows(primary), daemonLocks)
+			caughtUp(primary, replica, "app.db")
+			victim := map[string]*node{"primary": primary, "replica": replica}[who]
+			during(t, max(3*time.Second, soakFor(t)/6),
+				func(ctx context.Context) { k.count(ctx, replica, "r", 10, inC) }, // it does not make a file where no mount is
+				killsAndStarts(victim))
+			k.settled(primary, replica)
+		})
+	}
+}
+
+// The network between a replica and the primary loses, cuts and doubles what is said.
+func TestForwardLostAnswers(t *testing.T) {
+	primary, k := forwardCounting(t)
+	replica, proxy := behindProxy(t, primary)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 2))
+	during(t, max(3*time.Second, soakFor(t)/6),
+		func(ctx context.Context) { k.count(ctx, replica, "r", 10, inPython) },
+		func(ctx context.Context) { proxy.Storm(ctx, rng, 150*time.Millisecond, nil) })
+	k.settled(primary, replica)
+}
+
+// The roles move while programs write on both nodes, each on its own mount: they see nothing of it but time.
+func TestForwardHandOver(t *testing.T) {
+	cl := newCluster(t, 5*time.Second)
+	a := cl.start(daemonLocks)
+	becomesPrimary(a)
+	c := openPatient(sqlitetest.Start(t), a.path("app.db"), "journal_mode=wal")
+	c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+	b := cl.start(daemonLocks)
+	samePosition(a, b, "app.db")
+	d := openPatient(sqlitetest.Start(t), b.path("app.db"))
+	d.MustExec("INSERT INTO t(v) VALUES ('replica')")
+	if err := b.move("/promote"); err != nil {
+		t.Fatal(err)
+	}
+	becomesPrimary(b)
+	d.MustExec("INSERT INTO t(v) VALUES ('primary')")
+	c.MustExec("INSERT INTO t(v) VALUES ('former primary')")
+	d.MustExec("INSERT INTO t(v) VALUES ('primary again')")
+	settle(d)
+	samePosition(a, b, "app.db")
+	for _, conn := range []*sqlitetest.Conn{c, d} {
+		if got := conn.MustText("SELECT group_concat(v) FROM t"); got != "replica,primary,former primary,primary again" {
+			t.Errorf("rows %q", got)
+		}
+	}
+	for _, n := range []*node{a, b} {
+		sqlitetest.CheckIntegrity(t, n.path("app.db"))
+	}
+}
