@@ -35,6 +35,7 @@ type chain struct {
 	tailTXID uint64    // the target has everything up to it
 	tried    uint64    // the end of the last moment that was put, perhaps in vain
 	upkeep   time.Time // when something other than shipping is to be done
+	untidy   error     // of the last upkeep: what is damaged
 	err      error     // of this database, at the last attempt
 	resume   time.Time // nothing is tried before
 	pause    time.Duration

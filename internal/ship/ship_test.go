@@ -179,3 +179,52 @@ func checkHistories(t *testing.T, s objstore.Store, layout archive.Layout, state
 		t.Fatalf("no history has the primary's state %s", writer.Pos())
 	}
 }
+
+// TestDamagedObjectIsLeftBehind: an object that is gone cannot be put together with others; new moments,
+// snapshots and retention go on, and when retention has come past it nothing is wrong any more.
+func TestDamagedObjectIsLeftBehind(t *testing.T) {
+	n := &modelNode{r: rand.New(rand.NewPCG(3, 4)), id: 1, primary: true, epoch: 1, states: map[place]*state{}}
+	dir, err := objstore.OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Options{
+		Source: n, Targets: []Target{{Store: dir, Layout: archive.LayoutDir}}, Dir: t.TempDir(), Interval: time.Hour, Requests: 1e9,
+		SnapshotInterval: 1, Retention: Retention{Count: 1}, levels: []time.Duration{1, 2, 3}, minMerge: 4,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := s.targets[0]
+	visit := func() {
+		n.write()
+		for _, c := range target.due(time.Now().Add(time.Hour)) {
+			target.visit(t.Context(), c)
+		}
+	}
+	visit()
+	target.opt.SnapshotInterval = time.Hour
+	visit()
+	folder := catalog.Folder(n.Name(), 1)
+	target.cache = cache{}
+	if err := dir.Delete(t.Context(), folder+archive.LayoutDir.Key(archive.Object{Min: 2, Max: 2})); err != nil {
+		t.Fatal(err)
+	}
+	for range 6 {
+		visit()
+	}
+	if st := s.Status()[0]; st.Err == "" || s.Needs(n.id)[0] < n.head.txid-1 {
+		t.Fatalf("%+v, needs %d at %d", st, s.Needs(n.id)[0], n.head.txid)
+	}
+	target.opt.SnapshotInterval = 1
+	for range 4 {
+		target.mu.Lock()
+		target.mu.chains[n.id].upkeep = time.Time{}
+		target.mu.Unlock()
+		visit()
+	}
+	if st := s.Status()[0]; st.Err != "" {
+		t.Fatalf("%+v", st)
+	}
+	checkHistories(t, dir, archive.LayoutDir, n.states, n)
+}

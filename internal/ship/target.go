@@ -1,6 +1,7 @@
 package ship
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -287,8 +288,8 @@ func (t *target) status() litefs.ArchiveStatus {
 	defer t.mu.Unlock()
 	var since time.Time
 	for _, c := range t.mu.chains {
-		if c.err != nil {
-			s.Err = c.err.Error()
+		if err := cmp.Or(c.err, c.untidy); err != nil {
+			s.Err = err.Error()
 		}
 		if c.behind.IsZero() {
 			continue

@@ -17,7 +17,9 @@ import (
 	"github.com/litefs/litefs/internal/objstore"
 )
 
-// upkeep puts objects together, makes snapshots, and removes what is old.
+// upkeep puts objects together, makes snapshots, and removes what is old. An object that is damaged holds up none
+// of the others, nor new moments: it cannot be put together with others, and leaves when a snapshot has come that
+// makes it superfluous.
 func (t *target) upkeep(ctx context.Context, c *chain, now time.Time) error {
 	t.mu.Lock()
 	due := now.After(c.upkeep)
@@ -25,23 +27,45 @@ func (t *target) upkeep(ctx context.Context, c *chain, now time.Time) error {
 	if !due || c.tail.Max == 0 {
 		return nil
 	}
-	for level := archive.LevelRaw + 1; level <= archive.LevelTop; level++ {
-		if err := t.compact(ctx, c, level, now); err != nil {
-			return fmt.Errorf("put objects of %s together: %w", c.name, err)
+	compact := func() error {
+		for level := archive.LevelRaw + 1; level <= archive.LevelTop; level++ {
+			if err := t.compact(ctx, c, level, now); err != nil {
+				return err
+			}
 		}
+		return nil
 	}
-	if err := t.snapshot(ctx, c, now); err != nil {
-		return fmt.Errorf("snapshot of %s: %w", c.name, err)
-	}
-	if err := t.expire(ctx, c, now); err != nil {
-		return fmt.Errorf("remove old objects of %s: %w", c.name, err)
-	}
-	if err := t.expireHistories(ctx, c, now); err != nil {
-		return fmt.Errorf("remove old histories of %s: %w", c.name, err)
+	var errs []error
+	for _, step := range []struct {
+		what string
+		do   func() error
+	}{
+		{"put objects of %s together", compact},
+		{"snapshot of %s", func() error { return t.snapshot(ctx, c, now) }},
+		{"remove old objects of %s", func() error { return t.expire(ctx, c, now) }},
+		{"remove old histories of %s", func() error { return t.expireHistories(ctx, c, now) }},
+	} {
+		err := step.do()
+		if err == nil {
+			continue
+		}
+		err = fmt.Errorf(step.what+": %w", c.name, err)
+		if !errors.Is(err, archive.ErrCorrupt) && !errors.Is(err, objstore.ErrNotFound) {
+			return err
+		}
+		errs = append(errs, err)
 	}
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	c.upkeep = now.Add(t.opt.levels[0])
-	t.mu.Unlock()
+	err := errors.Join(errs...)
+	if err != nil {
+		c.upkeep = now.Add(max(t.opt.levels[0], maxPause))
+		if c.untidy == nil {
+			t.logger.Error("cannot keep a history in order; tried again, and new moments are archived meanwhile", "db", c.name, "error", err)
+		}
+	}
+	c.untidy = err
 	return nil
 }
 
