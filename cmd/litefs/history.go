@@ -93,6 +93,7 @@ type historyLine struct {
 	Objects  int            `json:"objects"`
 	Bytes    int64          `json:"bytes"` // of the objects
 	Snapshot *time.Time     `json:"snapshot,omitempty"`
+	Dropped  *time.Time     `json:"dropped,omitempty"` // the database was, then
 	First    restoredMoment `json:"first"`
 	Last     restoredMoment `json:"last"`
 }
@@ -106,6 +107,9 @@ func describeHistory(ctx context.Context, h *restore.History) (historyLine, erro
 	line := historyLine{
 		Database: h.Database, History: h.Number, Moments: len(moments), Objects: len(h.Objects),
 		First: momentJSON(first.N, first.Header), Last: momentJSON(h.Last.Max, h.Last),
+	}
+	if !h.Dropped.IsZero() {
+		line.Dropped = &h.Dropped
 	}
 	for _, o := range h.Objects {
 		line.Bytes += o.Size
@@ -132,8 +136,12 @@ func printHistories(ctx context.Context, w io.Writer, histories []*restore.Histo
 			}
 			continue
 		}
-		fmt.Fprintf(tab, "%s\t%d\t%s\t%s\t%s\t%d\t%s\n", cmp.Or(line.Database, "(Litestream's)"), line.History,
-			line.First.Time.Format(time.RFC3339), line.Last.Time.Format(time.RFC3339), line.Last.TXID, line.Moments, size(line.Bytes))
+		dropped := ""
+		if line.Dropped != nil {
+			dropped = "\tdropped " + line.Dropped.Format(time.RFC3339)
+		}
+		fmt.Fprintf(tab, "%s\t%d\t%s\t%s\t%s\t%d\t%s%s\n", cmp.Or(line.Database, "(Litestream's)"), line.History,
+			line.First.Time.Format(time.RFC3339), line.Last.Time.Format(time.RFC3339), line.Last.TXID, line.Moments, size(line.Bytes), dropped)
 	}
 	return tab.Flush()
 }

@@ -48,7 +48,11 @@ func (m *moment) find(ctx context.Context, h *restore.History) (restore.Moment, 
 	case m.timestamp != "" || m.txid != "" || m.number != 0:
 		return restore.Moment{}, usagef("give one of -timestamp, -txid and -moment")
 	}
-	return h.Newest(ctx)
+	last, err := h.Newest(ctx)
+	if err == nil && !h.Dropped.IsZero() {
+		err = fmt.Errorf("%s was dropped at %s; the archive has it as it was before, at %s: restore it with -moment %d", h.Database, h.Dropped.Format(time.RFC3339), last, last.N)
+	}
+	return last, err
 }
 
 func runRestore(ctx context.Context, args []string, std stdio) error {

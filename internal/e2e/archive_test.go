@@ -94,6 +94,7 @@ type history struct {
 	Moments  int
 	Objects  int
 	Snapshot string
+	Dropped  string
 	Last     struct {
 		TXID, Checksum string
 		Moment         int

@@ -37,6 +37,7 @@ type History struct {
 	Folder   string // in the store, with a slash at its end, or ""
 	Objects  []archive.Object
 	Last     archive.Header // of the newest moment
+	Dropped  time.Time      // when the database was; zero: it was not, as far as the archive knows
 
 	store   objstore.Store
 	layout  archive.Layout
@@ -119,6 +120,15 @@ func open(ctx context.Context, h *History) (*History, error) {
 		return nil, err
 	}
 	h.Last = last
+	if h.Ours() {
+		drop, ok, err := catalog.Dropped(ctx, h.store, h.Folder)
+		if err != nil {
+			return nil, err
+		}
+		if ok && drop.TXID >= last.State.TXID {
+			h.Dropped = drop.Time
+		}
+	}
 	return h, nil
 }
 

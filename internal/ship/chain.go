@@ -36,6 +36,7 @@ type chain struct {
 	tried    uint64    // the end of the last moment that was put, perhaps in vain
 	upkeep   time.Time // when something other than shipping is to be done
 	untidy   error     // of the last upkeep: what is damaged
+	dropped  bool      // the database is not there any more: what is left to do is to say so in the archive
 	err      error     // of this database, at the last attempt
 	resume   time.Time // nothing is tried before
 	pause    time.Duration
@@ -120,6 +121,12 @@ const maxMoments = 64
 
 // ship writes what the target lacks of one database, and does what else is due.
 func (t *target) ship(ctx context.Context, c *chain) error {
+	t.mu.Lock()
+	dropped := c.dropped
+	t.mu.Unlock()
+	if dropped {
+		return t.noteDrop(ctx, c)
+	}
 	if !c.attached {
 		if err := t.attach(ctx, c); err != nil {
 			return fmt.Errorf("look for the history of %s: %w", c.name, err)

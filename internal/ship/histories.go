@@ -52,6 +52,25 @@ func (t *target) expireHistories(ctx context.Context, c *chain, now time.Time) e
 	return nil
 }
 
+// noteDrop says in a history that its database was dropped. The history stays.
+func (t *target) noteDrop(ctx context.Context, c *chain) error {
+	if !t.opt.Source.IsPrimary() || t.opt.Source.Epoch() != c.epoch {
+		return errNotPrimary
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := catalog.PutDrop(ctx, t.store, c.folder, catalog.Drop{Time: time.Now().UTC(), TXID: c.tail.State.TXID}); err != nil {
+		return fmt.Errorf("note that %s was dropped: %w", c.name, err)
+	}
+	t.logger.Info("a database was dropped: its history stays in the archive", "db", c.name, "history", c.folder)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.mu.chains[c.db.ID()] == c {
+		delete(t.mu.chains, c.db.ID())
+	}
+	return nil
+}
+
 // contentOf returns everything below the folder of a history, and when its last object was written.
 func (t *target) contentOf(ctx context.Context, folder string) (keys []string, last time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout+time.Minute)

@@ -146,8 +146,13 @@ func (t *target) due(now time.Time) []*chain {
 		due = append(due, c)
 	}
 	for id, c := range t.mu.chains {
-		if !there[id] && !c.busy {
-			delete(t.mu.chains, id) // dropped; its history stays
+		switch {
+		case there[id] || c.busy:
+		case !c.attached || c.tail.Max == 0 || c.epoch != epoch:
+			delete(t.mu.chains, id) // nothing is known of its history
+		case !now.Before(t.mu.resume) && !now.Before(c.resume):
+			c.dropped, c.behind = true, time.Time{}
+			due = append(due, c)
 		}
 	}
 	slices.SortStableFunc(due, func(a, b *chain) int { return a.waits(now).Compare(b.waits(now)) })
@@ -223,6 +228,9 @@ func (t *target) longer(pause time.Duration) time.Duration {
 
 // forget lets a chain's history be read anew, but for what the archive is known to have. mu is held.
 func (t *target) forget(c *chain) {
+	if c.dropped {
+		return
+	}
 	if t.mu.chains[c.db.ID()] == c {
 		t.mu.chains[c.db.ID()] = &chain{
 			db: c.db, name: c.name, epoch: c.epoch, tailTXID: c.tailTXID, tried: c.tried, behind: c.behind, err: c.err, resume: c.resume, pause: c.pause,
