@@ -112,7 +112,9 @@ function drawNodes(info) {
     link.href = info.primaryURL;
     rows.push(row(cell(info.hostname || 'primary'), cell('primary'), { node: link }, cell('', 'n'), cell('', 'n'), cell(''), cell('')));
   }
-  for (const r of info.replicas || []) {
+  // A node that was the primary knows who followed it then; where they are now is their primary's to say.
+  const replicas = info.role === 'primary' ? info.replicas || [] : [];
+  for (const r of replicas) {
     rows.push(row(cell(r.nodeID, 'mono'), replicaCell(info, r), cell(r.remote),
       cell(behind(r) + ' tx', 'n'), cell(r.databases.length, 'n'), cell(ago(r.contact)),
       info.roleState && r.connected ? { node: handOverButton(r.nodeID) } : cell('')));

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/litefs/litefs/internal/browser"
@@ -128,6 +129,9 @@ func TestPageHandOver(t *testing.T) {
 	becomesPrimary(second)
 	p.reads("#role", "replica")
 	p.reads("#notice", "is the primary")
+	if got := p.text("#nodes"); strings.Contains(got, info.NodeID) {
+		t.Errorf("the node that is the primary now is listed as the replica that it was:\n%s", got)
+	}
 	p.shot("handed-over")
 
 	// Every control has a name that is read out.
@@ -137,6 +141,41 @@ func TestPageHandOver(t *testing.T) {
 	if len(nameless) > 0 {
 		t.Errorf("no name: %q", nameless)
 	}
+}
+
+// One node with three databases, in light and dark; then one that follows and stops, and how far it is behind.
+func TestPageOne(t *testing.T) {
+	n := startNode(t)
+	var db *sqlitetest.Conn
+	for _, name := range []string{"orders.db", "sub/users.db", "wal.db"} {
+		if err := os.MkdirAll(filepath.Dir(n.path(name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		db = sqlitetest.Open(t, n.path(name))
+		db.MustExec("CREATE TABLE t (a)")
+	}
+	p := newPageTest(t)
+	for _, view := range []struct {
+		name string
+		dark bool
+	}{{"light", false}, {"dark", true}} {
+		p.do(p.b.Show(timeout(t), 1200, 900, view.dark))
+		p.do(p.b.Open(timeout(t), "http://"+n.cfg.Addr+"/"))
+		p.reads("#dbs", "sub/users.db")
+		p.reads("#lag-now", "No replica is connected.")
+		p.shot("one-" + view.name)
+	}
+	f := startNode(t, follows(n))
+	p.reads("#lag-now", ": 0 tx")
+	if err := f.proc.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	const behind = 20
+	for range behind {
+		db.MustExec("INSERT INTO t VALUES (1)")
+	}
+	p.reads("#lag-now", fmt.Sprintf(": %d tx", behind))
+	p.shot("lag")
 }
 
 // Five nodes and a thousand databases, in light and dark, on a desk and on a phone: nothing runs over.
