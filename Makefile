@@ -99,6 +99,9 @@ release: ## static binaries and Debian packages for amd64 and arm64, in .build/r
 package-test: release ## install the package of this machine, run what it installed, remove it (root)
 	packaging/test $(BUILD)/release/*_amd64.deb
 
+image-test: ## build packaging/Dockerfile on base images made here, run it alone, below an application and as a sidecar (root; Debian: buildah podman runc mmdebstrap)
+	packaging/image-test
+
 packaging-check: ## manifests against the types of the Kubernetes API, alert rules by promtool (Debian: prometheus)
 	cd packaging/check && go test -count=1 .
 	promtool check rules packaging/monitoring/alerts.yaml
