@@ -601,7 +601,7 @@ func (s *Store) adoptClosed(name string) {
 	}
 	// Removed or renamed meanwhile, or recorded by somebody else: nothing to do. The store closes: the next start does it.
 	if err != nil && s.ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDatabaseExists) {
-		s.Logger.Error("cannot record a new database; it is local until it is written again", "db", name, "error", err)
+		s.Logger.Error("cannot put a database on record: it is on this node alone until its last close, or the next start", "db", name, "error", err)
 	}
 }
 
