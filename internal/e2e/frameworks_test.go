@@ -18,6 +18,9 @@ type framework struct {
 	argv []string
 	env  []string
 	cmds map[string][]string // command lines of their own, with DB for the path
+
+	// alone: its migrations want the database for themselves (locking_mode=EXCLUSIVE), which they get on a primary only.
+	alone bool
 }
 
 // frameworksVariable names those to run, and toolsVariable where .ci/frameworks has put what they need. Without
@@ -51,13 +54,29 @@ func frameworks(t *testing.T, tools string) map[string]framework {
 		"prisma": {
 			argv: []string{"node", tool("prisma", "program.js")},
 			// There is no engine of its own where its download server is not reached; the one in JavaScript needs none.
-			env:  []string{"DATABASE_URL=file:DB", "CHECKPOINT_DISABLE=1", "PRISMA_SCHEMA_ENGINE_BINARY=/bin/true"},
-			cmds: map[string][]string{"migrate": prisma("prisma.config.ts"), "migrate2": prisma("prisma2.config.ts")},
+			env:   []string{"DATABASE_URL=file:DB", "CHECKPOINT_DISABLE=1", "PRISMA_SCHEMA_ENGINE_BINARY=/bin/true"},
+			alone: true,
+			cmds:  map[string][]string{"migrate": prisma("prisma.config.ts"), "migrate2": prisma("prisma2.config.ts")},
 		},
 		"go-mattn":   {argv: []string{tool("go", "mattn")}},
 		"go-modernc": {argv: []string{tool("go", "modernc")}},
 		"go-ncruces": {argv: []string{tool("go", "ncruces")}},
 	}
+}
+
+// frameworksToRun are the programs, and the names of those that this machine has.
+func frameworksToRun(t *testing.T) (map[string]framework, []string) {
+	t.Helper()
+	names, tools := strings.Fields(os.Getenv(frameworksVariable)), os.Getenv(toolsVariable)
+	if len(names) == 0 {
+		names, tools = []string{"python", "go-mattn"}, t.TempDir()
+		build := exec.CommandContext(timeout(t), "go", "build", "-o", filepath.Join(tools, "go", "mattn"), "./cmd/mattn")
+		build.Dir = "testdata/frameworks/go"
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("build the program of go-mattn: %v\n%s", err, out)
+		}
+	}
+	return frameworks(t, tools), names
 }
 
 // command is one run of the program.
@@ -143,20 +162,11 @@ func (w *worker) state() (acked int, last string) {
 // role moves. Its writers on the former primary end with an error of their own; what they were told is committed
 // is there, and nothing else. The second migration, and a writer, go on at the new primary.
 func TestFrameworks(t *testing.T) {
-	names, tools := strings.Fields(os.Getenv(frameworksVariable)), os.Getenv(toolsVariable)
-	if len(names) == 0 {
-		names, tools = []string{"python", "go-mattn"}, t.TempDir()
-		build := exec.CommandContext(timeout(t), "go", "build", "-o", filepath.Join(tools, "go", "mattn"), "./cmd/mattn")
-		build.Dir = "testdata/frameworks/go"
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("build the program of go-mattn: %v\n%s", err, out)
-		}
-	}
+	list, names := frameworksToRun(t)
 	c := newCluster(t, 5*time.Second)
 	a := c.start()
 	becomesPrimary(a)
 	b := c.start()
-	list := frameworks(t, tools)
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			f, ok := list[name]
