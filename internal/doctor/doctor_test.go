@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/litefs/litefs/internal/config"
@@ -143,10 +145,21 @@ func TestLeaseServers(t *testing.T) {
 	}
 	nats, bucket := start(leaseserver.NATS), start(leaseserver.S3)
 	// It takes every write, whatever its condition.
+	var kept sync.Map // path -> object
 	careless := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"e"`)
-		if r.Method == http.MethodGet {
-			w.WriteHeader(http.StatusNotFound)
+		switch r.Method {
+		case http.MethodPut:
+			if b, err := io.ReadAll(r.Body); err == nil {
+				kept.Store(r.URL.Path, b)
+			}
+		case http.MethodGet:
+			b, ok := kept.Load(r.URL.Path)
+			if !ok {
+				w.WriteHeader(http.StatusNotFound)
+				return
+			}
+			_, _ = w.Write(b.([]byte)) // whoever asked has gone
 		}
 	}))
 	defer careless.Close()
