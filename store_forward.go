@@ -69,6 +69,7 @@ type forwarding struct {
 	ask     *asking   // nil: the primary is not asked, and its lock not held for these programs
 	asked   time.Time // the last time that a program wanted it
 	refused time.Time // until then nobody asks again
+	refusal error     // why the lock was not to be had when a program wanted it last; nil: it was
 	changed chan struct{}
 
 	wanted time.Time // the last time that a program of the primary found WRITE lent
@@ -149,6 +150,16 @@ func (f *forwarding) wantedHere() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.wanted = time.Now()
+}
+
+// refusedWith is why programs of this replica cannot write, if one wanted to.
+func (f *forwarding) refusedWith() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.refusal == nil {
+		return ""
+	}
+	return f.refusal.Error()
 }
 
 // isWanted reports whether a program of this node has found WRITE lent a moment ago.
@@ -258,6 +269,7 @@ func (s *Store) forward(db *DB, a *asking) {
 	stop()
 	f.mu.Lock()
 	f.ended = time.Now() // of the time without a transaction
+	f.refusal = err
 	if err != nil {
 		f.ask = nil
 		if !errors.Is(err, errNobodyAsks) {

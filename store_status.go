@@ -59,6 +59,8 @@ type DBStatus struct {
 
 	// Lent: a replica has the write lock of this database of the primary. Borrowed: programs on this replica have it.
 	Lent, Borrowed bool
+	// NotBorrowed is why they have not got it when one wanted to write last; "": they have, or none wanted to.
+	NotBorrowed string
 
 	// LoadBytes of LoadSize bytes of the first copy have come; 0 of 0: it is here.
 	LoadBytes, LoadSize int64
@@ -128,6 +130,9 @@ func (db *DB) Status() DBStatus {
 	st.Waiting = db.waiting.Load()
 	st.Level, st.LevelPending, st.LevelSet, st.Held = db.Level(), db.LevelPending(), db.LevelSet(), db.brake.on()
 	st.Lent, st.Borrowed = db.onLoan.Load(), db.borrowed.Load() != nil
+	if db.store.Role() == RoleReplica {
+		st.NotBorrowed = db.forwarding.refusedWith()
+	}
 	if p := db.loadProgress.Load(); p != nil {
 		st.LoadBytes, st.LoadSize = p.bytes, p.size
 	}

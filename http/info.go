@@ -91,6 +91,8 @@ type DatabaseInfo struct {
 	Lent     bool `json:"lent,omitempty"`     // a replica has the write lock of the primary
 	Borrowed bool `json:"borrowed,omitempty"` // programs on this replica have it
 
+	NotBorrowed string `json:"notBorrowed,omitempty"` // why not, when one wanted to write last
+
 	Error string     `json:"error,omitempty"` // why it does not follow the primary
 	Since *time.Time `json:"since,omitempty"` // when that began
 }
@@ -199,7 +201,7 @@ func databaseInfo(db litefs.DBStatus) DatabaseInfo {
 	}
 	d.Waiting = db.Waiting
 	d.Level, d.LevelPending, d.LevelSet, d.WritersHeld = db.Level.String(), db.LevelPending, db.LevelSet, db.Held
-	d.Lent, d.Borrowed = db.Lent, db.Borrowed
+	d.Lent, d.Borrowed, d.NotBorrowed = db.Lent, db.Borrowed, db.NotBorrowed
 	if db.LoadSize > 0 {
 		d.LoadBytes, d.LoadSize = db.LoadBytes, db.LoadSize
 	}

@@ -197,6 +197,8 @@ func (r statusReport) state(db node.DatabaseInfo) string {
 		return "lent: a replica has its write lock"
 	case db.Borrowed:
 		return "programs here write under the primary's lock"
+	case db.NotBorrowed != "":
+		return "a program here wanted to write and could not: " + db.NotBorrowed
 	case db.LoadSize > 0:
 		return "first copy " + drawBar(db.LoadBytes, db.LoadSize)
 	case r.Node.IsPrimary:

@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/anishathalye/porcupine"
 
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
@@ -68,7 +71,7 @@ func TestForwardWriterDies(t *testing.T) {
 	})
 }
 
-// counters are a primary and a replica whose programs increment a counter without asking for a lock.
+// forwardCounting is a primary and a replica whose programs increment a counter without asking for a lock.
 func forwardCounting(t testing.TB) (*node, *counting) {
 	primary := startNode(t)
 	c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode=wal")
@@ -149,5 +152,118 @@ func TestForwardHandOver(t *testing.T) {
 	}
 	for _, n := range []*node{a, b} {
 		sqlitetest.CheckIntegrity(t, n.path("app.db"))
+	}
+}
+
+// Programs on three nodes read a counter and write the next one, or read it alone, each under the write lock, while the
+// network loses and doubles what is said and the primary is killed. What they were told has one order, in which each
+// sees what was acknowledged before it began.
+func TestForwardHistory(t *testing.T) {
+	primary, k := forwardCounting(t)
+	replica, proxy := behindProxy(t, primary)
+	other := startNode(t, follows(primary), daemonLocks)
+	caughtUp(primary, other, "app.db")
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 2))
+	h := &increments{counting: k, began: time.Now()}
+	during(t, max(4*time.Second, soakFor(t)/6),
+		func(ctx context.Context) { h.run(ctx, replica, 0) },
+		func(ctx context.Context) { h.run(ctx, replica, 1) },
+		func(ctx context.Context) { h.run(ctx, other, 2) },
+		func(ctx context.Context) { proxy.Storm(ctx, rng, 150*time.Millisecond, nil) },
+		func(ctx context.Context) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(2 * time.Second):
+			}
+			primary.killAll()
+			primary.start()
+		})
+	k.settled(primary, replica, other)
+	h.check(openPatient(sqlitetest.Start(t), primary.path("app.db")))
+}
+
+// increments is a history of reads and increments of the counter.
+type increments struct {
+	*counting
+	began time.Time
+	tries []increment
+}
+
+type increment struct {
+	client     int
+	key        string // "": a read
+	value      int64  // that it read, or made
+	begin, end time.Duration
+	err        error
+}
+
+// run increments and reads until ctx ends, on a connection of its own.
+func (h *increments) run(ctx context.Context, n *node, client int) {
+	c := sqlitetest.Start(h.t).Open(n.path("app.db"), "busy_timeout=5000")
+	defer c.Close()
+	for i := 0; ctx.Err() == nil; i++ {
+		try := increment{client: client, begin: time.Since(h.began)}
+		_, try.err = c.Exec("BEGIN IMMEDIATE")
+		if try.err == nil {
+			try.value = c.MustInt("SELECT v FROM counter")
+			if i%4 > 0 {
+				try.key = fmt.Sprintf("%d.%d", client, i)
+				try.value++
+				if _, try.err = c.Exec("UPDATE counter SET v = ?", try.value); try.err == nil {
+					_, try.err = c.Exec("INSERT INTO ledger VALUES (?, ?)", try.key, try.value)
+				}
+			}
+			if try.err == nil {
+				_, try.err = c.Exec("COMMIT")
+			}
+		}
+		try.end = time.Since(h.began)
+		h.mu.Lock()
+		h.tries = append(h.tries, try)
+		switch {
+		case try.err != nil:
+			h.failed(try.err.Error())
+		case try.key != "":
+			h.oks[try.key] = true
+		}
+		h.mu.Unlock()
+		if try.err != nil {
+			_, _ = c.Exec("ROLLBACK") // there may be nothing to roll back
+		}
+	}
+}
+
+// check finds the order. An increment of unknown outcome counts where the ledger has it.
+func (h *increments) check(c *sqlitetest.Conn) {
+	h.t.Helper()
+	there := make(map[string]int64)
+	for _, row := range c.MustQuery("SELECT id, b FROM ledger") {
+		var value int64
+		if _, err := fmt.Sscan(fmt.Sprint(row[1]), &value); err != nil {
+			h.t.Fatal(err)
+		}
+		there[fmt.Sprint(row[0])] = value
+	}
+	const never = int64(1) << 60
+	var ops []porcupine.Operation
+	reads := 0
+	for _, try := range h.tries {
+		end := int64(try.end)
+		_, in := there[try.key]
+		switch {
+		case try.err != nil && !in:
+			continue
+		case try.err != nil:
+			end = never
+		case try.key == "":
+			reads++
+		}
+		ops = append(ops, porcupine.Operation{ClientId: try.client, Input: token{try.key != "", try.value}, Call: int64(try.begin), Return: end})
+	}
+	h.t.Logf("%d increments and %d reads", len(ops)-reads, reads)
+	if got := porcupine.CheckOperationsTimeout(tokens, ops, time.Minute); got != porcupine.Ok {
+		h.t.Errorf("%d increments and %d reads have no order: %v", len(ops)-reads, reads, got)
 	}
 }
