@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -162,6 +164,10 @@ type ArchiveStatus struct {
 	Bytes     uint64        // in them
 	Requests  uint64        // of all kinds
 	Err       string        // of the last attempt; "": there was none
+
+	// Held are the bytes of this node's logs that some place lacks; the same for all places. While one does not answer
+	// they grow without a bound.
+	Held int64
 }
 
 // archiveNeeds are the transactions with which the entries begin that archives are to get next, or may be; none on
@@ -225,5 +231,26 @@ func (s *Store) archiveStatus() []ArchiveStatus {
 	if s.Archive == nil || s.Role() != RolePrimary {
 		return nil
 	}
-	return s.Archive.Status()
+	places := s.Archive.Status()
+	var held int64
+	for _, db := range s.DBs() {
+		held += db.heldFor(slices.Min(append(s.archiveNeeds(db), math.MaxUint64)))
+	}
+	for i := range places {
+		places[i].Held = held
+	}
+	return places
+}
+
+// heldFor are the bytes of the log from a transaction on.
+func (db *DB) heldFor(txid uint64) (bytes int64) {
+	if db.ended.Load() || txid > db.Pos().TXID {
+		return 0
+	}
+	for _, e := range db.txlog.Entries() {
+		if e.Max >= txid {
+			bytes += e.Size
+		}
+	}
+	return bytes
 }

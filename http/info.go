@@ -58,6 +58,7 @@ type ArchiveInfo struct {
 	Place     string `json:"place"`
 	Databases int    `json:"databases"` // that have transactions which the place lacks
 	LagMillis int64  `json:"lagMillis"` // since when the one that waits longest does; 0: none waits
+	HeldBytes int64  `json:"heldBytes"` // of the node's logs, that some place lacks
 	Error     string `json:"error,omitempty"`
 }
 
@@ -176,7 +177,7 @@ func (s *Server) info() Info {
 		info.Seeded = &SeededInfo{s.Databases, s.Bytes, s.Err}
 	}
 	for _, a := range st.Archives {
-		info.Archives = append(info.Archives, ArchiveInfo{a.Place, a.Databases, a.Lag.Milliseconds(), a.Err})
+		info.Archives = append(info.Archives, ArchiveInfo{a.Place, a.Databases, a.Lag.Milliseconds(), a.Held, a.Err})
 	}
 	for _, r := range st.Replicas {
 		info.Replicas = append(info.Replicas, replicaInfo(r, st.Databases))

@@ -15,7 +15,8 @@ func runBench(ctx context.Context, args []string, std stdio) error {
 		"Measures the same SQLite in a plain directory and in a mount on the same disk,\n"+
 			"in turns, and prints medians, ratios and FUSE requests for each transaction.\n"+
 			"Then two nodes on this machine: lag, and what replication costs. The workload\n"+
-			"soak runs only when it is named; -duration is then all of its time.",
+			"soak runs only when it is named; -duration is then all of its time. So does archive\n"+
+			"(or archive-file, archive-s3): a node that archives beside one that does not.",
 		"litefs bench -only delete,read -rounds 7")
 	only := f.String("only", "", "workloads, `NAME,NAME`; all if empty")
 	duration := f.Duration("duration", 2*time.Second, "`TIME` of one measurement")

@@ -259,6 +259,9 @@ func archiveText(a node.ArchiveInfo) string {
 	text := "has everything"
 	if a.Databases > 0 {
 		text = fmt.Sprintf("%d databases behind, for %v", a.Databases, (time.Duration(a.LagMillis) * time.Millisecond).Round(time.Millisecond))
+		if a.HeldBytes > 0 {
+			text += ", " + size(a.HeldBytes) + " of logs are kept for archives"
+		}
 	}
 	if a.Error != "" {
 		text += "; fails: " + a.Error

@@ -117,6 +117,8 @@ type Report struct {
 	Mount []Result     // of one node
 	Pair  []PairResult // of two
 	Moves []MoveResult // of two between which the role moves
+
+	Archive []ArchiveResult // of one that archives, beside one that does not
 }
 
 // Run measures and prints. An error after some workloads keeps their results.
@@ -163,6 +165,18 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 		if err != nil {
 			return r, fmt.Errorf("workload %s, %s: %w", w.Name, w.Lease, err)
 		}
+	}
+	for _, place := range choosePlaces(o.Only) {
+		sub := filepath.Join(dir, "archive-"+place)
+		if err := os.Mkdir(sub, 0o700); err != nil {
+			return r, fmt.Errorf("make a directory for the benchmark: %w", err)
+		}
+		result, err := runArchive(ctx, o, sub, place)
+		if err != nil {
+			return r, fmt.Errorf("workload %s-%s: %w", archiveName, place, err)
+		}
+		r.Archive = append(r.Archive, result)
+		p.archive(result)
 	}
 	return r, p.err
 }
@@ -221,6 +235,11 @@ func runPair(ctx context.Context, o Options, dir string, workloads []PairWorkloa
 
 // startNode starts a primary in this process, its data beside the plain directory.
 func startNode(ctx context.Context, o Options, dir string) (*daemon.Node, error) {
+	return startNodeWith(ctx, o, dir, func(*config.Config) {})
+}
+
+// startNodeWith is startNode with another configuration.
+func startNodeWith(ctx context.Context, o Options, dir string, change func(*config.Config)) (*daemon.Node, error) {
 	mount := filepath.Join(dir, "mount")
 	if err := os.Mkdir(mount, 0o700); err != nil {
 		return nil, fmt.Errorf("make a mount point for the benchmark: %w", err)
@@ -232,6 +251,7 @@ func startNode(ctx context.Context, o Options, dir string) (*daemon.Node, error)
 	cfg.Data.Dir = filepath.Join(dir, "data")
 	cfg.HTTP.Addr = "127.0.0.1:0"
 	cfg.Fuse.Passthrough = !o.NoPassthrough
+	change(cfg)
 	node, err := daemon.Start(ctx, cfg, o.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("start a node: %w", err)
@@ -351,9 +371,9 @@ func choose(names []string) (one []Workload, two []PairWorkload, moving []MoveWo
 	for _, w := range moving {
 		known = append(known, w.Name)
 	}
-	known = slices.Compact(known)
+	known = append(slices.Compact(known), archiveName)
 	for _, name := range names {
-		if !slices.Contains(known, name) && !slices.ContainsFunc(moving, func(w MoveWorkload) bool { return w.is(name) }) {
+		if !slices.Contains(known, name) && !isArchive(name) && !slices.ContainsFunc(moving, func(w MoveWorkload) bool { return w.is(name) }) {
 			return nil, nil, nil, fmt.Errorf("no workload %q: there are %s", name, strings.Join(known, ", "))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 type Summary struct {
 	Workloads []WorkloadSummary `json:"workloads"`
 	Moves     []MoveSummary     `json:"moves,omitempty"`
+	Archive   []ArchiveSummary  `json:"archive,omitempty"`
 }
 
 // WorkloadSummary is one workload of one node, or of two.
@@ -53,6 +54,17 @@ type QuorumSummary struct {
 	Many  float64 `json:"many-databases-tps"`
 }
 
+// ArchiveSummary is one place of the archive.
+type ArchiveSummary struct {
+	Place      string  `json:"place"`
+	LagP50     float64 `json:"lag-p50-ms"`
+	LagP99     float64 `json:"lag-p99-ms"`
+	Requests   float64 `json:"requests-a-second"`
+	Ratio      float64 `json:"inserts-with-to-without"`
+	WithCPU    float64 `json:"with-us"` // processor time of the node for an insert
+	WithoutCPU float64 `json:"without-us"`
+}
+
 // MoveSummary is one way in which the primary role moves.
 type MoveSummary struct {
 	Name    string    `json:"name"`
@@ -73,6 +85,12 @@ func (r Report) Summary() Summary {
 		w := WorkloadSummary{Name: m.Workload.Name, What: m.Workload.What, Unit: m.Workload.Unit, Goal: m.Workload.Target, Requests: m.Requests()}
 		w.speeds(m.Native, m.Mount)
 		s.Workloads = append(s.Workloads, w)
+	}
+	for _, a := range r.Archive {
+		s.Archive = append(s.Archive, ArchiveSummary{
+			Place: a.Place, LagP50: millis(a.Lags.Quantile(0.5)), LagP99: millis(a.Lags.Quantile(0.99)), Requests: a.Requests,
+			Ratio: a.Ratio(), WithCPU: median(a.WithCPU), WithoutCPU: median(a.WithoutCPU),
+		})
 	}
 	for _, p := range r.Pair {
 		w := WorkloadSummary{Name: p.Workload.Name, What: p.Workload.What, Unit: p.Workload.Unit, Goal: p.Workload.Target}

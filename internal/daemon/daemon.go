@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -444,6 +445,14 @@ func (n *Node) Counts() map[string]uint64 { return n.session.Counts() }
 
 // Passthrough reports whether files pass to the files behind them, and if not, why.
 func (n *Node) Passthrough() (live bool, why string) { return n.session.Passthrough() }
+
+// Archived returns the transaction up to which every archive has a database; 0 without one.
+func (n *Node) Archived(dbID uint32) uint64 {
+	if n.shipper == nil {
+		return 0
+	}
+	return slices.Min(n.shipper.Needs(dbID)) - 1
+}
 
 // Store returns the node's store.
 func (n *Node) Store() *litefs.Store { return n.store }

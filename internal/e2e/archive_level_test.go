@@ -419,3 +419,28 @@ func TestArchiveLevelWithoutReplica(t *testing.T) {
 	conn.MustExec("INSERT INTO t(v) VALUES (1)")
 	a.has("app.db", "1")
 }
+
+// While the bucket takes nothing, the node says how much of its logs it keeps for it; afterwards nothing is kept.
+func TestArchiveHeld(t *testing.T) {
+	b := archiveBadBucket(t)
+	b.set("fails")
+	n := startNode(t, func(c *childnode.Config) { c.Backup = append(b.section(), "interval: 50ms", "max-requests: 1000") })
+	c := openPatient(sqlitetest.Start(t), n.path("app.db"), "journal_mode=WAL")
+	c.MustExec("CREATE TABLE t(v)")
+	c.MustExec("INSERT INTO t VALUES (randomblob(2000000))")
+	says := func(want string, there bool) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("status says %q: %v", want, there), func() (bool, string) {
+			out, _ := n.cli("status", "-config", n.configPath())
+			return strings.Contains(out, want) == there, out
+		})
+	}
+	says("MiB of logs are kept for archives", true)
+	out, _ := n.cli("status", "-config", n.configPath(), "-json")
+	if !strings.Contains(out, `"heldBytes": 2`) {
+		t.Errorf("JSON says nothing of it:\n%s", out)
+	}
+	b.set("")
+	says("has everything", true)
+	says("logs are kept", false)
+}
