@@ -67,7 +67,8 @@ func (db *DB) openPeer(ctx context.Context) (*peer.Peer, error) {
 
 func (db *DB) peerOptions() peer.Options {
 	return peer.Options{
-		Path: filepath.Join(db.store.MountDir(), db.Name()), Backing: db.DatabasePath(), Logger: db.log(), Locks: db.lockKeeper(),
+		Buffers: &db.store.peerBuffers,
+		Path:    filepath.Join(db.store.MountDir(), db.Name()), Backing: db.DatabasePath(), Logger: db.log(), Locks: db.lockKeeper(),
 		LocksBehind: db.store.ForwardedLocks,
 		Eager:       db.store.Role() == RolePrimary, // it is lent, and a replica waits
 		SoftWAL:     replicaSoftWAL, HardWAL: replicaHardWAL, Waiting: &db.waiting,

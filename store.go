@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/peer"
 	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/internal/watch"
 )
@@ -135,6 +136,9 @@ type Store struct {
 	// logBuffers are shared by all logs: with its own, each of a thousand databases would hold on to
 	// half a megabyte.
 	logBuffers ltxlog.Buffers
+
+	// peerBuffers likewise, by all peers of a replica.
+	peerBuffers peer.Buffers
 
 	pageCopies sync.Pool // of *pageCopies, for all databases
 

@@ -92,17 +92,14 @@ func (p *Peer) append(pageCount uint32, pages Pages) (*appender, error) {
 		}
 		cksum = p.wal.hdr.Cksum
 	}
-	a := newAppender(p.wal, h.MaxFrame, cksum, p.buf)
+	a := newAppender(p.wal, h.MaxFrame, cksum, p.opt.Buffers.take())
+	defer func() { p.opt.Buffers.put(a.buf) }()
 	err := pages(a.add)
 	if err == nil && len(a.pgnos) == 0 && pageCount != p.pageCount.Load() {
 		err = p.appendPage1(a) // only the size changes; a commit needs a frame
 	}
 	if err == nil {
 		err = a.seal(pageCount)
-	}
-	p.buf = a.buf[:0]
-	if cap(p.buf) > idleBuf {
-		p.buf = nil
 	}
 	return a, err
 }
@@ -187,7 +184,8 @@ func (p *Peer) applyFirst(ctx context.Context, pageCount, pageSize uint32, pages
 
 func (p *Peer) writeFirst(pageCount, pageSize uint32, pages Pages) error {
 	var page1 []byte
-	w := &pageWriter{f: p.db, pageSize: pageSize, buf: p.buf[:0]}
+	w := &pageWriter{f: p.db, pageSize: pageSize, buf: p.opt.Buffers.take()}
+	defer func() { p.opt.Buffers.put(w.buf) }()
 	err := pages(func(pgno uint32, data []byte) error {
 		if pgno == 1 {
 			page1 = append(page1, data...)

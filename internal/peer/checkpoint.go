@@ -146,7 +146,8 @@ func (p *Peer) backfill(ctx context.Context, from, safe uint32) error {
 }
 
 func (p *Peer) copyFrames(ctx context.Context, from, safe uint32) error {
-	w := &pageWriter{f: p.db, pageSize: p.pageSize, buf: p.buf[:0]}
+	w := &pageWriter{f: p.db, pageSize: p.pageSize, buf: p.opt.Buffers.take()}
+	defer func() { p.opt.Buffers.put(w.buf) }()
 	page := make([]byte, p.pageSize)
 	for _, v := range p.index.newest(from) {
 		// A page that has a newer frame than what is safe is left alone, as in

@@ -109,6 +109,8 @@ type Options struct {
 	// time leaves but a moment between two transactions.
 	Eager bool
 
+	Buffers *Buffers // nil: its own
+
 	Waiting *atomic.Bool // set while Apply waits for them; nil: nobody wants to know
 
 	pause     time.Duration        // the longest between two attempts to get a writer's lock, 0 = maxPause
@@ -138,6 +140,9 @@ func (o *Options) ensureDefaults() {
 		o.pause = eagerPause
 	case o.pause == 0:
 		o.pause = maxPause
+	}
+	if o.Buffers == nil {
+		o.Buffers = &Buffers{}
 	}
 	if o.SoftWAL <= 0 {
 		o.SoftWAL = DefaultSoftWAL
@@ -176,7 +181,6 @@ type Peer struct {
 	index    *walIndex // likewise
 	load     *Load     // the first content, being written; nil: none is
 	nextCkpt uint32    // no automatic checkpoint before this frame
-	buf      []byte    // reused by Apply and checkpoints
 }
 
 // WALPos is the end of the WAL's last commit. Frame 0 is the start of the WAL.

@@ -3,6 +3,7 @@ package peer
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/litefs/litefs/sqlitefile"
 )
@@ -10,10 +11,25 @@ import (
 // ioChunk is how many bytes are read or written at a time where many are.
 const ioChunk = 1 << 20
 
-// idleBuf bounds the memory that a Peer holds on to between two operations: enough for the small
-// transactions that come often. A node has a Peer for each of its databases, and of those there are
-// thousands.
+// Buffers are memory for frames and pages on their way to a file, which many Peers may share: a node has a Peer for each
+// of its databases, and of those there are thousands.
+type Buffers struct{ pool sync.Pool }
+
+// idleBuf bounds each of them between two uses: enough for the small transactions that come often.
 const idleBuf = 64 << 10
+
+func (b *Buffers) take() []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return (*p)[:0]
+	}
+	return nil
+}
+
+func (b *Buffers) put(buf []byte) {
+	if cap(buf) > 0 && cap(buf) <= idleBuf {
+		b.pool.Put(&buf)
+	}
+}
 
 // walFile is the -wal.
 type walFile struct {
