@@ -109,6 +109,29 @@ func Objects(ctx context.Context, s objstore.Store, layout archive.Layout, folde
 	return objects, nil
 }
 
+// All returns the objects of every history of a database, by number. One that has none, but anything else, is there too.
+func All(ctx context.Context, s objstore.Store, layout archive.Layout, database string) (map[uint64][]archive.Object, error) {
+	all := map[uint64][]archive.Object{}
+	prefix := Of(database)
+	for info, err := range s.List(ctx, prefix, "") {
+		if err != nil {
+			return nil, err
+		}
+		name, key, _ := strings.Cut(strings.TrimPrefix(info.Key, prefix), "/")
+		n, ok := Number(name)
+		if !ok {
+			continue // of a database below a folder of this name
+		}
+		if o, ok := layout.Parse(key); ok {
+			o.Size, o.Modified = info.Size, info.Modified
+			all[n] = append(all[n], o)
+		} else if _, known := all[n]; !known {
+			all[n] = nil
+		}
+	}
+	return all, nil
+}
+
 // Header reads the header of an object.
 func Header(ctx context.Context, s objstore.Store, layout archive.Layout, folder string, o archive.Object, ours bool) (h archive.Header, err error) {
 	key := folder + layout.Key(o)

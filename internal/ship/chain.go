@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,12 +55,14 @@ type chain struct {
 func (t *target) attach(ctx context.Context, c *chain) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout+time.Minute)
 	defer cancel()
-	numbers, err := catalog.Histories(ctx, t.store, c.name)
+	// One listing of all of the database: a primary that begins asks this for each.
+	objects, err := catalog.All(ctx, t.store, t.place.Layout, c.name)
 	if err != nil {
 		return err
 	}
+	numbers := slices.Sorted(maps.Keys(objects))
 	for _, n := range slices.Backward(numbers) {
-		ok, err := t.attachTo(ctx, c, n)
+		ok, err := t.attachTo(ctx, c, n, objects[n])
 		if err != nil {
 			return err
 		}
@@ -80,11 +83,10 @@ func (t *target) attach(ctx context.Context, c *chain) error {
 }
 
 // attachTo makes c the continuation of a history, if it is one.
-func (t *target) attachTo(ctx context.Context, c *chain, n uint64) (bool, error) {
+func (t *target) attachTo(ctx context.Context, c *chain, n uint64, objects []archive.Object) (bool, error) {
 	folder := catalog.Folder(c.name, n)
-	objects, err := catalog.Objects(ctx, t.store, t.place.Layout, folder, "")
-	if err != nil || len(objects) == 0 {
-		return false, err
+	if len(objects) == 0 {
+		return false, nil
 	}
 	last := newest(objects)
 	h, err := catalog.Header(ctx, t.store, t.place.Layout, folder, last, true)
