@@ -54,6 +54,9 @@ func (s seeder) databasesOf(ctx context.Context, place ship.Target) ([]litefs.Ar
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
+		if !h.Dropped.IsZero() {
+			continue // where it is there again, another history says so
+		}
 		m, err := h.Newest(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)

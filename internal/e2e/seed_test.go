@@ -89,7 +89,21 @@ func TestSeed(t *testing.T) {
 // archive's history; so does the next one after it.
 func TestSeedLostCluster(t *testing.T) {
 	a := archiveDir(t)
-	archivedNode(t, a).stop()
+	first := archivedNode(t, a)
+	gone := openPatient(sqlitetest.Start(t), first.path("gone.db"))
+	gone.MustExec("CREATE TABLE t(v)")
+	gone.MustExec("INSERT INTO t VALUES (1)")
+	settle(gone)
+	a.archived(first, "gone.db")
+	gone.Close()
+	if err := os.Remove(first.path("gone.db")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the archive knows that it was dropped", func() (bool, string) {
+		out, err := a.run(binary(t), append([]string{"history", "-name", "gone.db"}, a.from...)...)
+		return err == nil && strings.Contains(out, "dropped"), out
+	})
+	first.stop()
 	want := "1,2"
 	for _, row := range []string{"3", "4"} {
 		p := startNode(t, seeded(a))
@@ -98,6 +112,9 @@ func TestSeedLostCluster(t *testing.T) {
 			t.Fatalf("the new primary has %q, want %q", got, want)
 		}
 		sqlitetest.CheckIntegrity(t, p.path("dir/small.db"))
+		if _, err := os.Stat(p.path("gone.db")); err == nil {
+			t.Error("a database that was dropped is there again")
+		}
 		c.MustExec("INSERT INTO t(v) VALUES (" + row + ")")
 		settle(c)
 		c.Close()
