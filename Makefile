@@ -36,7 +36,7 @@ check: ## gofmt, vet, staticcheck
 	go vet ./...
 	go tool staticcheck ./...
 
-vuln: ## govulncheck, with the newest reports that the module proxy has
+vuln: ## govulncheck, with the newest reports that the module proxy has, or those of VULNDB
 	.ci/vulncheck
 
 test: ## go test ./..., one package at a time; a skipped test is a failure
