@@ -47,7 +47,7 @@ func (db *DB) LogAfter(txid uint64) ([]LogPart, error) {
 	var parts []LogPart
 	var before ltxlog.Entry
 	for _, e := range db.txlog.Entries() {
-		takesBack := takesBack(before, e)
+		takesBack := e.TakesBack(before)
 		before = e
 		if e.Max <= txid || e.Max > until {
 			continue
@@ -61,14 +61,6 @@ func (db *DB) LogAfter(txid uint64) ([]LogPart, error) {
 		})
 	}
 	return parts, nil
-}
-
-// takesBack reports whether an entry is what takes the transaction before it back (DB.takeBack), and nothing else. Both
-// then have one time, so an application that changes a page and changes it back is not meant, unless it does so within
-// a millisecond.
-func takesBack(before, e ltxlog.Entry) bool {
-	return before.Max > 0 && e.Min == before.Max+1 && e.Min == e.Max && before.Pre != 0 && e.Post == before.Pre &&
-		e.Timestamp.UnixMilli() == before.Timestamp.UnixMilli()
 }
 
 // offeredTXID is the transaction that archives may have before it is decided, if it is in the log; 0: none.
@@ -118,7 +110,7 @@ func (db *DB) Descends(pos Pos, epoch uint64) bool {
 }
 
 // DecidedSnapshot is SnapshotLTX, returned once every transaction in it is decided and durable. It has
-// the epoch and the time of the last of them in its header.
+// the epoch and the time of the last of them in its header. ErrLogChanged: the commit of the last one was refused.
 func (db *DB) DecidedSnapshot(ctx context.Context) (*LTXReader, error) {
 	r, err := db.SnapshotLTX(ctx)
 	if err != nil {
@@ -130,6 +122,9 @@ func (db *DB) DecidedSnapshot(ctx context.Context) (*LTXReader, error) {
 		case db.ended.Load():
 			return nil, errors.Join(ErrDatabaseNotFound, r.Close())
 		case min(db.Pos().TXID, db.txlog.Durable()) >= r.MaxTXID:
+			if db.isTakenBack(r.MaxTXID) {
+				return nil, errors.Join(fmt.Errorf("snapshot of %s: %w: transaction %016x was refused meanwhile", db.Name(), ErrLogChanged, r.MaxTXID), r.Close())
+			}
 			return r, nil
 		case time.Now().After(deadline):
 			return nil, errors.Join(fmt.Errorf("snapshot of %s: transaction %016x is not decided", db.Name(), r.MaxTXID), r.Close())
@@ -140,6 +135,16 @@ func (db *DB) DecidedSnapshot(ctx context.Context) (*LTXReader, error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// isTakenBack reports whether the commit of a transaction was refused, and the one behind it takes it back.
+func (db *DB) isTakenBack(txid uint64) bool {
+	e, ok := db.txlog.Find(txid)
+	if !ok || e.Max != txid {
+		return false
+	}
+	next, ok := db.txlog.Find(txid + 1)
+	return ok && next.TakesBack(e)
 }
 
 // Archive is what keeps archives. Its methods do not wait.

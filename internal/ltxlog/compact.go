@@ -42,7 +42,8 @@ func (c *Compaction) ensureDefaults() {
 // went. The newest entry stays as it is, for recovery finds the end of the captured WAL by it.
 // A merged entry has Min and Pre of its first, everything else of its last part, and the newest
 // content of each page. Entries of different epochs or page sizes are not merged, nor is one that
-// drops the database. Appends go on meanwhile.
+// drops the database. Nor is one that takes another back, nor that other one: an archive may have the transaction that
+// was refused, and is to be told of it. Appends go on meanwhile.
 //
 // ltx.Compactor is not used: it forgets epoch and WAL position, and brings back old content of a
 // page that was cut off and added again without being written.
@@ -89,7 +90,7 @@ func planCompaction(entries []Entry, c Compaction) [][]Entry {
 		if i == len(entries)-1 || (c.Before > 0 && e.Max >= c.Before) {
 			break
 		}
-		if e.Commit == 0 || e.Size > c.MaxBytes {
+		if e.Commit == 0 || e.Size > c.MaxBytes || entries[i+1].TakesBack(e) || i > 0 && e.TakesBack(entries[i-1]) {
 			end()
 			continue
 		}

@@ -255,3 +255,30 @@ func TestRetain(t *testing.T) {
 		t.Fatalf("reopened from %v, want %v; dropped %v", tail, entries[17], l.Dropped())
 	}
 }
+
+// A transaction whose commit was refused, and what takes it back, stay entries of their own: who has the one is to be told
+// by the other.
+func TestCompactionLeavesWhatIsTakenBack(t *testing.T) {
+	at := time.UnixMilli(1_700_000_000_000)
+	const flag = 1 << 63
+	var entries []Entry
+	for i := range uint64(12) {
+		entries = append(entries, Entry{
+			Min: i + 2, Max: i + 2, Size: 100, Pre: flag | i, Post: flag | (i + 1), Commit: 1, PageSize: 512, Epoch: 1,
+			Timestamp: at.Add(time.Duration(i) * time.Second),
+		})
+	}
+	refused, back := &entries[5], &entries[6]
+	back.Post, back.Timestamp = refused.Pre, refused.Timestamp
+	entries[7].Pre = back.Post
+	if !back.TakesBack(*refused) || refused.TakesBack(entries[4]) || entries[7].TakesBack(*back) || back.TakesBack(Entry{}) {
+		t.Fatal("it is not known which entry takes which back")
+	}
+	var got [][2]uint64
+	for _, run := range planCompaction(entries, Compaction{MaxBytes: 1 << 20, MinEntries: 2}) {
+		got = append(got, [2]uint64{run[0].Min, run[len(run)-1].Max})
+	}
+	if want := [][2]uint64{{2, 6}, {9, 12}}; !reflect.DeepEqual(got, want) {
+		t.Errorf("merged are %v, want %v", got, want)
+	}
+}

@@ -94,6 +94,14 @@ type Entry struct {
 // IsSnapshot says whether e carries every page of the database.
 func (e Entry) IsSnapshot() bool { return e.Min == 1 }
 
+// TakesBack says whether e is what takes the transaction before it back, whose commit was refused, and nothing else. Both
+// have one time, so an application that changes a page and changes it back is not meant, unless it does so within a
+// millisecond.
+func (e Entry) TakesBack(before Entry) bool {
+	return before.Max > 0 && before.Pre != 0 && e.Min == before.Max+1 && e.Min == e.Max && e.Post == before.Pre &&
+		e.Timestamp.UnixMilli() == before.Timestamp.UnixMilli()
+}
+
 // Dropped is an entry that Open removed.
 type Dropped struct {
 	Min, Max uint64

@@ -43,6 +43,7 @@ type chain struct {
 	pause    time.Duration
 
 	attached bool
+	seen     time.Time        // the target said at this time or later that the newest moment is tail
 	folder   string           // of the history, with a slash at its end
 	tail     archive.Header   // of the newest moment; Max 0: there is none yet
 	objects  []archive.Object // of the history, with the times of moments where those are known
@@ -56,6 +57,7 @@ func (t *target) attach(ctx context.Context, c *chain) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout+time.Minute)
 	defer cancel()
 	// One listing of all of the database: a primary that begins asks this for each.
+	c.seen = time.Now()
 	objects, err := catalog.All(ctx, t.store, t.place.Layout, c.name)
 	if err != nil {
 		return err
@@ -129,7 +131,9 @@ func (t *target) ship(ctx context.Context, c *chain) error {
 	if dropped {
 		return t.noteDrop(ctx, c)
 	}
-	if !c.attached {
+	// By the name of a moment that is taken one sees that another primary has written; but names of moments that were put
+	// together with others are free again after keepRaw.
+	if !c.attached || time.Since(c.seen) > t.opt.keepRaw/2 {
 		if err := t.attach(ctx, c); err != nil {
 			return fmt.Errorf("look for the history of %s: %w", c.name, err)
 		}
@@ -196,6 +200,7 @@ func (t *target) putMoment(ctx context.Context, c *chain, f *made) (err error) {
 	t.mu.Lock()
 	c.tried = f.header.State.TXID
 	t.mu.Unlock()
+	sent := time.Now()
 	err = t.put(ctx, c, key, f)
 	if errors.Is(err, errNotOurs) && t.wrote(ctx, c, o, f.header) {
 		err = nil
@@ -204,7 +209,7 @@ func (t *target) putMoment(ctx context.Context, c *chain, f *made) (err error) {
 		return err
 	}
 	t.cache.add(key, f)
-	c.tail = f.header
+	c.tail, c.seen = f.header, sent
 	c.objects = append(c.objects, o)
 	t.shipped(c, f.header.State.TXID)
 	return nil

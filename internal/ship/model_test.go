@@ -26,8 +26,9 @@ type state struct {
 	pages       [][]byte
 	changed     map[uint32]bool // pages that the transaction wrote
 	parent      *state
-	refused     bool // its commit was, and the one after it takes it back
-	back        bool // it takes the one before it back
+	refused     *state // what takes it back, on the node that refused it; another may not have heard of that, and goes on from here
+	back        bool   // it takes the one before it back
+	adopted     bool   // by a node that took over with it as its newest: it is committed there
 }
 
 func (s *state) sum() uint64 {
@@ -48,8 +49,11 @@ func (s *state) ms() int64 {
 	if s.back {
 		return s.parent.ms()
 	}
-	return 1_700_000_000_000 + int64(s.txid)
+	return modelBegan + int64(s.txid)
 }
+
+// modelBegan is not long ago: objects of a directory have the times of their transactions, and old ones may be removed.
+var modelBegan = time.Now().Add(-time.Minute).UnixMilli()
 
 func (s *state) bytes() []byte { return bytes.Join(s.pages, nil) }
 
@@ -100,7 +104,6 @@ func (n *modelNode) Pos() litefs.Pos {
 // takeBack refuses the commit of the head.
 func (n *modelNode) takeBack() {
 	k := n.head
-	k.refused = true
 	s := &state{txid: k.txid + 1, epoch: n.epoch, parent: k, pages: slices.Clone(k.parent.pages), changed: map[uint32]bool{}, back: true}
 	e := entry{first: s, last: s, pages: map[uint32][]byte{}}
 	for i, p := range s.pages {
@@ -108,6 +111,7 @@ func (n *modelNode) takeBack() {
 			s.changed[uint32(i+1)], e.pages[uint32(i+1)] = true, p
 		}
 	}
+	k.refused = s
 	n.head, n.waits, n.log = s, false, append(n.log, e)
 	n.states[s.place()] = s
 }
@@ -153,6 +157,11 @@ func (n *modelNode) compact() {
 	if a.last.epoch != b.last.epoch {
 		return
 	}
+	for _, e := range n.log[max(0, i-1):min(len(n.log), i+3)] {
+		if e.last.back {
+			return
+		}
+	}
 	m := entry{first: a.first, last: b.last, pages: map[uint32][]byte{}}
 	for s := b.last; ; s = s.parent {
 		before := 0
@@ -185,6 +194,7 @@ func (n *modelNode) retire(needs uint64) {
 func (n *modelNode) follow(p *modelNode) {
 	n.id, n.log = p.id, slices.Clone(p.log[:len(p.log)-n.r.IntN(len(p.log))])
 	n.head = n.log[len(n.log)-1].last
+	n.head.adopted = true
 	if len(n.log) > 2 && n.r.IntN(4) == 0 {
 		n.log = n.log[n.r.IntN(len(n.log)-1):]
 	}
@@ -242,6 +252,9 @@ func (n *modelNode) Descends(pos litefs.Pos, epoch uint64) bool {
 func (n *modelNode) DecidedSnapshot(context.Context) (*litefs.LTXReader, error) {
 	if n.head == nil {
 		return nil, litefs.ErrDatabaseNotFound
+	}
+	if n.waits {
+		return nil, litefs.ErrLogChanged // it will be refused
 	}
 	if n.primary && n.r.IntN(2) == 0 {
 		n.write() // the database goes on meanwhile

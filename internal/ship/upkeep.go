@@ -237,8 +237,8 @@ func (t *target) snapshot(ctx context.Context, c *chain, now time.Time) (err err
 		return nil
 	}
 	snap, err := c.db.DecidedSnapshot(ctx)
-	if errors.Is(err, litefs.ErrDatabaseNotFound) {
-		return nil
+	if errors.Is(err, litefs.ErrDatabaseNotFound) || errors.Is(err, litefs.ErrLogChanged) {
+		return nil // at the next visit, perhaps
 	}
 	if err != nil {
 		return err
