@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/superfly/ltx"
 
@@ -48,9 +49,24 @@ func (r *replay) close() {
 	_ = os.Remove(r.file.Name())
 }
 
-// openLog opens a log without changing it.
+// openLog opens a log without changing it, with what only the file of recent entries beside all logs has of it.
 func openLog(dir string) (*ltxlog.Log, error) {
-	return ltxlog.Open(dir, ltxlog.Options{FS: newDryFS()})
+	disk := newDryFS()
+	record := filepath.Dir(dir)
+	dirOf := func(id uint64) string {
+		if fmt.Sprintf("%016x", id) == filepath.Base(record) {
+			return dir
+		}
+		return "" // another's: there is no such directory
+	}
+	recent, err := ltxlog.OpenRecent(filepath.Join(record, "..", "..", "recent"), dirOf, ltxlog.RecentOptions{FS: disk})
+	if err != nil {
+		return nil, err
+	}
+	if err := recent.Close(); err != nil {
+		return nil, err
+	}
+	return ltxlog.Open(dir, ltxlog.Options{FS: disk})
 }
 
 // advance reads the log from where the replay is, up to its end. ok is false when the log is empty or

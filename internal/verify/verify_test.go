@@ -64,7 +64,11 @@ func (d *dataDir) ltxDir() string { return filepath.Join(d.dir, "dbs", "00000000
 func (d *dataDir) openLog() {
 	d.t.Helper()
 	var err error
-	if d.log, err = ltxlog.Open(d.ltxDir(), ltxlog.Options{}); err != nil {
+	recent, err := ltxlog.OpenRecent(filepath.Join(d.dir, "recent"), func(uint64) string { return d.ltxDir() }, ltxlog.RecentOptions{})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if d.log, err = ltxlog.Open(d.ltxDir(), ltxlog.Options{Recent: recent, ID: 7}); err != nil {
 		d.t.Fatal(err)
 	}
 }
