@@ -12,9 +12,9 @@ type Limits struct {
 	Count  int       // snapshots that stay at most
 	Size   int64     // bytes of the history; the newest snapshot and what follows it stay
 
-	// RawBefore lets objects of level 0 go that an older object of level 1, or snapshot, makes superfluous: their names are
-	// free then, and a writer that has not looked for long would take them. Zero: those that an object of level 1 covers
-	// stay, those in front of a snapshot go.
+	// RawBefore lets objects of level 0 go that an older object of level 1 covers. Those in front of the oldest snapshot stay
+	// until they are older too: their names are free when they go, and a writer that has not looked for long would take
+	// them. Zero: the ones stay, the others go.
 	RawBefore time.Time
 }
 
@@ -33,21 +33,17 @@ func Expired(objects []Object, l Limits) []Object {
 	}
 	slices.SortFunc(snapshots, byMax)
 	slices.SortFunc(runs, byMax)
-	var start, rawStart uint64 // Max of the oldest snapshot that stays, for objects of level 0 of an old one; 0: everything stays
+	var start uint64 // Max of the oldest snapshot that stays; 0: everything stays
 	if i := oldest(snapshots, objects, l); i >= 0 {
 		start = snapshots[i].Max
-		for _, s := range snapshots[:i+1] {
-			if l.RawBefore.IsZero() || s.Modified.Before(l.RawBefore) {
-				rawStart = s.Max
-			}
-		}
 	}
 	var gone []Object
 	for _, o := range objects {
 		switch {
 		case o.Level == LevelSnapshot && o.Max < start,
 			o.Level != LevelSnapshot && o.Level != LevelRaw && o.Max <= start,
-			o.Level == LevelRaw && (o.Max <= rawStart || covered(runs, o.Max, l.RawBefore)):
+			o.Level == LevelRaw && o.Max <= start && (l.RawBefore.IsZero() || o.Modified.Before(l.RawBefore)),
+			o.Level == LevelRaw && covered(runs, o.Max, l.RawBefore):
 			gone = append(gone, o)
 		}
 	}

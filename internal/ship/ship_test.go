@@ -190,7 +190,7 @@ func TestDamagedObjectIsLeftBehind(t *testing.T) {
 	}
 	s, err := New(Options{
 		Source: n, Targets: []Target{{Store: dir, Layout: archive.LayoutDir}}, Dir: t.TempDir(), Interval: time.Hour, Requests: 1e9,
-		SnapshotInterval: 1, Retention: Retention{Count: 1}, levels: []time.Duration{1, 2, 3}, minMerge: 4,
+		SnapshotInterval: 1, Retention: Retention{Count: 1}, levels: []time.Duration{1, 2, 3}, minMerge: 4, keepRaw: 30 * time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)
