@@ -43,11 +43,14 @@ test: ## go test ./..., one package at a time; a skipped test is a failure
 	.ci/test -p=1 -timeout $(TIMEOUT) $(PKG)
 
 race: ## the race detector on the packages below the kernel
-	go test -p=1 -timeout $(TIMEOUT) -race $$(go list ./... | grep -v -E '$(ABOVE_RACE)')
+	go test -p=1 -timeout $(TIMEOUT) -race -skip '$(ONE_GOROUTINE)' $$(go list ./... | grep -v -E '$(ABOVE_RACE)')
 
 # These serve a mount or drive child processes that do: their time goes to the kernel and to SQLite,
 # and the algorithms they call are raced on their own. Roles are a state machine with no goroutine.
 ABOVE_RACE := /(fuse|cmd/litefs|internal/(daemon|e2e|bench|demo|deps|childnode|leaseserver|sqlapp|sqlitetest|role))$$
+
+# Long enumerations and random histories of one goroutine: there is nothing to race, and it takes minutes.
+ONE_GOROUTINE := EveryOperationFails|PowerCut|Random
 
 fuzz: ## every fuzz target, FUZZ inputs each
 	.ci/fuzz $(FUZZ)
