@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"syscall"
 	"testing"
 	"time"
 
@@ -35,10 +34,7 @@ func TestForwardWriterDies(t *testing.T) {
 	t.Run("the daemon", func(t *testing.T) {
 		t.Parallel()
 		primary, replica, c := forwarding(t)
-		d := openPatient(sqlitetest.Start(t), replica.path("app.db"))
-		d.MustExec("INSERT INTO t(v) VALUES ('kept')")
-		d.MustExec("BEGIN IMMEDIATE")
-		d.MustExec("INSERT INTO t(v) VALUES ('never')")
+		d := inTransaction(replica)
 		replica.killAll()
 		writesAgain(c)
 		if _, err := d.Exec("COMMIT"); err == nil {
@@ -50,20 +46,8 @@ func TestForwardWriterDies(t *testing.T) {
 	t.Run("frozen", func(t *testing.T) {
 		t.Parallel()
 		primary, replica, c := forwarding(t)
-		d := openPatient(sqlitetest.Start(t), replica.path("app.db"))
-		d.MustExec("INSERT INTO t(v) VALUES ('kept')")
-		d.MustExec("BEGIN IMMEDIATE")
-		d.MustExec("INSERT INTO t(v) VALUES ('never')")
-		if err := replica.proc.Signal(syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		writesAgain(c) // the hold has expired
-		if err := replica.proc.Signal(syscall.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := d.Exec("COMMIT"); err == nil {
-			t.Fatal("a transaction was committed whose lock had expired")
-		}
+		d := inTransaction(replica)
+		outlivesItsLock(replica, c, d)
 		d.Close()
 		e := openPatient(sqlitetest.Start(t), replica.path("app.db"))
 		e.MustExec("INSERT INTO t(v) VALUES ('again')")

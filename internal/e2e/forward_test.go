@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -28,14 +27,7 @@ func daemonLocks(c *childnode.Config) { c.DaemonLocks = true }
 // shell runs statements with the real sqlite3, which knows nothing of locks that are borrowed.
 func (n *node) shell(db, statements string) (string, error) {
 	n.t.Helper()
-	cmd := exec.CommandContext(timeout(n.t), "sqlite3", "-bail", "-cmd", ".timeout 20000", n.path(db), statements)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		err = fmt.Errorf("%w: %s", err, stderr.String())
-	}
-	return strings.TrimSpace(string(out)), err
+	return outputOf(exec.CommandContext(timeout(n.t), "sqlite3", "-bail", "-cmd", ".timeout 20000", n.path(db), statements))
 }
 
 func (n *node) mustShell(db, statements string) string {

@@ -158,10 +158,7 @@ func TestHaltHolderDies(t *testing.T) {
 		t.Parallel()
 		primary, replica, c := lent(t)
 		replica.hold("app.db")
-		d := openPatient(sqlitetest.Start(t), replica.path("app.db"))
-		d.MustExec("INSERT INTO t(v) VALUES ('kept')")
-		d.MustExec("BEGIN IMMEDIATE")
-		d.MustExec("INSERT INTO t(v) VALUES ('never')")
+		inTransaction(replica)
 		replica.killAll()
 		writesAgain(c)
 		replica.start()
@@ -171,22 +168,36 @@ func TestHaltHolderDies(t *testing.T) {
 		t.Parallel()
 		primary, replica, c := lent(t)
 		replica.hold("app.db")
-		d := openPatient(sqlitetest.Start(t), replica.path("app.db"))
-		d.MustExec("INSERT INTO t(v) VALUES ('kept')")
-		d.MustExec("BEGIN IMMEDIATE")
-		d.MustExec("INSERT INTO t(v) VALUES ('never')")
-		if err := replica.proc.Signal(syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		writesAgain(c) // the hold has expired
-		if err := replica.proc.Signal(syscall.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := d.Exec("COMMIT"); err == nil {
-			t.Fatal("a transaction was committed whose lock had expired")
-		}
+		d := inTransaction(replica)
+		outlivesItsLock(replica, c, d)
 		same(primary, replica, c, 2)
 	})
+}
+
+// inTransaction commits a row on a replica that may write, and is in the middle of a transaction then.
+func inTransaction(replica *node) *sqlitetest.Conn {
+	replica.t.Helper()
+	d := openPatient(sqlitetest.Start(replica.t), replica.path("app.db"))
+	d.MustExec("INSERT INTO t(v) VALUES ('kept')")
+	d.MustExec("BEGIN IMMEDIATE")
+	d.MustExec("INSERT INTO t(v) VALUES ('never')")
+	return d
+}
+
+// outlivesItsLock stops a replica's daemon until its hold has expired and the primary, c, writes again: then the
+// transaction of d is not committed.
+func outlivesItsLock(replica *node, c, d *sqlitetest.Conn) {
+	replica.t.Helper()
+	if err := replica.proc.Signal(syscall.SIGSTOP); err != nil {
+		replica.t.Fatal(err)
+	}
+	writesAgain(c)
+	if err := replica.proc.Signal(syscall.SIGCONT); err != nil {
+		replica.t.Fatal(err)
+	}
+	if _, err := d.Exec("COMMIT"); err == nil {
+		replica.t.Fatal("a transaction was committed whose lock had expired")
+	}
 }
 
 // The lock passes from node to node, and the primary writes between.

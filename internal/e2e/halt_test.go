@@ -29,7 +29,11 @@ func (n *node) withLock(db string, args ...string) *exec.Cmd {
 // sql runs a statement with the real sqlite3 under the lock.
 func (n *node) sql(db, statements string) (string, error) {
 	n.t.Helper()
-	cmd := n.withLock(db, "sqlite3", "-bail", "-cmd", ".timeout 20000", n.path(filepath.Base(db)), statements)
+	return outputOf(n.withLock(db, "sqlite3", "-bail", "-cmd", ".timeout 20000", n.path(filepath.Base(db)), statements))
+}
+
+// outputOf runs a command; its error has what the command said.
+func outputOf(cmd *exec.Cmd) (string, error) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -55,25 +55,34 @@ type record struct {
 
 // readRecent returns the records of the file, in the order of the log.
 func (l *Log) readRecent() (records []record, err error) {
-	f, err := l.fs.OpenFile(l.path(recentName), os.O_RDONLY, 0)
+	err = eachHalf(l.fs, l.path(recentName), func(f vfs.File, at, end int64) error {
+		found, err := l.readHalf(f, at, end)
+		records = append(records, found...)
+		return err
+	})
 	if err != nil {
 		return nil, err
+	}
+	slices.SortStableFunc(records, func(a, b record) int { return cmp.Compare(a.Min, b.Min) })
+	return records, nil
+}
+
+// eachHalf calls fn for both halves of a file.
+func eachHalf(fsys vfs.FS, path string, fn func(f vfs.File, at, end int64) error) (err error) {
+	f, err := fsys.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	size := info.Size() / 2
-	for half := range int64(2) {
-		found, err := l.readHalf(f, half*size, half*size+size)
-		if err != nil {
-			return nil, err
-		}
-		records = append(records, found...)
+	half := info.Size() / 2
+	if err := fn(f, 0, half); err != nil {
+		return err
 	}
-	slices.SortStableFunc(records, func(a, b record) int { return cmp.Compare(a.Min, b.Min) })
-	return records, nil
+	return fn(f, half, 2*half)
 }
 
 func (l *Log) readHalf(f vfs.File, at, end int64) (records []record, err error) {

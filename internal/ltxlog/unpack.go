@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 
@@ -84,25 +83,16 @@ func (r *Recent) unpackLog(dir string, list []packed) error {
 
 // read returns the records of the file, in the order in which they were written.
 func (r *Recent) read() (all []packed, err error) {
-	f, err := r.fs.OpenFile(r.path, os.O_RDONLY, 0)
+	err = eachHalf(r.fs, r.path, func(f vfs.File, at, end int64) error {
+		found, err := readPacked(f, at, end)
+		all = append(all, found...)
+		return err
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	half := info.Size() / 2
-	for i := range int64(2) {
-		found, err := readPacked(f, i*half, i*half+half)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, found...)
 	}
 	slices.SortFunc(all, func(a, b packed) int { return cmp.Compare(a.seq, b.seq) })
 	return all, nil
