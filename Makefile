@@ -49,8 +49,9 @@ race: ## the race detector on the packages below the kernel
 # and the algorithms they call are raced on their own. Roles are a state machine with no goroutine.
 ABOVE_RACE := /(fuse|cmd/litefs|internal/(daemon|e2e|bench|demo|deps|childnode|leaseserver|sqlapp|sqlitetest|role))$$
 
-# Long enumerations and random histories of one goroutine: there is nothing to race, and it takes minutes.
-ONE_GOROUTINE := EveryOperationFails|PowerCut|Random
+# Enumerations and random histories of ltxlog and ship that one goroutine makes, with no sync in the background: there is
+# nothing to race, and it takes minutes.
+ONE_GOROUTINE := ^Test((Recent)?(EveryOperationFails|PowerCut)|RandomPowerCuts|RandomHistories)$$
 
 fuzz: ## every fuzz target, FUZZ inputs each
 	.ci/fuzz $(FUZZ)
