@@ -13,6 +13,7 @@ import (
 // TestArchiveDropped: when a database is removed the archive says so, and gives the last moment before it to those
 // who ask for that. When it is made again, its newest state is what is restored.
 func TestArchiveDropped(t *testing.T) {
+	t.Parallel()
 	place := archiveDir(t)
 	n := newNode(t)
 	n.args = append(place.set, "-set", "backup.interval=20ms", "-set", "backup.max-requests=1000")

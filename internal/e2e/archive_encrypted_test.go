@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
@@ -50,15 +49,20 @@ func (a *archiveAt) withKeys(keys string) *archiveAt {
 // history. Keys are rotated while nodes run. When a database's key is destroyed, nothing of it is restored, the
 // other database is, and what is written from then on is a new history.
 func TestArchiveEncrypted(t *testing.T) {
-	t.Run("directory", func(t *testing.T) { archiveEncrypted(t, archiveDir(t)) })
-	t.Run("bucket", func(t *testing.T) { archiveEncrypted(t, archiveBucket(t)) })
+	t.Parallel()
+	for name, place := range map[string]func(*testing.T) *archiveAt{"directory": archiveDir, "bucket": archiveBucket} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			archiveEncrypted(t, place(t))
+		})
+	}
 }
 
 const secretText = "a text that stands in the database alone"
 
 func archiveEncrypted(t *testing.T, place *archiveAt) {
 	place.encrypted(archiveKey)
-	c := newCluster(t, 5*time.Second)
+	c := newCluster(t, proofTTL)
 	a, b := newNode(t, c.lease), newNode(t, c.lease)
 	start := func(n *node) {
 		n.args = append(place.set, "-set", "backup.interval=20ms", "-set", "backup.max-requests=10000", "-set", "backup.snapshot-interval=1s")

@@ -146,6 +146,7 @@ func (b *badBucket) set(fault string) { b.fault.Store(&fault) }
 // A commit returns when the bucket has it, in every journal mode, without a replica: what was acknowledged is restored
 // when the node and its disk are gone.
 func TestArchiveLevel(t *testing.T) {
+	t.Parallel()
 	for _, mode := range modes {
 		for place, at := range map[string]func(*testing.T) *archiveAt{"directory": archiveDir, "bucket": archiveBucket} {
 			t.Run(mode+"/"+place, func(t *testing.T) {
@@ -188,6 +189,7 @@ func (a *archiveAt) has(database, want string, flags ...string) {
 // others, not after the node was killed, and not in the bucket either, whose answers nobody got or whose writes came
 // later: neither as its end, nor at any time.
 func TestArchiveLevelRefused(t *testing.T) {
+	t.Parallel()
 	for i, fault := range []string{"throttled", "fails", "hangs", "torn", "unanswered", "late", "late"} {
 		for j, mode := range modes {
 			if i%len(modes) != j { // each fault in one of the modes, late in two
@@ -196,7 +198,7 @@ func TestArchiveLevelRefused(t *testing.T) {
 			t.Run(fault+"/"+mode, func(t *testing.T) {
 				t.Parallel()
 				b := archiveBadBucket(t)
-				primary := b.start(archiveLevel("3s"))
+				primary := b.start(archiveLevel("1s"))
 				c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode="+mode)
 				mustCommit(t, c, "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)")
 				mustCommit(t, c, "INSERT INTO t(v) VALUES ('kept')")
@@ -239,6 +241,7 @@ func TestArchiveLevelRefused(t *testing.T) {
 // A node that is killed while a commit waits for the bucket comes back with the transaction or without it, and goes on
 // in the history that it had: what the bucket has is what the node has.
 func TestArchiveLevelKilled(t *testing.T) {
+	t.Parallel()
 	for _, fault := range []string{"kill before", "kill after"} {
 		for _, mode := range modes {
 			t.Run(strings.ReplaceAll(fault, " ", "-")+"/"+mode, func(t *testing.T) {
@@ -308,6 +311,7 @@ func (a *archiveAt) neverHad(database, value string) {
 // Both nodes of a cluster are killed in turn under writers; each acknowledged transaction is on the next primary, and
 // when both disks are gone in the bucket.
 func TestArchiveLevelFailover(t *testing.T) {
+	t.Parallel()
 	a := archiveBucket(t)
 	c := newCluster(t, 3*time.Second)
 	var nodes []*node
@@ -403,6 +407,7 @@ func (a *answered) all(t *testing.T, path string) {
 
 // A replica that does not answer leaves the set, and commits go on with the archive alone.
 func TestArchiveLevelWithoutReplica(t *testing.T) {
+	t.Parallel()
 	a := archiveDir(t)
 	c := newCluster(t, 3*time.Second)
 	p := a.start(c.lease, archiveLevel("15s"))
@@ -422,6 +427,7 @@ func TestArchiveLevelWithoutReplica(t *testing.T) {
 
 // While the bucket takes nothing, the node says how much of its logs it keeps for it; afterwards nothing is kept.
 func TestArchiveHeld(t *testing.T) {
+	t.Parallel()
 	b := archiveBadBucket(t)
 	b.set("fails")
 	n := startNode(t, func(c *childnode.Config) { c.Backup = append(b.section(), "interval: 50ms", "max-requests: 1000") })

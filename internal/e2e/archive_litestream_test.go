@@ -43,6 +43,7 @@ func litestreamBucket(t *testing.T) (*archiveAt, string) {
 // a VACUUM that shrinks the database and after further growth, from single syncs, what Litestream has put
 // together of them and its snapshots. Litestream itself restores the same bytes.
 func TestArchiveOfLitestream(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		place  func(*testing.T) (*archiveAt, string)

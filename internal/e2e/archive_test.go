@@ -227,6 +227,7 @@ func litestreamVersion() string { return cmp.Or(os.Getenv("LITEFS_LITESTREAM"), 
 // was: after growth, after a VACUUM that shrinks, with pages of several sizes, from a directory and from a
 // bucket.
 func TestArchive(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name      string
 		place     func(*testing.T) *archiveAt
@@ -236,6 +237,7 @@ func TestArchive(t *testing.T) {
 		{"bucket", archiveBucket, map[string][]string{"big.db": {"page_size=65536", "journal_mode=WAL"}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			a := tt.place(t)
 			n := newNode(t)
 			n.args = append(a.set, "-set", "backup.interval=100ms", "-set", "backup.max-requests=1000")
@@ -305,7 +307,8 @@ func testArchiveOf(t *testing.T, a *archiveAt, n *node, database string, pragmas
 // TestArchiveFailover: the archive goes on over failovers, by whoever is the primary, as one history; every
 // moment of both nodes' reigns is there.
 func TestArchiveFailover(t *testing.T) {
-	place, c := archiveDir(t), newCluster(t, 5*time.Second)
+	t.Parallel()
+	place, c := archiveDir(t), newCluster(t, proofTTL)
 	nodes := []*node{newNode(t, c.lease), newNode(t, c.lease)}
 	for _, n := range nodes {
 		n.args = append(place.set, "-set", "backup.interval=100ms", "-set", "backup.max-requests=1000")
@@ -350,6 +353,7 @@ func TestArchiveFailover(t *testing.T) {
 // TestArchiveForked: two nodes with one data directory's content both take themselves for the primary, in
 // the same epoch, and write to one archive. Each finds all of its own in it.
 func TestArchiveForked(t *testing.T) {
+	t.Parallel()
 	place := archiveDir(t)
 	start := func(n *node) {
 		n.args = append(place.set, "-set", "backup.interval=50ms", "-set", "backup.max-requests=1000")
@@ -409,6 +413,7 @@ func TestArchiveForked(t *testing.T) {
 // at (uploads, objects put together, snapshots, retention), loses no moment that it had archived, and
 // leaves nothing half-written that is taken for whole. A restore that is killed leaves no file.
 func TestSoakArchiveKill(t *testing.T) {
+	briefly(t)
 	t.Run("directory", func(t *testing.T) { archiveKill(t, archiveDir(t), soakFor(t)/2) })
 	if soakFor(t) > 0 {
 		t.Run("bucket", func(t *testing.T) { archiveKill(t, archiveBucket(t), soakFor(t)/2) })

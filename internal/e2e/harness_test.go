@@ -5,11 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,6 +36,11 @@ var command = struct {
 }{}
 
 func TestMain(m *testing.M) {
+	// Tests that call t.Parallel wait for most of their time, for leases and for stores: two processors take four.
+	if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	sqlitetest.Main(m)
 	for _, dir := range []string{command.dir, programs.dir} {
 		if dir == "" {

@@ -37,6 +37,14 @@ func soakSeed(t *testing.T) uint64 {
 	return n
 }
 
+// briefly lets a long test run beside others as long as it is not a long one: for most of the time it waits.
+func briefly(t *testing.T) {
+	t.Helper()
+	if soakFor(t) == 0 {
+		t.Parallel()
+	}
+}
+
 func TestSoakCrashes(t *testing.T) {
 	t.Run("passthrough", func(t *testing.T) { crashRounds(t, 1, soakFor(t)/6) })
 	t.Run("cached", func(t *testing.T) {
