@@ -23,7 +23,7 @@ var edges = map[string][]string{
 
 	"internal/walwrite": {"sqlitefile"},
 	"internal/peer":     {"sqlitefile"},
-	"internal/ltxlog":   {"internal/isocrc", "internal/vfs", "sqlitefile"},
+	"internal/ltxlog":   {"internal/isocrc", "internal/seal", "internal/vfs", "sqlitefile"},
 
 	// The archive: its format, and what keeps and reads it.
 	"internal/archive":   {"internal/isocrc"},
