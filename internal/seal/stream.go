@@ -5,7 +5,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -118,13 +117,7 @@ func NewBody(d DataKey, name string, plain io.ReadSeeker) (*Body, error) {
 	if err != nil {
 		return nil, err
 	}
-	header := append([]byte(magic), d.ID[:]...)
-	header = append(header, make([]byte, saltSize)...)
-	salt := header[headerSize-saltSize:]
-	if _, err := rand.Read(salt); err != nil {
-		return nil, err
-	}
-	aead, err := d.aead(salt, name)
+	header, aead, err := d.begin(name)
 	if err != nil {
 		return nil, err
 	}
