@@ -191,3 +191,43 @@ func BenchmarkImport(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkForm is what encryption costs: an entry is made, and verified, in the clear and encrypted, without a disk.
+func BenchmarkForm(b *testing.B) {
+	for _, n := range []int{1, 5, 20, 140} {
+		for _, how := range []string{"clear", "sealed"} {
+			var f form = plainForm{}
+			if how == "sealed" {
+				f = newForm(sealedWith(b)(vfs.NewMem()).Sealing)
+			}
+			l, next := benchLog(b, vfs.NewMem())
+			l.form = f
+			w := &writer{log: l, enc: (&Buffers{}).encoder()}
+			h, pages, post := next(n)
+			b.Run(fmt.Sprintf("make/pages=%d/%s", n, how), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					w.bytes = nil
+					if err := encode(w, h, pages, post); err != nil {
+						b.Fatal(err)
+					}
+					if _, err := w.stored(); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+			stored, err := w.stored()
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Run(fmt.Sprintf("verify/pages=%d/%s", n, how), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := l.decodeStored(stored, h.Max); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}

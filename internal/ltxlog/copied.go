@@ -19,7 +19,7 @@ type copies struct {
 // is durable already.
 func (l *Log) mayCopy(w *writer) bool {
 	head, _ := l.Head()
-	return w.temp == nil && l.Durable() >= head.Max && l.recent.ready(len(w.enc.buf))
+	return w.temp == nil && l.Durable() >= head.Max && l.recent.ready(int(l.form.storedSize(int64(len(w.enc.buf)))))
 }
 
 // publishRecent adds an entry that its copy makes durable. The caller holds change and has checked that it joins
@@ -30,7 +30,7 @@ func (l *Log) publishRecent(e Entry, w *writer, confirm func() error) error {
 		return err
 	}
 	l.change.copies.made, l.change.copies.torn = true, true
-	err := l.recent.add(l, e, w.enc.buf)
+	err := l.copyToRecent(e, w)
 	if err == nil {
 		err = confirm()
 	}
@@ -45,6 +45,15 @@ func (l *Log) publishRecent(e Entry, w *writer, confirm func() error) error {
 	l.mu.durable = e.Max
 	l.mu.Unlock()
 	return nil
+}
+
+// copyToRecent writes the copy of an entry that is in memory.
+func (l *Log) copyToRecent(e Entry, w *writer) error {
+	b, err := w.stored()
+	if err != nil {
+		return err
+	}
+	return l.recent.add(l, e, b)
 }
 
 // clearTorn takes back the copy of an append that failed. The caller holds change, and not sync.

@@ -9,7 +9,8 @@ import (
 )
 
 // Copy writes entries, which must adjoin each other, into dir, which is made, as a log of its own, and
-// makes it durable. Their bytes are taken as they are: whoever opens the copy verifies them.
+// makes it durable. Their bytes are taken as they lie on the disk: whoever opens the copy verifies them, with
+// the key of this log when it is encrypted.
 // ErrNotFound: an entry is not in the log any more.
 //
 // Links to the files would be cheaper and wrong: the file of a retired entry is used again.
@@ -34,7 +35,7 @@ func (l *Log) Copy(dir string, entries []Entry) error {
 }
 
 func (l *Log) copyEntry(e Entry, path string) (err error) {
-	in, err := l.OpenEntry(e)
+	in, err := l.openListed(e)
 	if err != nil {
 		return err
 	}
@@ -43,7 +44,7 @@ func (l *Log) copyEntry(e Entry, path string) (err error) {
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(out, io.LimitReader(in, e.Size))
+	n, err := io.Copy(out, in.stored)
 	if err == nil && n < e.Size {
 		err = corrupt("file ends at byte %d of %d", n, e.Size)
 	}

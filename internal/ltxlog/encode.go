@@ -92,6 +92,8 @@ type encoder struct {
 	buf   []byte // encoded and not yet flushed
 	index []byte // page index, encoded
 
+	sealed []byte // room for form.store
+
 	header   ltx.Header
 	lockPgno uint32
 	n        int64  // bytes encoded so far, flushed ones too

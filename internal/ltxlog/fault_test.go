@@ -365,14 +365,17 @@ func leaveCovered(t testing.TB, disk vfs.FS, l *Log) {
 func TestPowerCut(t *testing.T) {
 	for _, op := range operations {
 		t.Run(op.name, func(t *testing.T) {
-			for n := 0; cutAt(t, op, n, prepared, testOptions); n++ {
+			for n := 0; cutAt(t, op, n, cutSeeds, prepared, testOptions); n++ {
 			}
 		})
 	}
 }
 
+// cutSeeds is how many discs each power cut leaves.
+const cutSeeds = 12
+
 // cutAt returns false when op does fewer than n+1 disk operations.
-func cutAt(t *testing.T, op operation, n int, prepare preparer, options func(vfs.FS) Options) bool {
+func cutAt(t *testing.T, op operation, n int, seeds uint64, prepare preparer, options func(vfs.FS) Options) bool {
 	disk, m, l := prepare(t, uint64(n))
 	do := op.make(m, l)
 	durable := l.Durable()
@@ -407,7 +410,7 @@ func cutAt(t *testing.T, op operation, n int, prepare preparer, options func(vfs
 	}
 	whole := disk.Clone()
 	checkFound(t, m, whole, max(min(head.Max, now.Max), durable), atMost, options)
-	for seed := range uint64(12) {
+	for seed := range seeds {
 		checkFound(t, m, disk.Cut(rand.New(rand.NewPCG(uint64(n), seed))), durable, atMost, options)
 	}
 	return hit

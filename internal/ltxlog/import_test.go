@@ -14,9 +14,9 @@ import (
 	"github.com/litefs/litefs/internal/vfs"
 )
 
-// seal gives altered bytes of an entry a file checksum that fits, where it can be computed: it makes
+// resum gives altered bytes of an entry a file checksum that fits, where it can be computed: it makes
 // a test reach the checks that a wrong checksum would hide.
-func seal(b []byte, pages []byte) []byte {
+func resum(b []byte, pages []byte) []byte {
 	crc := crc64.Update(0, crc64.MakeTable(crc64.ISO), pages)
 	binary.BigEndian.PutUint64(b[len(b)-8:], flag|crc)
 	return b
@@ -47,7 +47,7 @@ func TestImportRefuses(t *testing.T) {
 	c = m.finish(c)
 	good := c.bytes()
 	size := int(binary.BigEndian.Uint32(good[ltx.HeaderSize+6:]))
-	if got := seal(bytes.Clone(good), logical(good, page, size)); !bytes.Equal(got, good) {
+	if got := resum(bytes.Clone(good), logical(good, page, size)); !bytes.Equal(got, good) {
 		t.Fatal("seal does not give the checksum of an unaltered entry")
 	}
 	at := func(off int, v ...byte) func([]byte) []byte {
@@ -86,7 +86,7 @@ func TestImportRefuses(t *testing.T) {
 	} {
 		b := tt.change(bytes.Clone(good))
 		if tt.sealed {
-			b = seal(b, logical(b, page, size))
+			b = resum(b, logical(b, page, size))
 		}
 		_, err := l.Import(bytes.NewReader(b), int64(len(b)), false)
 		if !errors.Is(err, ErrCorrupt) || bytes.ContainsRune([]byte(err.Error()), '\n') {

@@ -8,6 +8,8 @@
 //	durable                                       TXID up to which entries are known to be on disk
 //	recent                                        copies of entries that the last run made durable one by one; see restore.go
 //
+// With a key (Options.Sealing) the files of entries, and the copies, lie encrypted; form.go has both ways.
+//
 // Entries form a chain: Min is the Max of the entry before plus one, and Pre, the rolling checksum
 // of the database before the entry, is the Post of the entry before. An entry with Min 1 is a
 // snapshot: it carries every page. A new log starts with one; a log whose old entries were
@@ -132,6 +134,9 @@ type Options struct {
 	Recent *Recent
 	ID     uint64
 
+	// Sealing encrypts the log. nil: it lies in the clear, and one that is encrypted is ErrSealed.
+	Sealing *Sealing
+
 	spillSize int // bytes of an entry that are held in memory; default: spillSize
 }
 
@@ -161,6 +166,7 @@ type Log struct {
 	buffers *Buffers
 	dropped []Dropped // set by Open, then constant
 	spill   int       // Options.spillSize
+	form    form      // how entries lie on the disk
 
 	recent *Recent // Options.Recent
 	id     uint64  // Options.ID

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -23,7 +24,7 @@ import (
 func Open(dir string, opt Options) (*Log, error) {
 	opt.ensureDefaults()
 	l := &Log{dir: dir, fs: opt.FS, logger: opt.Logger, buffers: opt.Buffers,
-		spill: opt.spillSize, recent: opt.Recent, id: opt.ID, readOnly: opt.ReadOnly}
+		spill: opt.spillSize, form: newForm(opt.Sealing), recent: opt.Recent, id: opt.ID, readOnly: opt.ReadOnly}
 	if err := l.recover(opt.Repair); err != nil {
 		err = fmt.Errorf("open transaction log %s: %w", dir, err)
 		if l.mark.file != nil {
@@ -146,26 +147,44 @@ func (l *Log) readEnds(minTXID, maxTXID uint64) (c candidate, err error) {
 	if err != nil {
 		return c, err
 	}
-	size := info.Size()
-	if size < minEntrySize {
-		c.bad = corrupt("file has %d bytes, want at least %d", size, minEntrySize)
-		return c, nil
-	}
-	var head [ltx.HeaderSize]byte
-	var tail [ltx.TrailerSize]byte
-	if err := errors.Join(readFull(f, head[:], 0), readFull(f, tail[:], size-ltx.TrailerSize)); err != nil {
-		return c, err
-	}
-	e, err := parseEnds(head[:], tail[:], size)
+	e, err := l.endsOf(f, info.Size(), maxTXID)
 	if err == nil && (e.Min != minTXID || e.Max != maxTXID) {
 		err = corrupt("header is of transactions %016x to %016x", e.Min, e.Max)
 	}
-	if err != nil {
+	if errors.Is(err, ErrCorrupt) {
 		c.bad = err
 		return c, nil
 	}
+	if err != nil {
+		return c, err
+	}
 	c.Entry = e
 	return c, nil
+}
+
+// endsOf reads what stored bytes of an entry say that they are.
+func (l *Log) endsOf(f io.ReaderAt, stored int64, maxTXID uint64) (Entry, error) {
+	if stored < minEntrySize {
+		return Entry{}, corrupt("file has %d bytes, want at least %d", stored, minEntrySize)
+	}
+	begin := make([]byte, min(stored, int64(l.form.headSize())))
+	if err := readFull(f, begin, 0); err != nil {
+		return Entry{}, err
+	}
+	size := l.form.entrySize(begin, stored)
+	content, err := l.form.open(f, begin, size, maxTXID)
+	if err != nil {
+		return Entry{}, err
+	}
+	var head [ltx.HeaderSize]byte
+	var tail [ltx.TrailerSize]byte
+	if err := readFull(content, head[:], 0); err != nil {
+		return Entry{}, err
+	}
+	if err := readFull(content, tail[:], size-ltx.TrailerSize); err != nil {
+		return Entry{}, err
+	}
+	return parseEnds(head[:], tail[:], size)
 }
 
 func parseEnds(head, tail []byte, size int64) (Entry, error) {

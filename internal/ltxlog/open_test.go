@@ -42,8 +42,12 @@ func rewrite(t *testing.T, disk vfs.FS, e Entry, change func(b []byte) []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := make([]byte, e.Size)
-	if _, err := f.ReadAt(b, 0); err != nil {
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, info.Size())
+	if _, err := f.ReadAt(b, 0); len(b) > 0 && err != nil {
 		t.Fatal(err)
 	}
 	b = change(b)

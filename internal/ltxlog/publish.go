@@ -3,6 +3,7 @@ package ltxlog
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 
@@ -15,8 +16,10 @@ type writer struct {
 	log      *Log
 	enc      *encoder
 	tempName string
-	temp     vfs.File // nil while everything is in enc.buf
-	complete bool     // everything is in temp
+	temp     vfs.File       // nil while everything is in enc.buf
+	into     io.WriteCloser // what stores in temp
+	complete bool           // everything is in temp
+	bytes    []byte         // of stored
 }
 
 // Temporary names are constant: there is one append, one compaction and one sync at a time.
@@ -38,13 +41,28 @@ func (w *writer) spill(b []byte) error {
 			return err
 		}
 		w.temp = f
+		if w.into, err = w.log.form.writer(fullWriter{f}); err != nil {
+			return err
+		}
 	}
-	return writeAll(w.temp, b)
+	_, err := w.into.Write(b)
+	return err
+}
+
+// stored returns an entry that is in memory as it is to lie on the disk: the same bytes each time.
+func (w *writer) stored() (b []byte, err error) {
+	if w.bytes == nil {
+		w.bytes, err = w.log.form.store(w.enc)
+	}
+	return w.bytes, err
 }
 
 // finishTemp brings everything to the temporary file.
 func (w *writer) finishTemp(sync bool) error {
 	if err := w.spill(w.enc.buf); err != nil {
+		return err
+	}
+	if err := w.into.Close(); err != nil {
 		return err
 	}
 	if sync {
@@ -78,7 +96,11 @@ func (w *writer) discard() {
 // the next Open prefers it to them.
 func (w *writer) put(name string, sync, replace bool) error {
 	if w.temp == nil && !replace {
-		return w.log.writeFile(name, w.enc.buf, sync)
+		b, err := w.stored()
+		if err != nil {
+			return err
+		}
+		return w.log.writeFile(name, b, sync)
 	}
 	if !w.complete {
 		if err := w.finishTemp(sync); err != nil {
@@ -122,6 +144,16 @@ func (l *Log) writeFile(name string, b []byte, sync bool) error {
 type fileToFill struct {
 	vfs.File
 	used bool // it may be longer than the entry
+}
+
+// fullWriter is a file that takes everything, or tells how much it took.
+type fullWriter struct{ vfs.File }
+
+func (f fullWriter) Write(b []byte) (int, error) {
+	if err := writeAll(f.File, b); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 func writeAll(f vfs.File, b []byte) error {
@@ -186,7 +218,7 @@ func (l *Log) publishAhead(e Entry, w *writer, listed func()) (added bool, err e
 		return true, l.syncLocked()
 	}
 	l.change.copies.made = true
-	if err := l.recent.add(l, e, w.enc.buf); err != nil {
+	if err := l.copyToRecent(e, w); err != nil {
 		return true, err
 	}
 	l.mu.Lock()

@@ -18,7 +18,18 @@ import (
 
 // open opens the file of a listed entry. Files are removed only after they were taken from the
 // list, so under the lock a listed entry has one.
-func (l *Log) open(e Entry) (vfs.File, error) {
+func (l *Log) open(e Entry) (*entryFile, error) {
+	f, err := l.openListed(e)
+	if err != nil {
+		return nil, err
+	}
+	if f.SectionReader, err = l.contentOf(f.stored, e); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func (l *Log) openListed(e Entry) (*entryFile, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	if l.mu.closed {
@@ -38,19 +49,29 @@ func (l *Log) open(e Entry) (vfs.File, error) {
 		l.readers.open = map[string]int{}
 	}
 	l.readers.open[name]++
-	return &entryFile{File: f, log: l, name: name}, nil
+	return &entryFile{stored: f, log: l, name: name}, nil
 }
 
-// entryFile is an open file of an entry, counted in readers until it is closed.
+// contentOf opens what a file has of an entry that is known.
+func (l *Log) contentOf(stored io.ReaderAt, e Entry) (*io.SectionReader, error) {
+	r, err := l.form.open(stored, nil, e.Size, e.Max)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", entryName(e.Min, e.Max), err)
+	}
+	return io.NewSectionReader(r, 0, e.Size), nil
+}
+
+// entryFile is the content of an entry whose file is open, counted in readers until it is closed.
 type entryFile struct {
-	vfs.File
-	log  *Log
-	name string
-	once sync.Once
+	*io.SectionReader
+	stored vfs.File // as it lies on the disk
+	log    *Log
+	name   string
+	once   sync.Once
 }
 
 func (f *entryFile) Close() error {
-	err := f.File.Close()
+	err := f.stored.Close()
 	f.once.Do(func() {
 		r := &f.log.readers
 		r.Lock()
@@ -71,7 +92,11 @@ func (l *Log) beingRead(name string) bool {
 // OpenEntry returns the bytes of an entry (e.Size of them), which stay readable when the entry is
 // retired meanwhile. ErrNotFound: it was removed, merged or replaced; ask the list again.
 func (l *Log) OpenEntry(e Entry) (io.ReadCloser, error) {
-	return l.open(e)
+	f, err := l.open(e)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // Pages calls fn for every page of an entry in ascending order, after the whole entry was
@@ -91,7 +116,7 @@ func (l *Log) Pages(e Entry, fn func(pgno uint32, data []byte) error) (err error
 	if err := l.checkEntry(f, e); err != nil {
 		return err
 	}
-	_, err = l.buffers.decode(io.NewSectionReader(f, 0, e.Size), e.Size, nil, func(f frame) error { return fn(f.pgno, f.data) })
+	_, err = l.buffers.decode(f, e.Size, nil, func(f frame) error { return fn(f.pgno, f.data) })
 	return err
 }
 
@@ -167,7 +192,11 @@ func (l *Log) verify(e Entry) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	return l.checkEntry(f, e)
+	content, err := l.contentOf(f, e)
+	if err != nil {
+		return err
+	}
+	return l.checkEntry(content, e)
 }
 
 // Page returns one page of an entry, found by the entry's index; false when the entry does not

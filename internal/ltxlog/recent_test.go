@@ -102,7 +102,7 @@ func TestRecentEveryOperationFails(t *testing.T) {
 func TestRecentPowerCut(t *testing.T) {
 	for _, op := range recentOperations {
 		t.Run(op.name, func(t *testing.T) {
-			for n := 0; cutAt(t, op, n, preparedRecent, recentOptions); n++ {
+			for n := 0; cutAt(t, op, n, cutSeeds, preparedRecent, recentOptions); n++ {
 			}
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"slices"
 
@@ -50,7 +51,7 @@ func unpackedSize(entry int) int64 { return align(int64(entry) + unpackedPrefix)
 // record is a valid record of the file.
 type record struct {
 	Entry
-	content []byte
+	content []byte // as it is to lie on the disk
 }
 
 // readRecent returns the records of the file, in the order of the log.
@@ -120,11 +121,21 @@ func (l *Log) readRecord(f vfs.File, at, end int64) (rec record, gen uint64, err
 	if sum != binary.BigEndian.Uint32(p[40:]) {
 		return record{}, 0, corrupt("record at byte %d has another checksum", at)
 	}
-	rec.Entry, err = l.buffers.decode(bytes.NewReader(rec.content), int64(size), nil, nil)
+	rec.Entry, err = l.decodeStored(rec.content, binary.BigEndian.Uint64(p[24:]))
 	if err == nil && (rec.Min != binary.BigEndian.Uint64(p[16:]) || rec.Max != binary.BigEndian.Uint64(p[24:])) {
 		err = corrupt("record at byte %d is of another entry", at)
 	}
 	return rec, binary.BigEndian.Uint64(p[8:]), err
+}
+
+// decodeStored verifies an entry as it lies on the disk.
+func (l *Log) decodeStored(b []byte, maxTXID uint64) (Entry, error) {
+	size := l.form.entrySize(b, int64(len(b)))
+	content, err := l.form.open(bytes.NewReader(b), b, size, maxTXID)
+	if err != nil {
+		return Entry{}, err
+	}
+	return l.buffers.decode(io.NewSectionReader(content, 0, size), size, nil, nil)
 }
 
 // restore writes the entries that only the recent file has under their names, and returns found

@@ -2,7 +2,6 @@ package ltxlog
 
 import (
 	"errors"
-	"io"
 )
 
 // Stream is Pages with one reading of a large entry: fn sees pages before the whole is verified. What
@@ -18,7 +17,7 @@ func (l *Log) Stream(e Entry, fn func(pgno uint32, data []byte) error) (err erro
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	var refused error // of fn: no fault of the entry
-	got, err := l.buffers.decode(io.NewSectionReader(f, 0, e.Size), e.Size, nil, func(f frame) error {
+	got, err := l.buffers.decode(f, e.Size, nil, func(f frame) error {
 		refused = fn(f.pgno, f.data)
 		return refused
 	})
