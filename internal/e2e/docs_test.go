@@ -135,6 +135,7 @@ func (s shell) serve(t *testing.T, text string) {
 
 // A newcomer's path works as it is written.
 func TestGettingStarted(t *testing.T) {
+	t.Parallel()
 	newShell(t, "litefs mount app ", "litefs mount -set http.addr=127.0.0.1:20202 app ").run(t, script(t, "getting-started.md"))
 }
 

@@ -137,6 +137,7 @@ func samePosition(a, b *node, name string) {
 // The primary's processes are killed: the other node writes, with what was replicated and over the
 // connections that are open there. The killed one comes back and follows.
 func TestFailover_Kill(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"wal", "delete"} {
 		t.Run(mode, func(t *testing.T) {
 			c := newCluster(t, 5*time.Second)
@@ -179,6 +180,7 @@ func TestFailover_Kill(t *testing.T) {
 
 // An operator moves the role back and forth under a writer that goes where the primary is.
 func TestFailover_HandOver(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"wal", "delete"} {
 		t.Run(mode, func(t *testing.T) {
 			c := newCluster(t, 5*time.Second)
@@ -239,6 +241,7 @@ func (n *node) secret() string {
 // What the primary acknowledged and nobody else got is in lost+found when it comes back, and nowhere
 // else.
 func TestFailover_TailIsKept(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 5*time.Second)
 	a := c.start()
 	becomesPrimary(a)

@@ -322,7 +322,7 @@ func TestForwardBusy(t *testing.T) {
 	for range 20 {
 		stale.MustInt("SELECT count(*) FROM t")
 	}
-	if _, err := stale.Query("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil && !sqlapp.IsCode(err, sqlapp.CodeBusy) {
+	if _, err := impatient.Query("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil && !sqlapp.IsCode(err, sqlapp.CodeBusy) {
 		t.Errorf("checkpoint: %v", err)
 	}
 	if n := replica.lockCalls()["acquire"]; n != calls {

@@ -355,14 +355,14 @@ func during(t testing.TB, d time.Duration, fns ...func(ctx context.Context)) {
 }
 
 // The primary is killed under forwarded transactions and started anew: none that was acknowledged is lost, none counts
-// twice, and what became of those under way is found out.
+// twice, and what became of those under way is found out. The program has a short time-out: with its lock the way in is gone.
 func TestHaltPrimaryDies(t *testing.T) {
 	primary, replica, c := lent(t)
 	k := newCounting(t, c)
 	caughtUp(primary, replica, "app.db")
 	d := max(3*time.Second, soakFor(t)/6)
 	during(t, d,
-		func(ctx context.Context) { k.count(ctx, replica, "r", 10, inPython) },
+		func(ctx context.Context) { k.count(ctx, replica, "r", 10, inC) },
 		func(ctx context.Context) {
 			for ctx.Err() == nil {
 				select {

@@ -129,6 +129,7 @@ func (a *answered) count() int {
 // The primary is killed with all its processes under writers, again and again; another node takes over. Every
 // transaction whose COMMIT has returned is there. With LITEFS_SOAK it goes on as long as that says.
 func TestQuorumFailover(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3*time.Second)
 	var nodes []*node
 	for range 3 {
@@ -246,6 +247,7 @@ func TestDurabilityCommand(t *testing.T) {
 // the next primary promises the same, also after a restart of its own. The one that comes back takes the level that was
 // set meanwhile, not the one that it had.
 func TestLevelFollows(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3*time.Second)
 	first := c.start()
 	becomesPrimary(first)
@@ -405,6 +407,7 @@ func showsRows(t *testing.T, c *sqlitetest.Conn, table string, want int64) {
 // An import into a database at quorum returns when a replica has it, also where it changes the size of pages under open
 // connections, which go on to commit. Without a replica it says that it is on this node alone.
 func TestQuorumImport(t *testing.T) {
+	t.Parallel()
 	primary := startNode(t, quorum(1, "3s"))
 	replica := startNode(t, quorum(1, "3s"), follows(primary))
 	app := sqlitetest.Start(t)

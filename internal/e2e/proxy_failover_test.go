@@ -114,6 +114,7 @@ func (w *webClient) run(stop <-chan struct{}) {
 // both nodes. What was answered with a success is there once, what was refused is not there, what was not
 // answered is there once at most, and each client reads its own writes all the time.
 func TestProxyFailover(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 5*time.Second)
 	a, urlA := startWebApp(t, c)
 	becomesPrimary(a)
@@ -256,6 +257,7 @@ func (m *webMachine) endApp() {
 // success is there once on every node, what was not answered is there once at most, and each client reads its own
 // writes all the time.
 func TestProxyFailover_Kill(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3*time.Second)
 	var machines []*webMachine
 	var urls []string

@@ -160,6 +160,7 @@ func load(c *sqlitetest.Conn, n int) {
 // Three damaged pages of a database of 100 MB are found and fetched by a few kilobytes; another database
 // goes on meanwhile, and is not touched.
 func TestRepairMovesThePagesThatDiffer(t *testing.T) {
+	t.Parallel()
 	primary := startNode(t)
 	follower := startNode(t, follows(primary))
 	w := sqlitetest.Open(t, primary.path("big.db"), "journal_mode=wal", "synchronous=normal")

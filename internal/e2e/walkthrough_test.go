@@ -174,6 +174,7 @@ func TestWalkThrough(t *testing.T) {
 // The tutorial with its own configuration, Consul and all: the second node takes over from the first when
 // that is interrupted, and when every process of it is killed.
 func TestWalkThrough_Consul(t *testing.T) {
+	t.Parallel()
 	server, err := leaseserver.ConsulDev(t.Context(), leaseserver.Options{Dir: t.TempDir(), Log: t.Output()})
 	if err != nil {
 		t.Fatal(err)
