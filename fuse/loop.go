@@ -102,7 +102,7 @@ func (s *Session) initialize() (uint64, error) {
 // Invariant: while the connection lives, somebody is reading, or answers a request and reads then, or is relieved.
 func (s *Session) serve() {
 	defer s.workers.Done()
-	for s.joinReading() {
+	for s.joinReading() || s.rest() {
 		b := s.buffers.get()
 		n, err := s.readRequest(b.in)
 		left := s.reading.Add(-1)
@@ -119,8 +119,7 @@ func (s *Session) serve() {
 		}
 		if left == 0 {
 			if waits(b.in) && s.relief.isWary() {
-				s.workers.Add(1)
-				go s.serve()
+				s.readOn()
 			} else {
 				s.relief.taken()
 			}

@@ -29,13 +29,16 @@ type relief struct {
 	parked atomic.Bool   // nobody looks: the next such request wakes the looking
 	wary   atomic.Int32  // so many requests that wait are handed over at once
 
+	resting atomic.Int32  // goroutines of serve that wait for rested
+	rested  chan struct{} // one of them is to read
+
 	wake chan struct{}
 	over chan struct{} // closed at the end of the connection
 	end  sync.Once
 }
 
 func newRelief() *relief {
-	return &relief{wake: make(chan struct{}, 1), over: make(chan struct{})}
+	return &relief{rested: make(chan struct{}), wake: make(chan struct{}, 1), over: make(chan struct{})}
 }
 
 // taken is called by the reader when it goes on to answer a request while nobody reads.
@@ -82,8 +85,7 @@ func (s *Session) relieve() {
 		default:
 			waiting = false
 			r.wary.Store(waryRequests)
-			s.workers.Add(1)
-			go s.serve()
+			s.readOn()
 		}
 	}
 }
@@ -116,7 +118,40 @@ func (s *Session) requestPending() bool {
 // takes much longer than the disk: the relief would notice, but only after some ticks, and hold up everybody meanwhile.
 func (s *Session) Relieve() {
 	if s.reading.Load() == 0 {
-		s.workers.Add(1) // the caller is one of them, so that nobody has ended the waiting for them
+		s.readOn()
+	}
+}
+
+// maxResting is how many goroutines of serve are kept for the next time, each with its stack.
+const maxResting = 32
+
+// readOn has another goroutine serve: one that rests, whose stack has grown already, or a new one. The caller is one of
+// s.workers, so that nobody has ended the waiting for them.
+func (s *Session) readOn() {
+	select {
+	case s.relief.rested <- struct{}{}:
+	default:
+		s.workers.Add(1)
 		go s.serve()
+	}
+}
+
+// rest waits until another reader is wanted, and makes the caller one. It returns false at the end of the connection, and
+// when enough others rest.
+func (s *Session) rest() bool {
+	r := s.relief
+	defer r.resting.Add(-1)
+	if r.resting.Add(1) > maxResting {
+		return false
+	}
+	for {
+		select {
+		case <-r.rested:
+			if s.joinReading() {
+				return true
+			}
+		case <-r.over:
+			return false
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -319,4 +320,32 @@ func TestRelieve(t *testing.T) {
 	b.pwrite(fb, 0, "y")
 	<-done
 	m.back.onWrite(nil)
+}
+
+// TestReadersRest: who is not needed as a reader any more is the next one, and ends with the session.
+func TestReadersRest(t *testing.T) {
+	m := newMount(t, Direct)
+	a := startApp(t, 0)
+	f := a.open(m.Path("a"), unix.O_CREAT|unix.O_RDWR)
+	m.back.onWrite(func(string) {
+		m.Relieve()
+		for m.reading.Load() == 0 { // until the other one reads
+			runtime.Gosched()
+		}
+	})
+	for range 100 {
+		a.pwrite(f, 0, "x")
+	}
+	m.back.onWrite(nil)
+	for end := time.Now().Add(patience); m.relief.resting.Load() == 0; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("nobody rests:\n%s", allStacks())
+		}
+	}
+	if n := bytes.Count(allStacks(), []byte("(*Session).serve(")); n > 3 {
+		t.Errorf("%d goroutines serve, want 3 at most:\n%s", n, allStacks())
+	}
+	a.close(f)
+	a.stop()
+	m.end() // waits for all of them
 }
