@@ -24,6 +24,9 @@ type roleQuestion func(context.Context) (bool, error)
 // runDaemon runs a node until ctx ends. The tests of the mount command put
 // another function in its place.
 func runDaemon(ctx context.Context, o daemonOptions) error {
+	if err := calmMonitor(); err != nil {
+		o.Logger.Debug("the monitor of Go's scheduler wakes as often as ever", "error", err)
+	}
 	do := daemon.Options{
 		Config: o.Config,
 		Logger: o.Logger,
