@@ -60,6 +60,13 @@ func (n *node) killAll() {
 	if err := syscall.Kill(-pid, syscall.SIGKILL); err != nil {
 		n.t.Fatal(err)
 	}
+	// Also a primary opens files of its mount, when it lends a lock: see kill.
+	abort := time.AfterFunc(time.Second, func() {
+		if err := childnode.Detach(n.cfg.Mount); err != nil {
+			n.t.Error(err)
+		}
+	})
+	defer abort.Stop()
 	n.kill()
 	if err := childnode.Detach(n.cfg.Mount); err != nil {
 		n.t.Fatal(err)

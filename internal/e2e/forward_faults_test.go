@@ -98,6 +98,7 @@ func TestForwardKills(t *testing.T) {
 
 // The network between a replica and the primary loses, cuts and doubles what is said.
 func TestForwardLostAnswers(t *testing.T) {
+	t.Parallel()
 	primary, k := forwardCounting(t)
 	replica, proxy := behindProxy(t, primary)
 	seed := uint64(time.Now().UnixNano())
@@ -111,6 +112,7 @@ func TestForwardLostAnswers(t *testing.T) {
 
 // The roles move while programs write on both nodes, each on its own mount: they see nothing of it but time.
 func TestForwardHandOver(t *testing.T) {
+	t.Parallel()
 	cl := newCluster(t, 5*time.Second)
 	a := cl.start(daemonLocks)
 	becomesPrimary(a)
@@ -143,6 +145,7 @@ func TestForwardHandOver(t *testing.T) {
 // network loses and doubles what is said and the primary is killed. What they were told has one order, in which each
 // sees what was acknowledged before it began.
 func TestForwardHistory(t *testing.T) {
+	t.Parallel()
 	primary, k := forwardCounting(t)
 	replica, proxy := behindProxy(t, primary)
 	other := startNode(t, follows(primary), daemonLocks)

@@ -259,6 +259,7 @@ func (n *node) givenBack() (calls map[string]int) {
 // One request takes the lock, one is a commit, none is needed while the lock is warm, and one gives it back; the second
 // hold goes over the connection of the first.
 func TestForwardRoundTrips(t *testing.T) {
+	t.Parallel()
 	primary := startNode(t)
 	c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode=wal")
 	c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
@@ -299,6 +300,7 @@ func isStale(err error) bool {
 // A program without a busy time-out gets in at once; one whose snapshot is older than what the lock has brought is told
 // SQLite's own SQLITE_BUSY_SNAPSHOT, and one that gets no lock SQLITE_BUSY after its time-out, not after a multiple.
 func TestForwardBusy(t *testing.T) {
+	t.Parallel()
 	primary, replica, c := forwarding(t)
 	impatient := sqlitetest.Open(t, replica.path("app.db"), "busy_timeout=0")
 	impatient.MustExec("INSERT INTO t(v) VALUES ('at once')")
@@ -322,6 +324,7 @@ func TestForwardBusy(t *testing.T) {
 	for range 20 {
 		stale.MustInt("SELECT count(*) FROM t")
 	}
+	// A checkpoint to the end asks for WRITE without a slot, for as long as its busy time-out is.
 	if _, err := impatient.Query("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil && !sqlapp.IsCode(err, sqlapp.CodeBusy) {
 		t.Errorf("checkpoint: %v", err)
 	}
@@ -351,6 +354,7 @@ func TestForwardBusy(t *testing.T) {
 
 // Without a primary a program is told SQLITE_BUSY, and the log says why; reads go on. When it is back, so are writes.
 func TestForwardWithoutPrimary(t *testing.T) {
+	t.Parallel()
 	primary, replica, _ := forwarding(t)
 	r := openPatient(sqlitetest.Start(t), replica.path("app.db"))
 	r.MustExec("INSERT INTO t(v) VALUES ('before')")
@@ -378,6 +382,7 @@ func TestForwardWithoutPrimary(t *testing.T) {
 // NAME-lock is LiteFS 0.5's: who has byte 72 of it locked has the primary's write lock, until it is let go, or the file is
 // closed, or its holder killed.
 func TestForwardLockFile(t *testing.T) {
+	t.Parallel()
 	primary, replica, c := forwarding(t)
 	c.MustExec("PRAGMA busy_timeout=0")
 	busy := func() bool {
@@ -461,6 +466,7 @@ func TestForwardLockFile(t *testing.T) {
 
 // A database at level quorum is not written from a replica: programs there are told SQLITE_BUSY, and the log says why.
 func TestForwardQuorum(t *testing.T) {
+	t.Parallel()
 	level := func(c *childnode.Config) { c.Durability = []string{"{match: app.db, level: quorum, n: 1}"} }
 	primary := startNode(t, level)
 	replica := startNode(t, follows(primary), daemonLocks, level)
