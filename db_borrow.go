@@ -317,6 +317,24 @@ func (db *DB) reclaim(ctx context.Context) error {
 	return nil
 }
 
+// inUse reports whether a local program is in a write transaction of a database that is lent here.
+func (db *DB) inUse() bool {
+	if db.store.LocksBehind { // each lock was asked for: forwarding.writing
+		return false
+	}
+	db.mu.Lock()
+	p := db.peer
+	db.mu.Unlock()
+	if p == nil {
+		return false
+	}
+	used, err := p.InUse()
+	if err != nil {
+		db.log().Error("the lock is given back, whoever writes", "error", err)
+	}
+	return used
+}
+
 // foreign reports whether the log has gone on without the holder of b. db.mu is held.
 func (db *DB) foreign(b *borrowed) bool {
 	head, ok := db.txlog.Head()

@@ -69,7 +69,7 @@ func (db *DB) peerOptions() peer.Options {
 	return peer.Options{
 		Buffers: &db.store.peerBuffers,
 		Path:    filepath.Join(db.store.MountDir(), db.Name()), Backing: db.DatabasePath(), Logger: db.log(), Locks: db.lockKeeper(),
-		LocksBehind: db.store.ForwardedLocks,
+		LocksBehind: db.store.LocksBehind,
 		Eager:       db.store.Role() == RolePrimary, // it is lent, and a replica waits
 		SoftWAL:     replicaSoftWAL, HardWAL: replicaHardWAL, Waiting: &db.waiting,
 	}

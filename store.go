@@ -115,8 +115,9 @@ type Store struct {
 	// each write comes to the store: see Store.Halt.
 	HaltDatabases []string
 
-	// ForwardedLocks says that the mount asks for each lock (Store.Lock), and that the locks are on the files behind it.
-	ForwardedLocks bool
+	// ForwardedLocks says that a mount asks for each lock (Store.Lock); LocksBehind, that there is no other one, and that the
+	// locks are on the files behind it.
+	ForwardedLocks, LocksBehind bool
 
 	// Guarded says that the mount outlives this process: see ErrGuarded.
 	Guarded bool
@@ -453,7 +454,7 @@ func (s *Store) Open() (err error) {
 func (s *Store) Mounted(dir string, passthrough bool) error {
 	var st unix.Stat_t
 	locked := dir
-	if s.ForwardedLocks {
+	if s.LocksBehind {
 		locked = s.FilesDir()
 	}
 	if err := unix.Stat(locked, &st); err != nil {

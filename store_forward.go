@@ -30,6 +30,9 @@ const (
 	forwardSlice = time.Second
 	// forwardRefused is how long nobody asks again after the primary has refused.
 	forwardRefused = time.Second
+	// forwardLookAgain is how soon it is looked again whether a program on the first of two mounts has ended its
+	// transaction, of which nothing tells.
+	forwardLookAgain = 20 * time.Millisecond
 )
 
 // LockKind is what a lock request asks for.
@@ -347,7 +350,10 @@ func (f *forwarding) rest(b *borrowed, began time.Time) time.Duration {
 			return rest
 		}
 	}
-	// Under f.mu: no program takes WRITE any more.
+	// Under f.mu: no program takes WRITE any more, but one on a mount whose locks the kernel keeps, which may have it.
+	if b.usable() == nil && b.db.inUse() {
+		return forwardLookAgain
+	}
 	b.lose(errReleased)
 	return 0
 }

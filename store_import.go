@@ -229,7 +229,7 @@ func (db *DB) importOver(ctx context.Context, image *dbfile.Image) (oldPages uin
 	defer cancel()
 	p, err := peer.Open(ctx, peer.Options{
 		Path: filepath.Join(db.store.MountDir(), db.Name()), Backing: db.DatabasePath(), Logger: db.log(),
-		LocksBehind: db.store.ForwardedLocks,
+		LocksBehind: db.store.LocksBehind,
 	})
 	if err != nil {
 		return 0, busy(ctx, err)

@@ -13,7 +13,7 @@
 //
 // File locks are not negotiated with the kernel, without a Locker: fcntl, OFD and flock locks live on the FUSE inode, cost
 // no request, and a process that wants to take part in them (this one too) opens the file through the mount. With one
-// each of fcntl's is a request, and lives on the inode behind (locks.go).
+// each of fcntl's is a request, and lives on the inode behind (locks.go), or on that of a first mount (beside.go).
 //
 // A process that is killed while one of its threads waits for an answer of its own mount cannot die: the descriptor of
 // /dev/fuse stays open in it, so nobody ends the wait but "umount -f". Closing its descriptors is no such wait (no FLUSH

@@ -221,8 +221,8 @@ func (fs *loopback) openBacked(n *node, h *handle, own bool, unique uint64, flag
 	h.fd = fd
 	if n.opens == 0 {
 		n.mode = fs.begin(n, fd, asked)
-	} else if n.mode == Passthrough && n.backing == 0 {
-		// The session before was cut off between the last close and the end of its record.
+	} else if n.mode == Passthrough && n.seats[fs.seat].backing == 0 {
+		// Open on the other mount alone; or the session before was cut off between the last close and the end of its record.
 		if n.mode = fs.begin(n, fd, Passthrough); n.mode != Passthrough {
 			fs.nodes.letGo(n)
 			unix.Close(fd)
@@ -230,8 +230,9 @@ func (fs *loopback) openBacked(n *node, h *handle, own bool, unique uint64, flag
 		}
 	}
 	n.opens++
+	n.seats[fs.seat].opens++
 	fs.addHandle(h, flags)
-	if h.slot, err = fs.estate.opened(unique, h.fh, n.id, n.mode, n.backing, n.sized); err != nil {
+	if h.slot, err = fs.estate.opened(unique, h.fh, n.id, n.mode, n.seats[fs.seat].backing, n.sized); err != nil {
 		fs.removeHandle(h.fh)
 		fs.closeOne(n, h)
 		fs.nodes.letGo(n)
@@ -246,7 +247,7 @@ func (fs *loopback) openBacked(n *node, h *handle, own bool, unique uint64, flag
 	switch n.mode {
 	case Passthrough: // KEEP_CACHE with it would be EIO
 		out.OpenFlags |= gofuse.FOPEN_PASSTHROUGH
-		out.BackingID = n.backing
+		out.BackingID = n.seats[fs.seat].backing
 	case Direct:
 		out.OpenFlags |= gofuse.FOPEN_DIRECT_IO
 	default:
@@ -259,7 +260,7 @@ func (fs *loopback) openBacked(n *node, h *handle, own bool, unique uint64, flag
 // kernel.
 func (fs *loopback) begin(n *node, fd int, asked Mode) Mode {
 	if asked != Passthrough || !fs.passthrough() || n.refused {
-		if asked == Direct {
+		if asked == Direct || fs.shared {
 			return Direct
 		}
 		return Cached
@@ -268,11 +269,15 @@ func (fs *loopback) begin(n *node, fd int, asked Mode) Mode {
 	if err != nil {
 		n.refused = true
 		path, _ := fs.nodes.pathOf(n)
+		if fs.shared {
+			fs.logger.Warn("the kernel refused passthrough for a file; each read and write of it is a request", "path", path, "err", err)
+			return Direct
+		}
 		fs.logger.Warn("the kernel refused passthrough for a file; it is served cached", "path", path, "err", err)
 		return Cached
 	}
 	fs.estate.registered(id)
-	n.backing = id
+	n.seats[fs.seat].backing = id
 	return Passthrough
 }
 
@@ -311,7 +316,7 @@ func (fs *loopback) Create(_ <-chan struct{}, in *gofuse.CreateIn, name string, 
 	if !code.Ok() {
 		fs.undoNew(dir, name, unix.S_IFREG)
 		fs.nodes.moved(n.id)
-		fs.nodes.forget(n.id, 1)
+		fs.forget(n.id, 1)
 		return code
 	}
 	n.madeIn.Store(dir.id)
@@ -319,7 +324,7 @@ func (fs *loopback) Create(_ <-chan struct{}, in *gofuse.CreateIn, name string, 
 }
 
 func (fs *loopback) openExisting(dir *node, name string, in *gofuse.CreateIn, out *gofuse.CreateOut) gofuse.Status {
-	n, st, err := fs.nodes.lookup(dir, name)
+	n, st, err := fs.lookup(dir, name)
 	if err != nil {
 		return status(err)
 	}
@@ -336,10 +341,10 @@ func (fs *loopback) openExisting(dir *node, name string, in *gofuse.CreateIn, ou
 		code = status(unix.Fstat(n.fd, &st))
 	}
 	if !code.Ok() {
-		fs.nodes.forget(n.id, 1)
+		fs.forget(n.id, 1)
 		return code
 	}
-	fillEntry(&out.EntryOut, n, &st)
+	fs.fillEntry(&out.EntryOut, n, &st)
 	return gofuse.OK
 }
 
@@ -400,16 +405,17 @@ func (fs *loopback) closeBacked(n *node, h *handle) (last bool) {
 func (fs *loopback) closeOne(n *node, h *handle) (last bool) {
 	h.close()
 	n.opens--
+	here := &n.seats[fs.seat]
+	if here.opens--; here.opens == 0 && here.backing != 0 {
+		if err := fs.dev.closeBacking(here.backing); err != nil && !fs.over {
+			fs.logger.Error("the kernel keeps a passthrough file", "id", here.backing, "err", err)
+		}
+		here.backing = 0
+	}
 	if n.opens > 0 {
 		return false
 	}
 	n.sized = false
-	if n.backing != 0 {
-		if err := fs.dev.closeBacking(n.backing); err != nil {
-			fs.logger.Error("the kernel keeps a passthrough file", "id", n.backing, "err", err)
-		}
-		n.backing = 0
-	}
 	return true
 }
 

@@ -52,6 +52,8 @@ type Locker interface {
 // does, opens the same file behind it, and a lock goes when this process does.
 type forwarded struct {
 	locker Locker
+	open   func(file locked) (int, error)
+	root   int             // of the first mount, through which open goes; -1: the files behind
 	over   <-chan struct{} // closed when the connection has ended
 
 	mu     sync.Mutex
@@ -72,7 +74,7 @@ type ownerLocks struct {
 }
 
 func newForwarded(locker Locker, over <-chan struct{}) *forwarded {
-	return &forwarded{locker: locker, over: over, owners: make(map[lockOwner]*ownerLocks), freed: make(chan struct{})}
+	return &forwarded{locker: locker, open: openBehind, root: -1, over: over, owners: make(map[lockOwner]*ownerLocks), freed: make(chan struct{})}
 }
 
 // locked is the file of a request about locks.
@@ -91,7 +93,7 @@ func (f *forwarded) use(file locked, owner, fh uint64) (*ownerLocks, error) {
 	if o == nil {
 		fd, err := -1, error(nil)
 		if file.node != nil {
-			fd, err = openForLocks(file.node)
+			fd, err = f.open(file)
 		}
 		if err != nil {
 			return nil, err
@@ -104,12 +106,16 @@ func (f *forwarded) use(file locked, owner, fh uint64) (*ownerLocks, error) {
 	return o, nil
 }
 
-// openForLocks opens the file behind n. The kernel has checked already that the caller may take the lock.
-func openForLocks(n *node) (int, error) {
+// openBehind opens the file behind the mount. The kernel has checked already that the caller may take the lock.
+func openBehind(file locked) (int, error) {
+	return openForLocks(func(flags int) (int, error) { return unix.Open(procPath(file.node.fd), flags, 0) })
+}
+
+func openForLocks(open func(flags int) (int, error)) (int, error) {
 	const flags = unix.O_CLOEXEC | unix.O_NOCTTY
-	fd, err := unix.Open(procPath(n.fd), unix.O_RDWR|flags, 0)
+	fd, err := open(unix.O_RDWR | flags)
 	if errors.Is(err, syscall.EACCES) { // a reader's: it takes shared locks
-		fd, err = unix.Open(procPath(n.fd), unix.O_RDONLY|flags, 0)
+		fd, err = open(unix.O_RDONLY | flags)
 	}
 	return fd, err
 }
@@ -178,6 +184,10 @@ func (f *forwarded) closeAll() {
 	defer f.mu.Unlock()
 	for key, o := range f.owners {
 		f.dropLocked(key, o)
+	}
+	if f.root >= 0 {
+		unix.Close(f.root)
+		f.root = -1
 	}
 }
 

@@ -109,6 +109,7 @@ func (s *Session) serve() {
 		if err != nil {
 			b.put()
 			s.relief.stop()
+			s.relief.dismiss()
 			s.connectionEnded(err)
 			return
 		}

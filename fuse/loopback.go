@@ -32,9 +32,14 @@ type loopback struct {
 	complaints  complaints
 	locks       *forwarded // nil: the kernel keeps them
 
+	shared bool     // another mount shows the same files
+	seat   int      // in node.seats
+	looked *lookups // nil: of the first mount
+	over   bool     // the connection has ended; set when nothing else runs
+
 	// naming is held over a rename of a directory and the Renamed that tells it, and shared over every other event that
 	// names a path: so that the Backend hears of a file under the name by which it knows it. Taken before node.order.
-	naming sync.RWMutex
+	naming *sync.RWMutex
 
 	handles struct {
 		sync.RWMutex
@@ -54,9 +59,14 @@ func newLoopback(s *Session, nodes *table) *loopback {
 		keeper:        s.opt.Keeper,
 		passthrough:   func() bool { return s.passthrough },
 		nodes:         nodes,
+		naming:        new(sync.RWMutex),
+		shared:        s.opt.Shared,
 	}
 	if s.opt.Locker != nil {
 		fs.locks = newForwarded(s.opt.Locker, s.relief.over)
+	}
+	if s.opt.Beside != nil {
+		fs.sitBeside(s.opt.Beside.fs)
 	}
 	fs.handles.open = make(map[uint64]*handle)
 	fs.handles.none = make(chan struct{}, 1)
@@ -68,6 +78,9 @@ func (fs *loopback) String() string { return fsName }
 
 // closeAll closes every descriptor. The loop has ended.
 func (fs *loopback) closeAll() {
+	if fs.looked != nil {
+		fs.leave()
+	}
 	fs.handles.Lock()
 	for _, h := range fs.handles.open {
 		h.close()
@@ -77,7 +90,9 @@ func (fs *loopback) closeAll() {
 	if fs.locks != nil {
 		fs.locks.closeAll()
 	}
-	fs.nodes.closeAll()
+	if fs.looked == nil {
+		fs.nodes.closeAll()
+	}
 }
 
 // Lookup finds a name. A missing one is answered with nodeid 0, which the kernel remembers, unlike ENOENT.
@@ -86,13 +101,13 @@ func (fs *loopback) Lookup(_ <-chan struct{}, h *gofuse.InHeader, name string, o
 	if err != nil {
 		return status(err)
 	}
-	n, st, err := fs.nodes.lookup(dir, name)
+	n, st, err := fs.lookup(dir, name)
 	if errors.Is(err, syscall.ENOENT) {
 		path, ok := fs.nodes.childPath(dir, name)
 		if ok && fs.lookupVirtual(path, out) {
 			return gofuse.OK
 		}
-		if ok && fs.backend.Volatile(path) {
+		if fs.shared || ok && fs.backend.Volatile(path) {
 			return gofuse.ENOENT
 		}
 		out.SetEntryTimeout(validity)
@@ -101,7 +116,7 @@ func (fs *loopback) Lookup(_ <-chan struct{}, h *gofuse.InHeader, name string, o
 	if err != nil {
 		return status(err)
 	}
-	fillEntry(out, n, &st)
+	fs.fillEntry(out, n, &st)
 	return gofuse.OK
 }
 
@@ -113,10 +128,10 @@ func (fs *loopback) directory(id uint64, name string) (*node, error) {
 	return fs.nodes.get(id)
 }
 
-func fillEntry(out *gofuse.EntryOut, n *node, st *unix.Stat_t) {
+func (fs *loopback) fillEntry(out *gofuse.EntryOut, n *node, st *unix.Stat_t) {
 	out.NodeId = n.id
-	out.SetEntryTimeout(validity)
-	out.SetAttrTimeout(validity)
+	out.SetEntryTimeout(fs.validity())
+	out.SetAttrTimeout(fs.validity())
 	fillAttr(&out.Attr, st)
 }
 
@@ -137,7 +152,7 @@ func (fs *loopback) Forget(id, lookups uint64) {
 		fs.virtuals.forget(id, lookups)
 		return
 	}
-	fs.nodes.forget(id, lookups)
+	fs.forget(id, lookups)
 }
 
 func (fs *loopback) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
@@ -156,7 +171,7 @@ func (fs *loopback) attributes(n *node, out *gofuse.AttrOut) gofuse.Status {
 	if err := unix.Fstat(n.fd, &st); err != nil {
 		return status(err)
 	}
-	out.SetTimeout(validity)
+	out.SetTimeout(fs.validity())
 	fillAttr(&out.Attr, &st)
 	return gofuse.OK
 }

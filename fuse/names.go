@@ -49,21 +49,21 @@ func owned(dir *node, fd, open int, c gofuse.Owner, mode uint32) error {
 // name is removed again. open is a descriptor of a regular file, or -1.
 func (fs *loopback) adoptNew(dir *node, name string, open int, c gofuse.Owner, mode uint32, out *gofuse.EntryOut) (*node, error) {
 	dir.changedIn()
-	n, st, err := fs.nodes.lookup(dir, name)
+	n, st, err := fs.lookup(dir, name)
 	if err == nil {
 		err = owned(dir, n.fd, open, c, mode)
 		if err == nil {
 			err = unix.Fstat(n.fd, &st)
 		}
 		if err != nil {
-			fs.nodes.forget(n.id, 1)
+			fs.forget(n.id, 1)
 		}
 	}
 	if err != nil {
 		fs.undoNew(dir, name, mode)
 		return nil, err
 	}
-	fillEntry(out, n, &st)
+	fs.fillEntry(out, n, &st)
 	return n, nil
 }
 

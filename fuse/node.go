@@ -43,12 +43,18 @@ type node struct {
 	order sync.Mutex
 
 	mu      sync.Mutex
-	opens   int   // handles open; mode and backing hold while it is not 0
-	mode    Mode  // in force
-	backing int32 // id registered with the kernel; 0: none
-	sized   bool  // the size was set since the first open
-	kept    bool  // the Keeper has fd, for the file has no name
-	refused bool  // the kernel did not take the file as a backing: cached for as long as the node lives
+	opens   int  // handles open, on both mounts; mode holds while it is not 0
+	mode    Mode // in force
+	seats   [2]seat
+	sized   bool // the size was set since the first open
+	kept    bool // the Keeper has fd, for the file has no name
+	refused bool // the kernel did not take the file as a backing: cached for as long as the node lives
+}
+
+// seat is what one mount has of an inode: Options.Beside.
+type seat struct {
+	opens   int   // handles open
+	backing int32 // id registered with this mount's kernel connection, while opens is not 0; 0: none
 }
 
 // pathAt is a path that was right when table.moves plus node.moves, which only grow, had this sum.

@@ -35,6 +35,9 @@ type relief struct {
 	wake chan struct{}
 	over chan struct{} // closed at the end of the connection
 	end  sync.Once
+
+	hiring    sync.Mutex
+	dismissed bool // the connection has ended
 }
 
 func newRelief() *relief {
@@ -56,6 +59,13 @@ func (r *relief) isWary() bool {
 
 // stop ends the looking.
 func (r *relief) stop() { r.end.Do(func() { close(r.over) }) }
+
+// dismiss is called by a worker when the connection has ended: no other comes.
+func (r *relief) dismiss() {
+	r.hiring.Lock()
+	defer r.hiring.Unlock()
+	r.dismissed = true
+}
 
 // relieve looks for a reader that is held up, until the connection ends.
 func (s *Session) relieve() {
@@ -117,7 +127,13 @@ func (s *Session) requestPending() bool {
 // Relieve has another goroutine read, if none does. A Backend calls it, in a request, before it waits for something that
 // takes much longer than the disk: the relief would notice, but only after some ticks, and hold up everybody meanwhile.
 func (s *Session) Relieve() {
-	if s.reading.Load() == 0 {
+	if s.reading.Load() > 0 {
+		return
+	}
+	s.relief.hiring.Lock()
+	defer s.relief.hiring.Unlock()
+	// The caller may be in a request of a session beside this one. Whoever dismisses is a worker, which waits for the lock.
+	if !s.relief.dismissed {
 		s.readOn()
 	}
 }
@@ -125,8 +141,8 @@ func (s *Session) Relieve() {
 // maxResting is how many goroutines of serve are kept for the next time, each with its stack.
 const maxResting = 32
 
-// readOn has another goroutine serve: one that rests, whose stack has grown already, or a new one. The caller is one of
-// s.workers, so that nobody has ended the waiting for them.
+// readOn has another goroutine serve: one that rests, whose stack has grown already, or a new one. One of s.workers cannot
+// end meanwhile, so that nobody has ended the waiting for them.
 func (s *Session) readOn() {
 	select {
 	case s.relief.rested <- struct{}{}:

@@ -30,6 +30,11 @@ type Options struct {
 	// kernel. A mount with it cannot be taken over by another session, which would not know who has which lock.
 	Locker Locker
 
+	// Shared: a session Beside this one will show the same files. Beside: the Shared session whose files this one shows.
+	// See beside.go.
+	Shared bool
+	Beside *Session
+
 	// Keeper, if there is one, gets what another session needs to go on with the mount when this process dies.
 	Keeper Keeper
 	// Inherited is the mount of a session before this one: Mount serves it and mounts nothing. Mount owns it.
@@ -76,6 +81,9 @@ func Mount(ctx context.Context, opt Options) (*Session, error) {
 	if opt.Locker != nil && (opt.Keeper != nil || opt.Inherited != nil) {
 		return nil, errors.New("mount: a mount with forwarded locks cannot be taken over: Locker and Keeper exclude each other")
 	}
+	if err := opt.checkShared(); err != nil {
+		return nil, err
+	}
 	dir, err := resolve(opt.Dir)
 	if err != nil {
 		return nil, err
@@ -108,20 +116,29 @@ func Mount(ctx context.Context, opt Options) (*Session, error) {
 // mount makes the mount and serves it.
 func (s *Session) mount(ctx context.Context) error {
 	dir := s.opt.Dir
-	nodes, err := newTable(s.opt.Root)
+	nodes, err := s.openTable()
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", dir, err)
 	}
 	s.dev, err = openDevice(ctx, dir, s.opt.AllowOther, s.logger)
 	if err != nil {
-		nodes.closeAll()
+		s.closeTable(nodes)
 		return err
 	}
 	s.fs = newLoopback(s, nodes)
 	s.server = gofuse.NewProtocolServer(s.fs, s.protocolOptions())
-	if err := s.start(); err != nil {
+	if s.opt.Beside != nil {
+		err = s.fs.locks.lockThrough(s.opt.Beside.opt.Dir)
+	}
+	if err == nil {
+		err = s.start()
+	}
+	if err != nil {
 		err = errors.Join(err, s.dev.unmount(unix.MNT_DETACH), unix.Close(s.dev.fd), s.estate.close())
-		nodes.closeAll()
+		if s.fs.locks != nil {
+			s.fs.locks.closeAll()
+		}
+		s.closeTable(nodes)
 		return fmt.Errorf("mount %s: %w", dir, err)
 	}
 	return nil
@@ -141,6 +158,10 @@ func (s *Session) protocolOptions() *gofuse.MountOptions {
 	if s.opt.NoPassthrough {
 		off |= gofuse.CAP_PASSTHROUGH
 	}
+	mmapped := uint64(gofuse.CAP_DIRECT_IO_ALLOW_MMAP)
+	if s.opt.Shared { // a mapping of such a file is the page cache of one mount
+		mmapped = 0
+	}
 	level := slog.LevelWarn // requests the ProtocolServer does not understand
 	if s.opt.Debug {
 		level = slog.LevelDebug // it has one logger for everything
@@ -156,7 +177,7 @@ func (s *Session) protocolOptions() *gofuse.MountOptions {
 		DisableReadDirPlus:   true,
 		MaxStackDepth:        2, // 2: the files may be on overlayfs
 		DisabledCapabilities: off,
-		ExtraCapabilities:    gofuse.CAP_DIRECT_IO_ALLOW_MMAP,
+		ExtraCapabilities:    mmapped,
 		EnableLocks:          s.opt.Locker != nil,
 		Debug:                s.opt.Debug,
 		Logger:               slog.NewLogLogger(s.logger.Handler(), level),
@@ -171,6 +192,9 @@ func (s *Session) start() error {
 		return err
 	}
 	s.passthrough, s.why = s.probePassthrough(flags)
+	if s.opt.Shared && !s.passthrough {
+		return fmt.Errorf("two mounts of the same files need passthrough, or the kernel would keep pages of a file twice: %s", s.why)
+	}
 	if err := s.leave(); err != nil {
 		return err
 	}
@@ -196,7 +220,9 @@ func (s *Session) serveAll() {
 	unpinned := make(chan struct{})
 	go func() {
 		defer close(unpinned)
-		s.fs.nodes.closeUnpinned()
+		if s.opt.Beside == nil {
+			s.fs.nodes.closeUnpinned()
+		}
 	}()
 	go s.finish(unpinned)
 }

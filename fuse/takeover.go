@@ -207,7 +207,8 @@ func (in *Inherited) restore(fs *loopback) error {
 		n := h.node
 		fs.nodes.hold(n)
 		n.opens++
-		n.mode, n.backing = h.s.mode(), h.s.backing
+		n.seats[0].opens++
+		n.mode, n.seats[0].backing = h.s.mode(), h.s.backing
 		n.sized = n.sized || h.s.used&slotSized != 0
 		fs.handles.open[h.s.fh] = &handle{
 			fh: h.s.fh, slot: h.slot, node: n, fd: fd,

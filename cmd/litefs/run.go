@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"time"
 
 	node "github.com/litefs/litefs/http"
@@ -91,7 +92,11 @@ func holdFor(ctx context.Context, c targetFlags, name string, wait time.Duration
 		if err != nil {
 			return nil, err
 		}
-		if name, err = filepath.Rel(cfg.Fuse.Dir, name); err != nil {
+		dir := cfg.Fuse.Dir
+		if second := cfg.Fuse.ForwardDir; second != "" && strings.HasPrefix(name, second+"/") {
+			dir = second
+		}
+		if name, err = filepath.Rel(dir, name); err != nil {
 			return nil, usagef("-with-halt-lock-on: %v", err)
 		}
 	}

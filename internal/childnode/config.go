@@ -19,6 +19,7 @@ type Config struct {
 	Passthrough bool     // fuse.passthrough: auto, or off
 	Guardian    bool     // fuse.guardian
 	DaemonLocks bool     // fuse.locks: daemon
+	ForwardDir  string   // fuse.forward-dir
 	Debug       bool     // log.debug
 	Lease       []string // lines of the section lease, as "key: value"; nil: static, as PrimaryURL says
 	DataKeys    []string // further lines of the section data, as "key: value"
@@ -42,6 +43,9 @@ func (c Config) YAML() string {
 	}
 	if c.DaemonLocks {
 		b.WriteString("  locks: daemon\n")
+	}
+	if c.ForwardDir != "" {
+		fmt.Fprintf(&b, "  forward-dir: %s\n", strconv.Quote(c.ForwardDir))
 	}
 	fmt.Fprintf(&b, "data:\n  dir: %s\n", strconv.Quote(c.Data))
 	for _, line := range c.DataKeys {

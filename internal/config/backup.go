@@ -270,7 +270,7 @@ func (c *Config) concludeBackup() error {
 			return fmt.Errorf("backup: %s%s is given twice as a target", t.Path, t.URL)
 		}
 		seen[place] = true
-		if dir := realPath(t.Path); t.Type == BackupFile && (dir == realPath(c.Data.Dir) || dir == realPath(c.Fuse.Dir) || isInside(dir, realPath(c.Data.Dir)) || isInside(dir, realPath(c.Fuse.Dir))) {
+		if dir := realPath(t.Path); t.Type == BackupFile && (dir == realPath(c.Data.Dir) || dir == realPath(c.Fuse.Dir) || isInside(dir, realPath(c.Data.Dir)) || isInside(dir, realPath(c.Fuse.Dir)) || c.Fuse.ForwardDir != "" && (dir == realPath(c.Fuse.ForwardDir) || isInside(dir, realPath(c.Fuse.ForwardDir)))) {
 			return fmt.Errorf("backup: path %s lies in data.dir or fuse.dir: an archive belongs on another disk", t.Path)
 		}
 	}

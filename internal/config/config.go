@@ -141,6 +141,7 @@ type Fuse struct {
 	AllowOther  bool   // other users of the machine may enter
 	Debug       bool   // log every request
 	DaemonLocks bool   // the kernel asks for each lock ("daemon"), and keeps none itself ("kernel")
+	ForwardDir  string // second mount point, absolute, whose locks come to the daemon; "": none
 	Passthrough bool   // use kernel passthrough where it is to be had ("auto")
 	Guardian    bool   // the mount outlives the daemon
 }

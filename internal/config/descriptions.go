@@ -16,6 +16,8 @@ func descriptions() []description {
 			"`auto`: bytes of databases in WAL mode go past the daemon where the kernel can do it (Linux 6.9 and `CAP_SYS_ADMIN`); the log says at the start whether it does. `off`: every write is a request to the daemon."},
 		{"fuse.locks", oneOf("kernel", "daemon"), "kernel", sinceOur, "daemon",
 			"`daemon`: programs on a replica write as on the primary, each of their write transactions under the primary's write lock ([writes from a replica](write-forwarding.md)). Every lock that a program takes is a request to litefs then, two for a transaction that reads, and write-ahead logs are read and written through litefs. Not with `fuse.guardian`. `kernel`: locks cost nothing."},
+		{"fuse.forward-dir", kindPath, "(none)", sinceOur, "/srv/app/writable",
+			"A second mount point, beside `fuse.dir`, where the same databases are seen as with `fuse.locks: daemon`: programs that use them there write on a replica too, and those in `fuse.dir` go on with locks that cost nothing ([two mounts](write-forwarding.md#two-mounts-of-one-store)). Needs passthrough. Not with `fuse.locks: daemon` or `fuse.guardian`."},
 		{"fuse.guardian", kindBool, "false", sinceOur, "true",
 			"A small parent process holds the mount. When the daemon dies, applications wait until it has started another one, and see no error ([guardian](guardian.md)). Not with the levels `quorum` and `archive`."},
 

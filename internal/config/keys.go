@@ -34,6 +34,7 @@ func keyTable() []key {
 		{path: "fuse.debug", set: boolean(func(c *Config) *bool { return &c.Fuse.Debug })},
 		{path: "fuse.passthrough", set: text(setPassthrough)},
 		{path: "fuse.locks", set: text(setLocks)},
+		{path: "fuse.forward-dir", set: text(func(c *Config, s string) error { c.Fuse.ForwardDir = s; return nil })},
 		{path: "fuse.guardian", set: boolean(func(c *Config) *bool { return &c.Fuse.Guardian })},
 
 		{path: "data.dir", set: text(func(c *Config, s string) error { c.Data.Dir = s; return nil })},

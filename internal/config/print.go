@@ -66,6 +66,7 @@ func (c *Config) node() *yaml.Node {
 		locks = "daemon"
 	}
 	add(fuse, "locks", str(locks))
+	add(fuse, "forward-dir", str(c.Fuse.ForwardDir))
 	add(fuse, "guardian", plain(fmt.Sprint(c.Fuse.Guardian)))
 
 	data := group("data")

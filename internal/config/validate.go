@@ -47,6 +47,9 @@ func (p *parser) conclude() error {
 	if c.Fuse.Guardian && c.Fuse.DaemonLocks {
 		return errors.New("fuse.locks: daemon and fuse.guardian: true do not go together: the locks that litefs keeps end with it, and a guardian would go on without them; remove one of them")
 	}
+	if err := c.checkForwardDir(); err != nil {
+		return err
+	}
 	if c.Fuse.Guardian && c.promises() {
 		return errors.New("durability: levels quorum and archive do not go together with fuse.guardian: true yet: remove one of them")
 	}
@@ -103,6 +106,11 @@ func (c *Config) concludeDirs() error {
 	}
 	if c.Fuse.Dir == string(filepath.Separator) {
 		return errors.New("fuse.dir must not be /")
+	}
+	if c.Fuse.ForwardDir != "" {
+		if c.Fuse.ForwardDir, err = filepath.Abs(c.Fuse.ForwardDir); err != nil {
+			return fmt.Errorf("fuse.forward-dir %s: %w", c.Fuse.ForwardDir, err)
+		}
 	}
 	if c.Data.Dir == "" {
 		c.Data.Dir = DataDirFor(c.Fuse.Dir)

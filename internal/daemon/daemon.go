@@ -60,6 +60,7 @@ type Node struct {
 	leaser  litefs.Leaser
 	store   *litefs.Store
 	session *fuse.Session
+	second  *fuse.Session // at fuse.forward-dir; nil: none
 	server  *http.Server
 	client  *http.Client
 	proxy   *proxy.Proxy  // nil when there is none
@@ -139,8 +140,10 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 		return nil, err
 	}
 	if n.inherited == nil {
-		if err := n.prepareMountPoint(); err != nil {
-			return nil, err
+		for _, dir := range n.mountPoints() {
+			if err := n.prepareMountPoint(dir); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if err := n.listenProxy(); err != nil {
@@ -171,6 +174,7 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 		NoPassthrough: !cfg.Fuse.Passthrough,
 		Backend:       backend{n.store},
 		Locker:        n.locker(),
+		Shared:        cfg.Fuse.ForwardDir != "",
 		Logger:        logger,
 		Keeper:        n.keeper(),
 		Inherited:     inherited,
@@ -181,7 +185,10 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 	if err := n.outliveOthers(); err != nil {
 		return nil, err
 	}
-	n.store.OnWait(n.session.Relieve)
+	if err := n.mountSecond(ctx); err != nil {
+		return nil, err
+	}
+	n.store.OnWait(n.relieve)
 	passthrough, _ := n.session.Passthrough()
 	if err := n.store.Mounted(cfg.Fuse.Dir, passthrough); err != nil {
 		return nil, err
@@ -211,8 +218,7 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 
 // prepareMountPoint makes the mount point and clears what a daemon that was
 // killed has left on it.
-func (n *Node) prepareMountPoint() error {
-	dir := n.cfg.Fuse.Dir
+func (n *Node) prepareMountPoint(dir string) error {
 	if pid, dying := litefs.DyingOwner(n.cfg.Data.Dir); dying {
 		n.logger.Warn("the daemon before this one was killed and waits for its own mount: the mount is aborted", "pid", pid, "mount", dir)
 		if err := fuse.Abort(dir); err != nil {
@@ -254,7 +260,8 @@ func (n *Node) newStore() error {
 	n.store.Guarded = n.cfg.Fuse.Guardian
 	n.store.Levels = levelRules(n.cfg.Durability)
 	n.store.MaxStaleness, n.store.ServeStale = n.cfg.MaxStaleness, n.cfg.ServeStale
-	n.store.ForwardedLocks = n.cfg.Fuse.DaemonLocks
+	n.store.ForwardedLocks = n.cfg.Fuse.DaemonLocks || n.cfg.Fuse.ForwardDir != ""
+	n.store.LocksBehind = n.cfg.Fuse.DaemonLocks
 	n.store.HaltDatabases = n.cfg.HaltDatabases
 	if n.cfg.Lease.Type == config.LeaseStatic {
 		n.store.PrimaryHostname = n.cfg.Lease.Hostname
@@ -363,6 +370,9 @@ func (n *Node) serve() {
 		defer n.serving.Done()
 		n.failed <- n.server.Serve(ctx)
 	}()
+	if n.second != nil {
+		n.serving.Go(func() { n.watchSecond(ctx) })
+	}
 	if n.proxy != nil {
 		n.serving.Add(1)
 		go func() {
@@ -424,6 +434,7 @@ func (n *Node) Close(ctx context.Context) error {
 	if n.store != nil {
 		errs = append(errs, n.store.Unmounting())
 	}
+	errs = append(errs, n.closeSecond(ctx))
 	if n.session != nil {
 		errs = append(errs, n.session.Close(ctx))
 	}

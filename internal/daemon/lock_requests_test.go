@@ -16,17 +16,22 @@ func TestRequestsOfLocks(t *testing.T) {
 	type requests map[string]uint64
 	for _, c := range []struct {
 		locks, passthrough string
+		second             string // fuse.forward-dir
 		read, write        requests
 	}{
-		{"kernel", "auto", requests{}, requests{}},
-		{"daemon", "auto", requests{"SETLK": 40}, requests{"SETLK": 120, "WRITE": 40}},
-		{"kernel", "off", requests{}, requests{"WRITE": 60}},
-		{"daemon", "off", requests{"SETLK": 40}, requests{"SETLK": 120, "WRITE": 40}},
+		{"kernel", "auto", "", requests{}, requests{}},
+		{"kernel", "auto", "beside", requests{}, requests{"WRITE": 40}},
+		{"daemon", "auto", "", requests{"SETLK": 40}, requests{"SETLK": 120, "WRITE": 40}},
+		{"kernel", "off", "", requests{}, requests{"WRITE": 60}},
+		{"daemon", "off", "", requests{"SETLK": 40}, requests{"SETLK": 120, "WRITE": 40}},
 	} {
-		t.Run(c.locks+"/"+c.passthrough, func(t *testing.T) {
-			cfg, err := config.Default(filepath.Join(t.TempDir(), "mnt"), config.Source{Set: []string{
-				"http.addr=127.0.0.1:0", "fuse.locks=" + c.locks, "fuse.passthrough=" + c.passthrough,
-			}})
+		t.Run(c.locks+"/"+c.passthrough+c.second, func(t *testing.T) {
+			dir := t.TempDir()
+			set := []string{"http.addr=127.0.0.1:0", "fuse.locks=" + c.locks, "fuse.passthrough=" + c.passthrough}
+			if c.second != "" {
+				set = append(set, "fuse.forward-dir="+filepath.Join(dir, c.second))
+			}
+			cfg, err := config.Default(filepath.Join(dir, "mnt"), config.Source{Set: set})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -62,13 +62,13 @@ func (n *node) killAll() {
 	}
 	// Also a primary opens files of its mount, when it lends a lock: see kill.
 	abort := time.AfterFunc(time.Second, func() {
-		if err := childnode.Detach(n.cfg.Mount); err != nil {
+		if err := n.detach(); err != nil {
 			n.t.Error(err)
 		}
 	})
 	defer abort.Stop()
 	n.kill()
-	if err := childnode.Detach(n.cfg.Mount); err != nil {
+	if err := n.detach(); err != nil {
 		n.t.Fatal(err)
 	}
 }

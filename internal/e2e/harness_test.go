@@ -168,7 +168,7 @@ func (n *node) cleanup() {
 			n.t.Errorf("end of node: %v", err)
 		}
 	}
-	if err := childnode.Detach(n.cfg.Mount); err != nil {
+	if err := n.detach(); err != nil {
 		n.t.Error(err)
 	}
 	if n.t.Failed() {
@@ -227,11 +227,11 @@ func (n *node) stop() {
 // kill ends the process as a crash does.
 func (n *node) kill() {
 	n.t.Helper()
-	if direct := len(n.cfg.Replica)+len(n.cfg.Durability) > 0 || n.cfg.DaemonLocks; direct || !n.cfg.Passthrough {
+	if direct := len(n.cfg.Replica)+len(n.cfg.Durability) > 0 || n.cfg.DaemonLocks || n.cfg.ForwardDir != ""; direct || !n.cfg.Passthrough {
 		// The daemon works on the databases through its own mount. A thread that waits for an answer of
 		// its own process then keeps it, and its mount, from being gone, until the mount is aborted.
 		abort := time.AfterFunc(time.Second, func() {
-			if err := childnode.Detach(n.cfg.Mount); err != nil {
+			if err := n.detach(); err != nil {
 				n.t.Error(err)
 			}
 		})
@@ -242,6 +242,15 @@ func (n *node) kill() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+// detach takes the mounts away, whoever uses them.
+func (n *node) detach() error {
+	err := childnode.Detach(n.cfg.Mount)
+	if n.cfg.ForwardDir != "" {
+		err = errors.Join(childnode.Detach(n.cfg.ForwardDir), err)
+	}
+	return err
 }
 
 // mounted reports whether something is mounted at dir.

@@ -45,6 +45,16 @@ func (p *Peer) lend() error {
 	return nil
 }
 
+// InUse reports whether a local writer has WRITE of a Peer that is lent.
+func (p *Peer) InUse() (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || !p.lent {
+		return false, nil
+	}
+	return lockHeld(p.index.f, sqlitefile.WALWriteLock)
+}
+
 // Reclaim takes WRITE back when no local writer has it, and finds out what they have published. A Peer that is not lent
 // has it already.
 func (p *Peer) Reclaim(ctx context.Context) error {
