@@ -249,7 +249,7 @@ func (db *DB) WALPath() string { return db.DatabasePath() + "-wal" }
 func (db *DB) SHMPath() string { return db.DatabasePath() + "-shm" }
 
 // LTXDir returns the path to the directory of LTX transaction files.
-func (db *DB) LTXDir() string { return filepath.Join(db.dir, "ltx") }
+func (db *DB) LTXDir() string { return filepath.Join(db.dir, ltxName) }
 
 // Open initializes the database from files in its data directory, recovering
 // whatever the last run left unfinished, and makes it part of its store, which
@@ -299,7 +299,7 @@ func (db *DB) openRecord() (err error) {
 	if err := db.readLevel(); err != nil {
 		return fmt.Errorf("level: %w", err)
 	}
-	if db.txlog, err = ltxlog.Open(db.LTXDir(), ltxlog.Options{
+	if db.txlog, err = db.store.LogKeys.Open(db.dir, ltxName, FormatDBID(db.id), ltxlog.Options{
 		FS: db.store.logFS, Logger: db.log(), Buffers: &db.store.logBuffers, Recent: db.store.recent, ID: uint64(db.id),
 	}); err != nil {
 		return fmt.Errorf("transaction log: %w", err)

@@ -20,6 +20,7 @@ func (s *Store) LostFoundDir() string { return filepath.Join(s.path, "lost+found
 func (db *DB) KeepTail(ctx context.Context, common uint64, reason string) (lostfound.Kept, error) {
 	kept, err := lostfound.Keep(ctx, db.store.LostFoundDir(), lostfound.Tail{
 		Name: db.Name(), ID: db.id, NodeID: db.store.nodeID, Common: common, Reason: reason, Log: db.txlog,
+		Record: db.dir, Keys: db.store.LogKeys,
 		Copy: func(ctx context.Context) (io.ReadCloser, int64, error) {
 			head, _ := db.txlog.Head()
 			if pos := db.Pos(); pos.TXID != head.Max || pos.Chksum != head.Post || db.isStale() {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/peer"
 	"github.com/litefs/litefs/internal/vfs"
@@ -69,6 +70,9 @@ type Store struct {
 	// StrictVerify compares all pages of a database with their checksums after each
 	// of its transactions. Slow: for tests, and for a disk that is under suspicion.
 	StrictVerify bool
+
+	// LogKeys encrypt the logs. nil: they lie in the clear, and those that are encrypted keep the store from opening.
+	LogKeys *logkey.Keys
 
 	// Keeper holds what must outlive this process: a replica's locks. May be
 	// nil.
@@ -422,9 +426,12 @@ func (s *Store) Open() (err error) {
 	if err := s.reigns.open(filepath.Join(s.path, "reigns")); err != nil {
 		return err
 	}
+	if err := s.settleLogKeys(); err != nil {
+		return err
+	}
 	// Before any log is opened: some get back what only this has.
-	logOf := func(id uint64) string { return filepath.Join(s.DBDir(uint32(id)), "ltx") }
-	if s.recent, err = ltxlog.OpenRecent(filepath.Join(s.path, "recent"), logOf, ltxlog.RecentOptions{FS: s.logFS, Logger: s.Logger}); err != nil {
+	logOf := func(id uint64) string { return filepath.Join(s.DBDir(uint32(id)), ltxName) }
+	if s.recent, err = ltxlog.OpenRecent(filepath.Join(s.path, "recent"), logOf, ltxlog.RecentOptions{FS: s.logFS, Logger: s.Logger, Wipe: s.LogKeys.On()}); err != nil {
 		return err
 	}
 	if err := s.afterPowerCut(); err != nil {

@@ -187,7 +187,7 @@ func DyingOwner(path string) (pid int, dying bool) {
 func (s *Store) checkFormat() (fresh bool, err error) {
 	b, err := os.ReadFile(filepath.Join(s.path, "FORMAT"))
 	switch {
-	case err == nil && string(b) == formatMarker:
+	case err == nil && (string(b) == formatMarker || string(b) == sealedMarker):
 		return false, nil
 	case err == nil:
 		return false, badDataDir("data directory %s has format %q, this litefs writes %q: use the version that made it, or another directory", s.path, firstLine(string(b)), firstLine(formatMarker))

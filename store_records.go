@@ -234,7 +234,7 @@ func (s *Store) adoptFile(name string, fill func(*DB) error) (*DB, error) {
 }
 
 // drop forgets a database whose file is gone, and removes its record.
-func (s *Store) drop(db *DB) { s.dropWith(db, os.RemoveAll) }
+func (s *Store) drop(db *DB) { s.dropWith(db, removeRecord) }
 
 // dropKeeping forgets a database whose file holds something else, and sets its
 // record aside: whether that was meant is not ours to say.

@@ -109,7 +109,7 @@ func (s *Store) openTails() (*tailLogs, error) {
 		if err != nil {
 			continue
 		}
-		log, err := ltxlog.Open(filepath.Join(s.DBDir(id), "ltx"), ltxlog.Options{FS: s.logFS, Logger: s.Logger, Buffers: &s.logBuffers})
+		log, err := s.LogKeys.Open(s.DBDir(id), ltxName, FormatDBID(id), ltxlog.Options{FS: s.logFS, Logger: s.Logger, Buffers: &s.logBuffers})
 		if err != nil {
 			s.Logger.Error("a log cannot be read: what was lost of it is not fetched", "id", ent.Name(), "error", err)
 			continue // its recovery will tell more

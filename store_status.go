@@ -15,6 +15,7 @@ type Status struct {
 	DataDir     string
 	MountDir    string
 	Passthrough bool
+	LogsSealed  bool // what is new in the logs is encrypted
 
 	Lag    time.Duration // age of the last moment at which this node had all that the primary had
 	Synced bool          // there was such a moment; always on a primary
@@ -82,6 +83,9 @@ func (s *Store) Status() Status {
 		Hostname: s.PrimaryHost(),
 		DataDir:  s.path,
 		MountDir: s.MountDir(),
+
+		LogsSealed: s.LogKeys.On(),
+
 		Lag:      lag,
 		Synced:   synced,
 		Stale:    s.RefusesReads(),

@@ -30,7 +30,8 @@ type Info struct {
 	Path        string `json:"path,omitempty"` // of the data directory
 	Mount       string `json:"mount,omitempty"`
 	Passthrough bool   `json:"passthrough"`
-	LagMillis   *int64 `json:"lagMillis"` // null: never had all that the primary had
+	LogsSealed  bool   `json:"logsEncrypted,omitempty"` // what is new in them
+	LagMillis   *int64 `json:"lagMillis"`               // null: never had all that the primary had
 
 	Stale bool `json:"stale,omitempty"` // the copy of a replica is older than replica.max-staleness
 
@@ -154,6 +155,7 @@ func (s *Server) info() Info {
 		Path:        st.DataDir,
 		Mount:       st.MountDir,
 		Passthrough: st.Passthrough,
+		LogsSealed:  st.LogsSealed,
 		Stale:       st.Stale,
 		Databases:   []DatabaseInfo{},
 	}

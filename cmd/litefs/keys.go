@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -17,13 +18,17 @@ func runKeys(ctx context.Context, args []string, std stdio) error {
 		"Lists with which key the databases of an encrypted archive are encrypted, all or\n"+
 			"with -name one. -rotate: wraps their keys with the first of the keys that are given;\n"+
 			"the others can be thrown away then. -destroy: destroys the key of one database, so\n"+
-			"that nobody can ever read what the archive has of it; remove the database first.",
+			"that nobody can ever read what the archive has of it; remove the database first.\n"+
+			"-log: does the same with the log of a node, which it names by -config or -data; for\n"+
+			"-destroy the node is stopped. The database itself stays, and begins a new log.",
 		"litefs keys -from s3://bucket/litefs -key-file /etc/litefs.backup-keys -rotate")
 	var a archiveFlags
 	a.registerPlace(f)
 	rotate := f.Bool("rotate", false, "wrap the databases' keys with the first key")
 	destroy := f.Bool("destroy", false, "destroy the key of the database -name")
 	asJSON := f.Bool("json", false, "print one JSON object a database")
+	log := f.Bool("log", false, "the keys of the log of a node, not of an archive")
+	data := f.String("data", "", "data `DIR` of the node, with -log")
 	if rest, err := f.parse(args, std); err != nil {
 		return err
 	} else if len(rest) > 0 {
@@ -31,6 +36,16 @@ func runKeys(ctx context.Context, args []string, std stdio) error {
 	}
 	if *rotate && *destroy || *destroy && a.name == "" {
 		return usagef("give -rotate, or -destroy with -name DB")
+	}
+	if *log {
+		if a.from != "" || a.endpoint != "" || a.region != "" {
+			return usagef("give -log, or -from and its flags: a log is in the data directory")
+		}
+		c := logKeysCommand{nodeFlags{configFlags: a.configFlags, data: *data, keyFile: a.keyFile}, a.name, *rotate, *destroy, *asJSON}
+		return c.run(ctx, std.out)
+	}
+	if *data != "" {
+		return usagef("-data goes with -log")
 	}
 	place, err := a.open(ctx)
 	if err != nil {
@@ -68,7 +83,9 @@ func runKeys(ctx context.Context, args []string, std stdio) error {
 // keyLine is what is told of the key of a database.
 type keyLine struct {
 	Database  string `json:"database"`
-	WrappedBy string `json:"wrappedBy"` // id of the operator's key; "": there is none
+	ID        string `json:"id,omitempty"`
+	Path      string `json:"path,omitempty"` // where the log is
+	WrappedBy string `json:"wrappedBy"`      // id of the operator's key; "": there is none
 	Rotated   bool   `json:"rotated"`
 	Destroyed bool   `json:"destroyed"`
 }
@@ -86,7 +103,11 @@ func printKey(w io.Writer, line keyLine, asJSON bool) error {
 	case line.Rotated:
 		text += ", now"
 	}
-	_, err := fmt.Fprintf(w, "%s: %s\n", line.Database, text)
+	what := line.Database
+	if line.Path != "" {
+		what = fmt.Sprintf("%q in %s", cmp.Or(line.Database, line.ID), line.Path)
+	}
+	_, err := fmt.Fprintf(w, "%s: %s\n", what, text)
 	return err
 }
 

@@ -22,6 +22,7 @@ func runLost(ctx context.Context, args []string, std stdio) error {
 		"litefs lost -config litefs.yml -export /tmp/app.db app.db-2-000000000000002a")
 	var n nodeFlags
 	n.register(f)
+	n.registerKeys(f)
 	export := f.String("export", "", "write the database to `FILE`, which must not exist")
 	asJSON := f.Bool("json", false, "print JSON")
 	temp := f.String("temp", "", "`DIR` for a copy, as large as the database (default the system's)")
@@ -45,8 +46,12 @@ func runLost(ctx context.Context, args []string, std stdio) error {
 	if err != nil {
 		return config.Invalid(err)
 	}
+	keys, err := n.logKeys(ctx)
+	if err != nil {
+		return err
+	}
 	if *export != "" {
-		if err := kept.Export(*export); err != nil {
+		if err := kept.Export(*export, keys); err != nil {
 			return err
 		}
 		if *asJSON {
@@ -55,7 +60,7 @@ func runLost(ctx context.Context, args []string, std stdio) error {
 		_, err := fmt.Fprintf(std.out, "%s: %q after transaction %016x\n", *export, kept.Name, kept.Last)
 		return err
 	}
-	tables, err := kept.Tables(ctx, *temp)
+	tables, err := kept.Tables(ctx, *temp, keys)
 	if err != nil {
 		return err
 	}

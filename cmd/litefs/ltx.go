@@ -15,6 +15,7 @@ func runLTX(ctx context.Context, args []string, std stdio) error {
 		"litefs ltx list -config litefs.yml app.db")
 	var n nodeFlags
 	n.register(f)
+	n.registerKeys(f)
 	asJSON := f.Bool("json", false, "print one JSON object an entry")
 	args, err := f.parse(args, std)
 	if err != nil {
@@ -30,7 +31,11 @@ func runLTX(ctx context.Context, args []string, std stdio) error {
 		if err != nil {
 			return err
 		}
-		return n.blame(verify.List(ctx, std.out, dir, args, *asJSON))
+		keys, err := n.logKeys(ctx)
+		if err != nil {
+			return err
+		}
+		return n.blame(verify.List(ctx, std.out, dir, args, keys, *asJSON))
 
 	case "dump":
 		if len(args) != 2 {
@@ -44,7 +49,11 @@ func runLTX(ctx context.Context, args []string, std stdio) error {
 		if err != nil {
 			return err
 		}
-		return n.blame(verify.Dump(std.out, dir, args[0], txid, *asJSON))
+		keys, err := n.logKeys(ctx)
+		if err != nil {
+			return err
+		}
+		return n.blame(verify.Dump(std.out, dir, args[0], txid, keys, *asJSON))
 	}
 	return usagef("unknown action %q: litefs ltx has list and dump", action)
 }

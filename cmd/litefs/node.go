@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/litefs/litefs/internal/config"
+	"github.com/litefs/litefs/internal/daemon"
+	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/internal/verify"
 )
 
@@ -21,12 +24,40 @@ type nodeFlags struct {
 	configFlags
 	url  string
 	data string
+	// keyFile has the keys of an encrypted log.
+	keyFile string
 }
 
 func (n *nodeFlags) register(f *flags) {
 	n.configFlags.register(f)
 	f.StringVar(&n.url, "url", "", "`URL` of a running node of this machine, like http://127.0.0.1:20202; "+config.TokenVariable+" holds its credential")
 	f.StringVar(&n.data, "data", "", "data `DIR` of a node, running or not")
+}
+
+// registerKeys registers the flag of a command that reads the log.
+func (n *nodeFlags) registerKeys(f *flags) {
+	f.StringVar(&n.keyFile, "key-file", "", "`FILE` of keys of an encrypted log (default those of the configuration, else of "+config.LogKeyVariable+")")
+}
+
+// logKeys are the keys of the node's log; nil when there are none.
+func (n *nodeFlags) logKeys(ctx context.Context) (*logkey.Keys, error) {
+	var data config.Data
+	switch {
+	case n.keyFile != "":
+		text, err := os.ReadFile(n.keyFile)
+		if err != nil {
+			return nil, config.Invalid(err)
+		}
+		data.LogKeys = config.Secret(text)
+	case n.url == "" && n.data == "":
+		cfg, err := n.load(nil)
+		if err != nil {
+			return nil, err
+		}
+		data = cfg.Data
+	}
+	keys, err := daemon.LogKeys(ctx, data)
+	return keys, config.Invalid(err)
 }
 
 // dataDir is where the data of the node lies on this machine.
@@ -61,7 +92,7 @@ func (n *nodeFlags) dataDir(ctx context.Context) (string, error) {
 // run.
 func (n *nodeFlags) blame(err error) error {
 	switch {
-	case errors.Is(err, verify.ErrNoDatabase), errors.Is(err, verify.ErrNoEntry):
+	case errors.Is(err, verify.ErrNoDatabase), errors.Is(err, verify.ErrNoEntry), errors.Is(err, logkey.ErrNoKey):
 		return config.Invalid(err)
 	case errors.Is(err, verify.ErrNotDataDir) && n.data != "":
 		return config.Invalid(err)

@@ -120,6 +120,9 @@ func (r statusReport) printTables(w io.Writer) error {
 	}
 	fmt.Fprintf(tw, "cluster\t%s, epoch %d\n", n.ClusterID, n.Epoch)
 	fmt.Fprintf(tw, "mount\t%s, %s\n", n.Mount, ioMode(n.Passthrough))
+	if n.LogsSealed {
+		fmt.Fprint(tw, "logs\tencrypted\n")
+	}
 	if !n.IsPrimary {
 		lag := lagText(n.LagMillis)
 		if n.Stale {

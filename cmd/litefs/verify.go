@@ -17,6 +17,7 @@ func runVerify(ctx context.Context, args []string, std stdio) error {
 		"litefs verify -config litefs.yml app.db")
 	var n nodeFlags
 	n.register(f)
+	n.registerKeys(f)
 	temp := f.String("temp", "", "`DIR` for copies, each as large as its database (default the system's)")
 	asJSON := f.Bool("json", false, "print one JSON object a database")
 	names, err := f.parse(args, std)
@@ -27,7 +28,11 @@ func runVerify(ctx context.Context, args []string, std stdio) error {
 	if err != nil {
 		return err
 	}
-	o := verify.Options{DataDir: dir, Names: names, TempDir: *temp}
+	keys, err := n.logKeys(ctx)
+	if err != nil {
+		return err
+	}
+	o := verify.Options{DataDir: dir, Keys: keys, Names: names, TempDir: *temp}
 	if sqlapp.Available {
 		o.Integrity = integrityCheck
 	}

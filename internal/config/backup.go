@@ -147,7 +147,7 @@ func backupKeys() []key {
 			return err
 		})},
 		key{path: "backup.max-bandwidth", set: size(func(b *Backup) *int64 { return &b.MaxBandwidth })},
-		key{path: "backup.key-file", set: setBackupKeyFile},
+		key{path: "backup.key-file", set: setKeyFile(func(c *Config) *Secret { return &c.Backup.Keys })},
 		key{path: "backup.key-command", set: text(func(c *Config, s string) error { c.Backup.KeyCommand = s; return nil })},
 		key{path: "backup.seed", set: boolean(func(c *Config) *bool { return &c.Backup.Seed })},
 		key{path: "backup.cluster", missing: noCloud},
@@ -155,23 +155,25 @@ func backupKeys() []key {
 	)
 }
 
-// setBackupKeyFile reads the file; what is in it is looked at by whoever uses it.
-func setBackupKeyFile(p *parser, n *yaml.Node) error {
-	name, err := p.scalar(n)
-	if err != nil {
-		return err
+// setKeyFile reads a file; what is in it is looked at by whoever uses it.
+func setKeyFile(field func(c *Config) *Secret) func(*parser, *yaml.Node) error {
+	return func(p *parser, n *yaml.Node) error {
+		name, err := p.scalar(n)
+		if err != nil {
+			return err
+		}
+		if name == "" {
+			return errors.New("is empty: name the file that holds the keys")
+		}
+		data, err := p.src.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		if *field(p.cfg) = Secret(data); strings.TrimSpace(string(data)) == "" {
+			return fmt.Errorf("%s is empty", name)
+		}
+		return nil
 	}
-	if name == "" {
-		return errors.New("is empty: name the file that holds the keys")
-	}
-	data, err := p.src.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	if p.cfg.Backup.Keys = Secret(data); strings.TrimSpace(string(data)) == "" {
-		return fmt.Errorf("%s is empty", name)
-	}
-	return nil
 }
 
 // setTargets takes a list of groups.

@@ -153,7 +153,15 @@ type Data struct {
 	RetentionMonitorInterval time.Duration // how often that is looked at; > 0
 	ScrubInterval            time.Duration // between two scrubs of all databases in the background; 0: none
 	MaxSize                  int64         // bytes of log a database may keep; 0: no limit
+
+	// LogKeys encrypt the logs (package seal); "": LogKeyCommand prints them. Both "": they lie in the clear.
+	LogKeys       Secret
+	LogKeyCommand string
+	LogInClear    bool // what is new lies in the clear nevertheless
 }
+
+// LogKeyVariable is the environment variable that holds keys of the logs.
+const LogKeyVariable = "LITEFS_LOG_KEY"
 
 // HTTP is the port that other nodes and the commands talk to.
 type HTTP struct {

@@ -33,6 +33,12 @@ func descriptions() []description {
 			"How often all databases are scrubbed in the background, at 8 MiB a second: every page against its checksum, the log, on a replica the primary. What is wrong is logged and counted. `0s`: never."},
 		{"data.max-size", kindSize, "0", sinceOur, "2GB",
 			"How large the log of one database may grow; the oldest entries go first. `0`: no limit."},
+		{"data.log-key-file", kindPath, "(the environment variable `LITEFS_LOG_KEY`; without it the log is not encrypted)", sinceOur, "/etc/litefs.log-keys",
+			"A file of keys that [encrypt](encryption.md#the-log-of-a-node) the log in the data directory, of this node alone: one a line, 64 hexadecimal digits; the first is for what is written, all are for reading. The databases themselves stay as they are."},
+		{"data.log-key-command", kindText, "(none)", sinceOur, "\"cat /run/secrets/log-keys\"",
+			"A command for the shell that prints what would be in `data.log-key-file`. It has half a minute."},
+		{"data.encrypt-log", kindBool, "true", sinceOur, "false",
+			"`false` switches the encryption off again: new transactions are written in the clear, and what is encrypted can still be read, for which the key stays."},
 
 		{"http.addr", kindAddr, "(`:20202`; `127.0.0.1:20202` without a credential)", since05, "10.0.0.1:20202",
 			"Where other nodes and the commands connect. Without a credential only this machine's own addresses are taken ([security](security.md))."},

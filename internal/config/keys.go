@@ -55,6 +55,13 @@ func keyTable() []key {
 			c.Data.MaxSize, err = parseSize(s)
 			return err
 		})},
+		{path: "data.log-key-file", set: setKeyFile(func(c *Config) *Secret { return &c.Data.LogKeys })},
+		{path: "data.log-key-command", set: text(func(c *Config, s string) error { c.Data.LogKeyCommand = s; return nil })},
+		{path: "data.encrypt-log", set: text(func(c *Config, s string) error {
+			on, err := parseBool(s)
+			c.Data.LogInClear = !on
+			return err
+		})},
 
 		{path: "http.addr", set: text(func(c *Config, s string) error { c.HTTP.Addr = s; return checkAddr(s) })},
 		{path: "http.token", set: setToken(clusterToken)},

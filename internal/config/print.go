@@ -75,6 +75,13 @@ func (c *Config) node() *yaml.Node {
 	add(data, "retention-monitor-interval", str(c.Data.RetentionMonitorInterval.String()))
 	add(data, "scrub-interval", str(c.Data.ScrubInterval.String()))
 	add(data, "max-size", str(formatSize(c.Data.MaxSize)))
+	if c.Data.LogKeys != "" {
+		data.HeadComment = "# the keys of the log are not shown"
+	}
+	if c.Data.LogKeyCommand != "" {
+		add(data, "log-key-command", str(c.Data.LogKeyCommand))
+	}
+	add(data, "encrypt-log", plain(fmt.Sprint(!c.Data.LogInClear)))
 
 	http := group("http")
 	add(http, "addr", str(c.HTTP.Addr))

@@ -62,6 +62,9 @@ func (p *parser) conclude() error {
 	if err := p.concludeProxy(); err != nil {
 		return err
 	}
+	if c.Data.LogKeys != "" && c.Data.LogKeyCommand != "" {
+		return errors.New("data.log-key-file and data.log-key-command say the same: keep one")
+	}
 	if err := c.concludeBackup(); err != nil {
 		return err
 	}

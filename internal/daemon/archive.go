@@ -3,13 +3,7 @@ package daemon
 import (
 	"context"
 	"crypto/rand"
-	"errors"
-	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"time"
 
 	"github.com/litefs/litefs"
 	"github.com/litefs/litefs/internal/archive"
@@ -53,41 +47,6 @@ func (n *Node) newShipper() error {
 		n.store.Seeder = seeder{places: o.Targets, match: n.cfg.Lease.Databases}
 	}
 	return nil
-}
-
-// keyCommandPatience bounds backup.key-command.
-const keyCommandPatience = 30 * time.Second
-
-// ArchiveKeys returns the keys of a configuration's archive, or of the environment; nil when there are none.
-func ArchiveKeys(ctx context.Context, b config.Backup) (*seal.Keys, error) {
-	text, from := string(b.Keys), "backup.key-file"
-	if b.KeyCommand != "" {
-		ctx, cancel := context.WithTimeout(ctx, keyCommandPatience)
-		defer cancel()
-		from = "backup.key-command"
-		cmd := exec.CommandContext(ctx, "/bin/sh", "-c", b.KeyCommand)
-		cmd.WaitDelay = time.Second
-		out, err := cmd.Output()
-		var failed *exec.ExitError
-		if errors.As(err, &failed) {
-			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(failed.Stderr)))
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", from, err)
-		}
-		text = string(out)
-	} else if text == "" {
-		var ok bool
-		if text, ok = os.LookupEnv(config.BackupKeyVariable); !ok {
-			return nil, nil
-		}
-		from = "the environment variable " + config.BackupKeyVariable
-	}
-	keys, err := seal.ParseKeys(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", from, err)
-	}
-	return keys, nil
 }
 
 // OpenArchive opens the place that a configuration names, encrypted with keys if there are any. It asks

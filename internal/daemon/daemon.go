@@ -130,7 +130,7 @@ func StartGuarded(ctx context.Context, cfg *config.Config, logger *slog.Logger, 
 	if err := n.settleSecret(ctx); err != nil {
 		return nil, err
 	}
-	if err := n.newStore(); err != nil {
+	if err := n.newStore(ctx); err != nil {
 		return nil, config.Invalid(err)
 	}
 	if err := n.newShipper(); err != nil {
@@ -241,7 +241,7 @@ func (n *Node) prepareMountPoint(dir string) error {
 }
 
 // newStore makes the store, which touches nothing until it is opened.
-func (n *Node) newStore() error {
+func (n *Node) newStore(ctx context.Context) error {
 	n.store = litefs.NewStore(n.cfg.Data.Dir)
 	n.store.Leaser = n.leaser
 	n.store.Logger = n.logger
@@ -266,6 +266,11 @@ func (n *Node) newStore() error {
 	if n.cfg.Lease.Type == config.LeaseStatic {
 		n.store.PrimaryHostname = n.cfg.Lease.Hostname
 	}
+	keys, err := LogKeys(ctx, n.cfg.Data)
+	if err != nil {
+		return err
+	}
+	n.store.LogKeys = keys
 	client := http.NewClient(n.store, string(n.cfg.HTTP.Token))
 	if files := http.TLSFiles(n.cfg.HTTP.TLS); !files.IsZero() {
 		if err := client.UseTLS(files, n.logger); err != nil {

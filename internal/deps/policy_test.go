@@ -37,11 +37,12 @@ var edges = map[string][]string{
 	"internal/objstore/s3":      {"internal/objstore"},
 	"internal/objstore/objtest": {"internal/objstore"},
 
-	"internal/lostfound": {"internal/ltxlog", "sqlitefile"},
+	"internal/logkey":    {"internal/ltxlog", "internal/seal"},
+	"internal/lostfound": {"internal/logkey", "internal/ltxlog", "sqlitefile"},
 	"internal/dbfile":    {"internal/pagesum", "sqlitefile"},
 
 	// The façade: orchestrates the algorithms.
-	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/walwrite", "internal/peer", "internal/ltxlog", "internal/lostfound", "internal/dbfile", "internal/role", "internal/halt", "sqlitefile"},
+	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/walwrite", "internal/peer", "internal/ltxlog", "internal/logkey", "internal/lostfound", "internal/dbfile", "internal/role", "internal/halt", "sqlitefile"},
 
 	// Edges: the kernel, the network, the lease. They meet in the daemon.
 	"fuse":         {},
@@ -66,12 +67,12 @@ var edges = map[string][]string{
 	"internal/config":    {},
 	"internal/supervise": {},
 	"internal/guardian":  {},
-	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "lease/bucket", "internal/objstore/s3", "proxy", "internal/config", "internal/vfs", "internal/archive", "internal/objstore", "internal/seal", "internal/sealstore", "internal/ship", "internal/catalog", "internal/restore"},
+	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "lease/bucket", "internal/objstore/s3", "proxy", "internal/config", "internal/vfs", "internal/archive", "internal/logkey", "internal/objstore", "internal/seal", "internal/sealstore", "internal/ship", "internal/catalog", "internal/restore"},
 	"internal/adopt":     {"sqlitefile"},
 	"internal/doctor":    {"", "fuse", "http", "internal/config", "internal/daemon"},
 	"internal/sqlapp":    {},
 	"internal/childnode": {},
-	"internal/verify":    {"internal/vfs", "internal/ltxlog", "internal/capture", "internal/pagesum", "sqlitefile"},
+	"internal/verify":    {"internal/vfs", "internal/ltxlog", "internal/logkey", "internal/capture", "internal/pagesum", "sqlitefile"},
 	"internal/demo":      {"internal/childnode", "internal/sqlapp", "internal/verify"},
 	"internal/bench":     {"internal/childnode", "internal/config", "internal/daemon", "internal/leaseserver", "internal/sqlapp"},
 
@@ -79,7 +80,7 @@ var edges = map[string][]string{
 	"cmd/litefs": {
 		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/guardian", "internal/dbfile", "internal/sqlapp",
 		"internal/verify", "internal/demo", "internal/bench", "internal/adopt", "internal/doctor", "internal/lostfound",
-		"internal/archive", "internal/restore", "internal/catalog", "internal/ship", "internal/seal", "internal/sealstore",
+		"internal/archive", "internal/restore", "internal/catalog", "internal/ship", "internal/seal", "internal/sealstore", "internal/logkey",
 	},
 
 	// Tests only.

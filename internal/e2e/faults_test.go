@@ -512,7 +512,7 @@ func (f *faulty) tails() (tails []map[rowKey]int64) {
 		for _, kept := range list {
 			f.t.Logf("node %d has kept %d transactions: %s", i, kept.Last-kept.First+1, kept.Reason)
 			path := filepath.Join(f.t.TempDir(), "lost.db")
-			if err := kept.Export(path); err != nil {
+			if err := kept.Export(path, nil); err != nil {
 				f.t.Fatal(err)
 			}
 			c := app.Open(path)

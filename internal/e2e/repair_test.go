@@ -355,7 +355,7 @@ func testForkedFollower(t *testing.T, powerCut bool) {
 		t.Errorf("kept %+v", k)
 	}
 	path := filepath.Join(t.TempDir(), "lost.db")
-	if err := list[0].Export(path); err != nil {
+	if err := list[0].Export(path, nil); err != nil {
 		t.Fatal(err)
 	}
 	lost := strings.Fields(sqlitetest.CLI(t, path, "SELECT replace(v,' ','_') FROM t WHERE id > 2000;"))

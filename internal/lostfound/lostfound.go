@@ -4,6 +4,7 @@
 //
 //	<dir>/<name>-<epoch>-<last TXID>/
 //	    about.json   what it is, and why it was kept
+//	    log-key      of both logs, when they are encrypted (package logkey)
 //	    ltx/         the log entries of the tail, a log of its own (package ltxlog)
 //	    copy/        the whole database at the end of the tail, a log of one snapshot
 //
@@ -25,6 +26,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/internal/ltxlog"
 )
 
@@ -39,8 +41,11 @@ type Tail struct {
 	Common uint64 // the last transaction that both histories have; 0 when none is known
 	Reason string // one line
 
-	// Log has the tail: all of it after Common.
-	Log *ltxlog.Log
+	// Log has the tail: all of it after Common. Record is the directory in which the key of the log lies, when it is
+	// encrypted, and Keys are the node's: what is kept is encrypted as the log is.
+	Log    *ltxlog.Log
+	Record string
+	Keys   *logkey.Keys
 
 	// Copy returns the database at the head of Log as an LTX file that holds every page, and its size in
 	// bytes. nil: nobody has it.
@@ -155,10 +160,13 @@ func (k *Kept) write(ctx context.Context, dir string, t Tail, entries []ltxlog.E
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return err
 	}
+	if err := logkey.Copy(t.Record, tmp); err != nil {
+		return err
+	}
 	if err := t.Log.Copy(filepath.Join(tmp, ltxName), entries); err != nil {
 		return err
 	}
-	if cerr := k.writeCopy(ctx, filepath.Join(tmp, copyName), t); cerr != nil {
+	if cerr := k.writeCopy(ctx, tmp, t); cerr != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx) // there may be time for it later
 		}
@@ -193,7 +201,7 @@ func (k *Kept) writeCopy(ctx context.Context, dir string, t Tail) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	log, err := ltxlog.Open(dir, ltxlog.Options{})
+	log, err := t.Keys.OpenAsIs(dir, copyName, "", ltxlog.Options{})
 	if err != nil {
 		return err
 	}
@@ -262,12 +270,12 @@ func read(dir, key string) (Kept, error) {
 // Export writes the database as it was at the end of the tail to path, which must not exist, durably.
 // ErrNoSnapshot of package ltxlog: the whole database was not kept, and the tail does not begin with
 // transaction 1.
-func (k Kept) Export(path string) (err error) {
+func (k Kept) Export(path string, keys *logkey.Keys) (err error) {
 	out, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("export %s: %w", k.Key, err)
 	}
-	err = k.replay(out)
+	err = k.replay(out, keys)
 	if err == nil {
 		err = out.Sync()
 	}
@@ -277,12 +285,12 @@ func (k Kept) Export(path string) (err error) {
 	return nil
 }
 
-func (k Kept) replay(out *os.File) (err error) {
-	dir := filepath.Join(k.Path, copyName)
+func (k Kept) replay(out *os.File, keys *logkey.Keys) (err error) {
+	name := copyName
 	if k.NoCopy != "" {
-		dir = filepath.Join(k.Path, ltxName)
+		name = ltxName
 	}
-	log, err := ltxlog.Open(dir, ltxlog.Options{ReadOnly: true})
+	log, err := keys.OpenAsIs(k.Path, name, "", ltxlog.Options{ReadOnly: true})
 	if err != nil {
 		return err
 	}
@@ -301,8 +309,8 @@ func (k Kept) replay(out *os.File) (err error) {
 }
 
 // Changed returns the pages that the tail changed, ascending.
-func (k Kept) Changed() (pgnos []uint32, err error) {
-	log, err := ltxlog.Open(filepath.Join(k.Path, ltxName), ltxlog.Options{ReadOnly: true})
+func (k Kept) Changed(keys *logkey.Keys) (pgnos []uint32, err error) {
+	log, err := keys.OpenAsIs(k.Path, ltxName, "", ltxlog.Options{ReadOnly: true})
 	if err != nil {
 		return nil, fmt.Errorf("pages of %s: %w", k.Key, err)
 	}

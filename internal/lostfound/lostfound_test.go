@@ -15,8 +15,10 @@ import (
 
 	"github.com/superfly/ltx"
 
+	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/internal/lostfound"
 	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/seal"
 )
 
 const pageSize = 512
@@ -24,19 +26,22 @@ const pageSize = 512
 // history is a database under construction, and its log.
 type history struct {
 	t     *testing.T
+	dir   string // of the log and its key
+	keys  *logkey.Keys
 	log   *ltxlog.Log
 	pages [][]byte
 	epoch uint64
 }
 
-func newHistory(t *testing.T, pages int) *history {
+func newHistory(t *testing.T, pages int, keys *logkey.Keys) *history {
 	t.Helper()
-	log, err := ltxlog.Open(t.TempDir(), ltxlog.Options{})
+	dir := t.TempDir()
+	log, err := keys.Open(dir, "ltx", "0000000000000007", ltxlog.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = log.Close() })
-	h := &history{t: t, log: log, epoch: 3}
+	h := &history{t: t, dir: dir, keys: keys, log: log, epoch: 3}
 	all := make([]uint32, pages)
 	for i := range all {
 		all[i] = uint32(i + 1)
@@ -111,10 +116,10 @@ func keep(t *testing.T, dir string, tail lostfound.Tail) lostfound.Kept {
 	return k
 }
 
-func export(t *testing.T, k lostfound.Kept) []byte {
+func export(t *testing.T, k lostfound.Kept, keys *logkey.Keys) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "copy.db")
-	if err := k.Export(path); err != nil {
+	if err := k.Export(path, keys); err != nil {
 		t.Fatal(err)
 	}
 	b, err := os.ReadFile(path)
@@ -125,7 +130,16 @@ func export(t *testing.T, k lostfound.Kept) []byte {
 }
 
 func TestKeepListExport(t *testing.T) {
-	h := newHistory(t, 9)
+	operator, err := seal.ParseKeys(strings.Repeat("5a", 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("in the clear", func(t *testing.T) { keepListExport(t, nil) })
+	t.Run("encrypted", func(t *testing.T) { keepListExport(t, &logkey.Keys{Operator: operator}) })
+}
+
+func keepListExport(t *testing.T, keys *logkey.Keys) {
+	h := newHistory(t, 9, keys)
 	h.write(2)
 	h.write(3, 4)
 	h.write(4, 9)
@@ -133,7 +147,7 @@ func TestKeepListExport(t *testing.T) {
 		t.Fatal(err) // the log does not reach back to its beginning any more
 	}
 	dir := filepath.Join(t.TempDir(), "lost+found")
-	tail := lostfound.Tail{Name: "sub/../odd name.db", ID: 7, NodeID: "n1", Common: 2, Reason: "forked", Log: h.log, Copy: h.snapshot}
+	tail := lostfound.Tail{Name: "sub/../odd name.db", ID: 7, NodeID: "n1", Common: 2, Reason: "forked", Log: h.log, Record: h.dir, Keys: keys, Copy: h.snapshot}
 	k := keep(t, dir, tail)
 	if k.First != 3 || k.Last != 4 || k.Epoch != 3 || k.Entries != 2 || k.NoCopy != "" || k.Name != tail.Name {
 		t.Errorf("kept %+v", k)
@@ -153,11 +167,29 @@ func TestKeepListExport(t *testing.T) {
 	if got != k {
 		t.Errorf("listed %+v, want %+v", got, k)
 	}
-	if !bytes.Equal(export(t, got), h.image()) {
+	if !bytes.Equal(export(t, got, keys), h.image()) {
 		t.Error("the export is not the database")
 	}
-	if pgnos, err := got.Changed(); err != nil || !slices.Equal(pgnos, []uint32{3, 4, 9}) {
+	if pgnos, err := got.Changed(keys); err != nil || !slices.Equal(pgnos, []uint32{3, 4, 9}) {
 		t.Errorf("changed %v, %v", pgnos, err)
+	}
+
+	found := 0
+	for _, name := range []string{"ltx", "copy"} {
+		files, err := filepath.Glob(filepath.Join(k.Path, name, "*.ltx"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %v, %v", name, files, err)
+		}
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found += bytes.Count(b, h.pages[3][:40])
+		}
+	}
+	if want := map[bool]int{true: 2}[keys == nil]; found != want {
+		t.Errorf("the content of a page is found in %d files, want %d", found, want)
 	}
 
 	// The same tail, kept again after a crash, is there once; another one of the same epoch and
@@ -165,13 +197,13 @@ func TestKeepListExport(t *testing.T) {
 	if again := keep(t, dir, tail); again.Path != k.Path {
 		t.Errorf("kept again at %s", again.Path)
 	}
-	other := newHistory(t, 9)
+	other := newHistory(t, 9, keys)
 	other.write(1)
 	other.write(1)
 	other.write(1)
-	tail.Log, tail.Copy = other.log, other.snapshot
+	tail.Log, tail.Record, tail.Copy = other.log, other.dir, other.snapshot
 	k2 := keep(t, dir, tail)
-	if k2.Path == k.Path || !bytes.Equal(export(t, k2), other.image()) || !bytes.Equal(export(t, k), h.image()) {
+	if k2.Path == k.Path || !bytes.Equal(export(t, k2, keys), other.image()) || !bytes.Equal(export(t, k, keys), h.image()) {
 		t.Errorf("two tails of one name: %s and %s", k.Path, k2.Path)
 	}
 	if found, err := lostfound.Find(dir, k2.Key); err != nil || found.Checksum != k2.Checksum {
@@ -181,19 +213,19 @@ func TestKeepListExport(t *testing.T) {
 
 func TestKeepWithoutACopy(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "lost+found")
-	h := newHistory(t, 4)
+	h := newHistory(t, 4, nil)
 	h.write(2)
 	noRoom := func(context.Context) (io.ReadCloser, int64, error) { return nil, 0, errors.New("no room") }
 	k := keep(t, dir, lostfound.Tail{Name: "a.db", ID: 1, Log: h.log, Copy: noRoom})
 	if k.NoCopy != "no room" {
 		t.Errorf("no copy: %q", k.NoCopy)
 	}
-	if !bytes.Equal(export(t, k), h.image()) {
+	if !bytes.Equal(export(t, k, nil), h.image()) {
 		t.Error("a tail from transaction 1 on is the database")
 	}
 	k = keep(t, dir, lostfound.Tail{Name: "b.db", ID: 2, Common: 1, Log: h.log, Copy: noRoom})
 	path := filepath.Join(t.TempDir(), "copy.db")
-	if err := k.Export(path); !errors.Is(err, ltxlog.ErrNoSnapshot) || !strings.Contains(err.Error(), "no room") {
+	if err := k.Export(path, nil); !errors.Is(err, ltxlog.ErrNoSnapshot) || !strings.Contains(err.Error(), "no room") {
 		t.Errorf("export of a tail alone: %v", err)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
@@ -214,7 +246,7 @@ func TestKeepWithoutACopy(t *testing.T) {
 }
 
 func TestKeepLeavesNothingHalf(t *testing.T) {
-	h := newHistory(t, 4)
+	h := newHistory(t, 4, nil)
 	h.write(2)
 	dir := filepath.Join(t.TempDir(), "lost+found")
 	tail := lostfound.Tail{Name: ".hidden.db", ID: 1, Common: 1, Log: h.log, Copy: h.snapshot}
@@ -227,7 +259,7 @@ func TestKeepLeavesNothingHalf(t *testing.T) {
 		t.Errorf("list after a crash: %v, %v", list, err)
 	}
 	again := keep(t, dir, tail)
-	if !bytes.Equal(export(t, again), h.image()) {
+	if !bytes.Equal(export(t, again, nil), h.image()) {
 		t.Error("the export is not the database")
 	}
 	if list, err := lostfound.List(dir); err != nil || len(list) != 1 {
@@ -242,7 +274,7 @@ func TestFindTakesNoPath(t *testing.T) {
 			t.Errorf("find %q: %v", key, err)
 		}
 	}
-	if _, err := lostfound.Keep(t.Context(), dir, lostfound.Tail{Name: "x", Common: 1, Log: newHistory(t, 2).log}); err == nil {
+	if _, err := lostfound.Keep(t.Context(), dir, lostfound.Tail{Name: "x", Common: 1, Log: newHistory(t, 2, nil).log}); err == nil {
 		t.Error("nothing comes after the common transaction, and it is kept")
 	}
 	if list, err := lostfound.List(filepath.Join(dir, "absent")); err != nil || list != nil {

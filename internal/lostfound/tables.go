@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -23,17 +24,17 @@ type Table struct {
 // Tables returns the tables that the tail changed, by name. It walks the b-trees of a copy of the
 // database, made in dir for the time. Pages that belong to no table (free ones, maps of pointers) are
 // left out.
-func (k Kept) Tables(ctx context.Context, dir string) (tables []Table, err error) {
+func (k Kept) Tables(ctx context.Context, dir string, keys *logkey.Keys) (tables []Table, err error) {
 	tmp, err := os.MkdirTemp(dir, "litefs-lost-*")
 	if err != nil {
 		return nil, fmt.Errorf("tables of %s: %w", k.Key, err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 	path := filepath.Join(tmp, "copy.db")
-	if err := k.Export(path); err != nil {
+	if err := k.Export(path, keys); err != nil {
 		return nil, err
 	}
-	changed, err := k.Changed()
+	changed, err := k.Changed(keys)
 	if err != nil {
 		return nil, err
 	}

@@ -108,6 +108,10 @@ type RecentOptions struct {
 	FS     vfs.FS       // default: the real disk
 	Logger *slog.Logger // default: discard
 
+	// Wipe has everything that lies in the file written over, when what it is needed for has been taken out: it may be
+	// of a time before logs were encrypted.
+	Wipe bool
+
 	size       int64 // default: recentFile
 	after      int   // default: recentAfter; -1: from the first
 	syncInline bool  // no sync in the background

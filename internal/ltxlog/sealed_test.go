@@ -282,6 +282,32 @@ func TestSealedLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestSealedWipesTheRecentFile: what it had from a time in the clear is written over, and what is needed of it comes back.
+func TestSealedWipesTheRecentFile(t *testing.T) {
+	disk, m, l := preparedRecent(t, 11)
+	c := m.noise(2)
+	marker := bytes.Clone(c.pages[1][:20])
+	e, err := l.Append(c.h, c.emit, c.post, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(fileOf(t, disk, memRecent), marker) {
+		t.Fatal("there was nothing to write over")
+	}
+	disk = disk.Clone() // it is not closed
+	opt := sharedRecent(disk, RecentOptions{after: -1, size: 8 * recordAlign, Wipe: true})
+	if bytes.Contains(fileOf(t, disk, memRecent), marker) {
+		t.Fatal("the file still has it")
+	}
+	if err := disk.Remove(l.entryPath(e)); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, memDir, opt)
+	if got, _ := l.Head(); got != e {
+		t.Fatalf("head is %v, want %v", got, e)
+	}
+}
+
 // TestSealedCostsNoOperation: encrypted entries are written with the same operations on the disk as others, one by one.
 func TestSealedCostsNoOperation(t *testing.T) {
 	var counted [2]map[string][]string

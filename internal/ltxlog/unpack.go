@@ -19,7 +19,11 @@ import (
 func OpenRecent(path string, dirOf func(id uint64) string, opt RecentOptions) (*Recent, error) {
 	opt.ensureDefaults()
 	r := &Recent{fs: opt.FS, path: path, logger: opt.Logger, size: opt.size, after: opt.after, inline: opt.syncInline}
-	if err := r.unpack(dirOf); err != nil {
+	err := r.unpack(dirOf)
+	if err == nil && opt.Wipe {
+		err = r.wipe()
+	}
+	if err != nil {
 		err = fmt.Errorf("recent log entries in %s: %w", path, err)
 		if r.file != nil {
 			err = errors.Join(err, r.file.Close())
@@ -27,6 +31,21 @@ func OpenRecent(path string, dirOf func(id uint64) string, opt RecentOptions) (*
 		return nil, err
 	}
 	return r, nil
+}
+
+// wipe writes over all of the file, if there is one.
+func (r *Recent) wipe() error {
+	if _, err := r.fs.Stat(r.path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if r.file == nil {
+		if err := r.open(); err != nil {
+			return err
+		}
+	}
+	return writeAllAt(r.file, make([]byte, r.size), 0)
 }
 
 // packed is a valid record of the shared file.

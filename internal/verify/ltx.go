@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/internal/ltxlog"
 )
 
@@ -19,8 +20,8 @@ var ErrNoEntry = errors.New("no such transaction in the log")
 // List prints the entries of the logs in a data directory, oldest first. names restricts it to those
 // databases. It reads the ends of the entries only; Run proves that they are whole. asJSON: an object a
 // line in place of a table.
-func List(ctx context.Context, w io.Writer, dataDir string, names []string, asJSON bool) error {
-	if err := checkDataDir(dataDir); err != nil {
+func List(ctx context.Context, w io.Writer, dataDir string, names []string, keys *logkey.Keys, asJSON bool) error {
+	if err := CheckDataDir(dataDir); err != nil {
 		return err
 	}
 	records, err := findRecords(dataDir, names)
@@ -28,7 +29,7 @@ func List(ctx context.Context, w io.Writer, dataDir string, names []string, asJS
 		return err
 	}
 	if asJSON {
-		return listJSON(ctx, json.NewEncoder(w), records)
+		return listJSON(ctx, json.NewEncoder(w), records, keys)
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "DATABASE\tMIN\tMAX\tPAGES\tBYTES\tPRE\tPOST\tEPOCH\tTIME")
@@ -36,15 +37,15 @@ func List(ctx context.Context, w io.Writer, dataDir string, names []string, asJS
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := listRecord(tw, rec); err != nil {
+		if err := listRecord(tw, rec, keys); err != nil {
 			return errors.Join(fmt.Errorf("list the log of %s: %w", rec.name, err), tw.Flush())
 		}
 	}
 	return tw.Flush()
 }
 
-func listRecord(w io.Writer, rec record) error {
-	return eachEntry(rec, func(e ltxlog.Entry) error {
+func listRecord(w io.Writer, rec record, keys *logkey.Keys) error {
+	return eachEntry(rec, keys, func(e ltxlog.Entry) error {
 		_, err := fmt.Fprintf(w, "%s\t%016x\t%016x\t%d\t%d\t%016x\t%016x\t%d\t%s\n",
 			rec.name, e.Min, e.Max, e.Commit, e.Size, e.Pre, e.Post, e.Epoch, e.Timestamp.UTC().Format(time.RFC3339Nano))
 		return err
@@ -70,9 +71,9 @@ func jsonOf(name string, e ltxlog.Entry) entryJSON {
 }
 
 // listJSON writes an object for each entry.
-func listJSON(ctx context.Context, enc *json.Encoder, records []record) error {
+func listJSON(ctx context.Context, enc *json.Encoder, records []record, keys *logkey.Keys) error {
 	for _, rec := range records {
-		err := eachEntry(rec, func(e ltxlog.Entry) error {
+		err := eachEntry(rec, keys, func(e ltxlog.Entry) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -85,8 +86,8 @@ func listJSON(ctx context.Context, enc *json.Encoder, records []record) error {
 	return nil
 }
 
-func eachEntry(rec record, fn func(ltxlog.Entry) error) error {
-	log, err := openLog(rec.ltx)
+func eachEntry(rec record, keys *logkey.Keys, fn func(ltxlog.Entry) error) error {
+	log, err := openLog(rec.ltx, keys)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -103,15 +104,15 @@ func eachEntry(rec record, fn func(ltxlog.Entry) error) error {
 
 // Dump prints the entry of database name that holds transaction txid: its header and its pages, after
 // the whole entry has been checked. asJSON: one object.
-func Dump(w io.Writer, dataDir, name string, txid uint64, asJSON bool) (err error) {
-	if err := checkDataDir(dataDir); err != nil {
+func Dump(w io.Writer, dataDir, name string, txid uint64, keys *logkey.Keys, asJSON bool) (err error) {
+	if err := CheckDataDir(dataDir); err != nil {
 		return err
 	}
 	records, err := findRecords(dataDir, []string{name})
 	if err != nil {
 		return err
 	}
-	log, err := openLog(records[0].ltx)
+	log, err := openLog(records[0].ltx, keys)
 	if err != nil {
 		return fmt.Errorf("open the log of %s: %w", name, err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/superfly/ltx"
 
+	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/sqlitefile"
 )
@@ -21,6 +22,7 @@ type replay struct {
 	// posts are the checksums after each entry seen, by which files of an earlier position are known.
 	posts map[uint64]uint64
 
+	keys     *logkey.Keys
 	progress func(done, total int64) // bytes of the log
 
 	complete bool     // the log began with a snapshot, so the fields below are known
@@ -34,12 +36,12 @@ type pageAt struct {
 	txid uint64 // the entry that wrote it last, by its first transaction
 }
 
-func newReplay(dir string, progress func(done, total int64)) (*replay, error) {
+func newReplay(dir string, keys *logkey.Keys, progress func(done, total int64)) (*replay, error) {
 	f, err := os.CreateTemp(dir, "litefs-verify-*.db")
 	if err != nil {
 		return nil, fmt.Errorf("make a file to replay the log into: %w", err)
 	}
-	return &replay{file: f, posts: map[uint64]uint64{}, progress: progress}, nil
+	return &replay{file: f, posts: map[uint64]uint64{}, keys: keys, progress: progress}, nil
 }
 
 // close removes the file.
@@ -50,7 +52,7 @@ func (r *replay) close() {
 }
 
 // openLog opens a log without changing it, with what only the file of recent entries beside all logs has of it.
-func openLog(dir string) (*ltxlog.Log, error) {
+func openLog(dir string, keys *logkey.Keys) (*ltxlog.Log, error) {
 	disk := newDryFS()
 	record := filepath.Dir(dir)
 	dirOf := func(id uint64) string {
@@ -66,7 +68,7 @@ func openLog(dir string) (*ltxlog.Log, error) {
 	if err := recent.Close(); err != nil {
 		return nil, err
 	}
-	return ltxlog.Open(dir, ltxlog.Options{FS: disk})
+	return keys.OpenAsIs(record, filepath.Base(dir), filepath.Base(record), ltxlog.Options{FS: disk})
 }
 
 // advance reads the log from where the replay is, up to its end. ok is false when the log is empty or
@@ -76,10 +78,14 @@ func (r *replay) advance(ctx context.Context, dir string, db *Database) (ok bool
 		db.note("there is no log yet")
 		return false, nil
 	}
-	log, err := openLog(dir)
+	log, err := openLog(dir, r.keys)
 	var broken *ltxlog.BrokenError
 	if errors.As(err, &broken) {
 		db.fault(broken.TXID, "%w", err)
+		return false, nil
+	}
+	if errors.Is(err, logkey.ErrDestroyed) {
+		db.fault(0, "%w", err)
 		return false, nil
 	}
 	if err != nil {

@@ -31,6 +31,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/litefs/litefs/internal/logkey"
 )
 
 // Options of Run.
@@ -45,6 +47,8 @@ type Options struct {
 
 	// Progress, if not nil, is told for a database how many bytes of its log have been read.
 	Progress func(name string, done, total int64)
+
+	Keys *logkey.Keys // of encrypted logs
 
 	Logger *slog.Logger // default: discard
 }
@@ -122,10 +126,10 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, int64, int64) {}
 	}
-	if err := checkDataDir(o.DataDir); err != nil {
+	if err := CheckDataDir(o.DataDir); err != nil {
 		return nil, err
 	}
-	lock, running, err := lockDataDir(o.DataDir)
+	lock, running, err := LockDataDir(o.DataDir)
 	if err != nil {
 		return nil, err
 	}
@@ -151,8 +155,8 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	return report, nil
 }
 
-// checkDataDir refuses a directory that this program did not make.
-func checkDataDir(dir string) error {
+// CheckDataDir refuses a directory that this program did not make.
+func CheckDataDir(dir string) error {
 	b, err := os.ReadFile(filepath.Join(dir, "FORMAT"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: %w: it has no FORMAT file; name the directory of data.dir, not the mount", dir, ErrNotDataDir)
@@ -166,9 +170,9 @@ func checkDataDir(dir string) error {
 	return nil
 }
 
-// lockDataDir takes the directory's lock, so that no daemon starts while its files are read. With a
+// LockDataDir takes the directory's lock, so that no daemon starts while its files are read. With a
 // running daemon there is no lock and running is true.
-func lockDataDir(dir string) (lock *os.File, running bool, err error) {
+func LockDataDir(dir string) (lock *os.File, running bool, err error) {
 	f, err := os.Open(filepath.Join(dir, "LOCK"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil // never run, and not created here: nothing is written
@@ -261,7 +265,7 @@ const (
 // verifyRecord verifies one database.
 func verifyRecord(ctx context.Context, o Options, rec record, running, replica bool) (*Database, error) {
 	db := &Database{ID: rec.id, Name: rec.name, Integrity: "not run"}
-	r, err := newReplay(o.TempDir, func(done, total int64) { o.Progress(rec.name, done, total) })
+	r, err := newReplay(o.TempDir, o.Keys, func(done, total int64) { o.Progress(rec.name, done, total) })
 	if err != nil {
 		return nil, err
 	}

@@ -464,21 +464,21 @@ func TestListAndDump(t *testing.T) {
 	head, _ := d.log.Head()
 	d.stop()
 	var out bytes.Buffer
-	if err := verify.List(t.Context(), &out, d.dir, nil, false); err != nil {
+	if err := verify.List(t.Context(), &out, d.dir, nil, nil, false); err != nil {
 		t.Fatal(err)
 	}
 	if lines := strings.Split(strings.TrimSpace(out.String()), "\n"); len(lines) != 3 || !strings.Contains(lines[2], fmt.Sprintf("%016x", head.Post)) {
 		t.Errorf("list:\n%s", out.String())
 	}
 	out.Reset()
-	if err := verify.Dump(&out, d.dir, "app.db", 2, false); err != nil {
+	if err := verify.Dump(&out, d.dir, "app.db", 2, nil, false); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(out.String(), "0000000000000002-0000000000000002") || !strings.Contains(out.String(), fmt.Sprintf("%016x", d.sums[1])) {
 		t.Errorf("dump:\n%s", out.String())
 	}
 	out.Reset()
-	if err := verify.Dump(&out, d.dir, "app.db", 2, true); err != nil {
+	if err := verify.Dump(&out, d.dir, "app.db", 2, nil, true); err != nil {
 		t.Fatal(err)
 	}
 	var dump struct {
@@ -495,7 +495,7 @@ func TestListAndDump(t *testing.T) {
 		len(dump.Changed) == 0 || dump.Changed[0].Pgno != 1 || dump.Changed[0].Checksum != fmt.Sprintf("%016x", d.sums[1]) {
 		t.Errorf("dump: %+v", dump)
 	}
-	if err := verify.Dump(&out, d.dir, "app.db", 3, true); !errors.Is(err, verify.ErrNoEntry) {
+	if err := verify.Dump(&out, d.dir, "app.db", 3, nil, true); !errors.Is(err, verify.ErrNoEntry) {
 		t.Errorf("dump of a transaction that is not there: %v", err)
 	}
 }
