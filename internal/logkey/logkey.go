@@ -100,16 +100,43 @@ func (k *Keys) Sealing(dir, database string) (*ltxlog.Sealing, error) {
 }
 
 // Open opens the log of a database in dir that is called name, to be written. Encryption of it is switched on, or off, as
-// the keys say.
+// the keys say, durably: before the first entry that lies in the other way.
 func (k *Keys) Open(dir, name, database string, opt ltxlog.Options) (*ltxlog.Log, error) {
 	s, err := k.Sealing(dir, database)
 	if err != nil {
 		return nil, err
 	}
-	if s, err = k.settle(dir, name, database, s, opt); err != nil {
-		return nil, err
+	if !k.On() && s != nil && s.PlainUpTo < ltxlog.MaxTXID {
+		s.PlainUpTo = ltxlog.MaxTXID
+		if err := k.put(dir, database, s); err != nil {
+			return nil, err
+		}
 	}
-	return open(dir, name, s, opt)
+	log, err := open(dir, name, s, opt)
+	if err == nil && k.On() && (s == nil || s.PlainUpTo == ltxlog.MaxTXID) {
+		if err = k.switchOn(dir, database, s, log); err != nil {
+			return nil, errors.Join(err, log.Close())
+		}
+	}
+	return log, err
+}
+
+// switchOn has a log that was just opened encrypted from here on. What is there so far may lie in the clear, and how far
+// that goes is known now that it has recovered.
+func (k *Keys) switchOn(dir, database string, s *ltxlog.Sealing, log *ltxlog.Log) (err error) {
+	if s == nil {
+		s = &ltxlog.Sealing{}
+		if s.Key, err = seal.NewDataKey(); err != nil {
+			return err
+		}
+	}
+	head, _ := log.Head()
+	s.PlainUpTo = head.Max
+	if err := k.put(dir, database, s); err != nil {
+		return err
+	}
+	log.SealFromHere(*s)
+	return nil
 }
 
 // OpenAsIs is Open without the switching: for a log that is only read, and for a copy of one.
@@ -128,37 +155,6 @@ func open(dir, name string, s *ltxlog.Sealing, opt ltxlog.Options) (*ltxlog.Log,
 		err = fmt.Errorf("%s is gone: %w", filepath.Join(dir, Name), ErrDestroyed)
 	}
 	return log, err
-}
-
-// settle switches encryption of a log on, or off, durably: before the first entry that lies in the other way.
-func (k *Keys) settle(dir, name, database string, s *ltxlog.Sealing, opt ltxlog.Options) (*ltxlog.Sealing, error) {
-	switch {
-	case !k.On():
-		if s == nil || s.PlainUpTo == ltxlog.MaxTXID {
-			return s, nil
-		}
-		s.PlainUpTo = ltxlog.MaxTXID
-		return s, k.put(dir, database, s)
-	case s != nil && s.PlainUpTo < ltxlog.MaxTXID:
-		return s, nil
-	}
-	// What is there so far may lie in the clear. What it reaches to is known once it has recovered.
-	log, err := open(dir, name, s, opt)
-	if err != nil {
-		return nil, err
-	}
-	head, _ := log.Head()
-	if err := log.Close(); err != nil {
-		return nil, err
-	}
-	if s == nil {
-		s = &ltxlog.Sealing{}
-		if s.Key, err = seal.NewDataKey(); err != nil {
-			return nil, err
-		}
-	}
-	s.PlainUpTo = head.Max
-	return s, k.put(dir, database, s)
 }
 
 // put writes the key of a log, wrapped with the first of the operator's.

@@ -44,6 +44,9 @@ func newForm(s *Sealing) form {
 	return &sealedForm{*s}
 }
 
+// SealFromHere changes how entries are stored from now on. It comes right after Open, before anybody uses the log.
+func (l *Log) SealFromHere(s Sealing) { l.form = newForm(&s) }
+
 // ErrSealed: an entry is encrypted, and the log was opened without a key.
 var ErrSealed = errors.New("transaction log is encrypted")
 
