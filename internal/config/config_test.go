@@ -273,6 +273,7 @@ func TestErrors(t *testing.T) {
 		{"backup key file", dir + "backup: {type: file, path: /x, key-file: /nowhere}\n", "f.yml: backup.key-file at line 2: open /nowhere: file does not exist"},
 		{"backup no key", dir + "backup: {type: file, path: /x, key-file: ''}\n", "f.yml: backup.key-file at line 2: is empty: name the file that holds the keys"},
 		{"backup two keys", dir + "backup: {type: file, path: /x, key-file: /run/token, key-command: cat}\n", "f.yml: backup.key-file and backup.key-command say the same: keep one"},
+		{"log key twice", "fuse: {dir: /mnt/a}\ndata: {dir: /data, log-key-file: /run/token, log-key-command: cat}\n", "f.yml: data.log-key-file and data.log-key-command say the same: keep one"},
 		{"backup twice", dir + "backup:\n  type: file\n  path: /x\n  targets: [{type: file, path: /x}]\n", "f.yml: backup: /x is given twice as a target"},
 		{"trace size", dir + "tracing: {max-size: 64MB}\n", `f.yml: tracing.max-size at line 2: "64MB" is not a number from 1 to 1048576`},
 		{"trace count", dir + "tracing: {max-count: 0}\n", `f.yml: tracing.max-count at line 2: "0" is not a number from 1 to 10000`},
