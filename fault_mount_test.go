@@ -83,9 +83,9 @@ type mounted struct {
 	close func() // everything, in the order of a shutdown
 }
 
-func mountNode(t *testing.T, dir string, noPassthrough bool) *mounted {
+func mountNode(t *testing.T, dir string, noPassthrough bool, opts ...nodeOption) *mounted {
 	t.Helper()
-	return mountNodeAs(t, dir, noPassthrough, func(s *Store) fuse.Backend { return backend{s} })
+	return mountNodeAs(t, dir, noPassthrough, func(s *Store) fuse.Backend { return backend{s} }, opts...)
 }
 
 // mountNodeAs is mountNode with a store and a backend of the test's own.

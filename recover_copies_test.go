@@ -6,14 +6,19 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/litefs/litefs/fuse"
+	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
 // Entries that a power cut has left as copies alone, in the file that all databases share, come back into the log of each.
 // A database whose record is set aside at that start gets them at a later one.
 func TestRecoverFromCopies(t *testing.T) {
-	n := mountNodeAs(t, filepath.Join(t.TempDir(), "data"), false, func(s *Store) fuse.Backend { return backend{s} })
+	t.Run("in the clear", func(t *testing.T) { recoverFromCopies(t, nil) })
+	t.Run("encrypted", func(t *testing.T) { recoverFromCopies(t, someKeys(t)) })
+}
+
+func recoverFromCopies(t *testing.T, keys *logkey.Keys) {
+	n := mountNode(t, filepath.Join(t.TempDir(), "data"), false, withLogKeys(keys))
 	names := []string{"a.db", "b.db", "c.db"}
 	want := make(map[string]Pos)
 	for _, name := range names {
@@ -47,7 +52,7 @@ func TestRecoverFromCopies(t *testing.T) {
 	if err := os.Mkdir(name, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	again, err := tryOpenNode(t, dir, onBoot(boot2))
+	again, err := tryOpenNode(t, dir, onBoot(boot2), withLogKeys(keys))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -404,7 +404,7 @@ func (n *node) mustGoOn(r *reader, name string) {
 	pos := db.Pos()
 	n.close()
 
-	again := openNode(n.t, n.store.Path(), onBoot("next-boot"))
+	again := openNode(n.t, n.store.Path(), onBoot("next-boot"), withLogKeys(n.store.LogKeys))
 	if got := again.db(name).Pos(); got != pos {
 		n.t.Errorf("%s: position %s after a clean stop, was %s", name, got, pos)
 	}

@@ -9,13 +9,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
 // TestRecoverRandom crashes a database in the middle of a life of its own, over
 // and over: transactions of all sizes, checkpoints, changes of journal mode,
-// VACUUM. Table c counts the transactions, so that its value names the state.
+// VACUUM. Table c counts the transactions, so that its value names the state. The
+// logs of some lives are encrypted.
 // LITEFS_SOAK is how long new lives are begun.
 func TestRecoverRandom(t *testing.T) {
 	until := time.Now()
@@ -42,6 +44,7 @@ type moment struct {
 type life struct {
 	t    *testing.T
 	rand *rand.Rand
+	keys *logkey.Keys // of the logs; nil: they lie in the clear
 	m    *mounted
 	r    *reader
 	app  *sqlitetest.App
@@ -54,7 +57,11 @@ type life struct {
 }
 
 func newLife(t *testing.T, seed uint64) *life {
-	l := &life{t: t, rand: rand.New(rand.NewPCG(seed, 0)), m: mountNode(t, filepath.Join(t.TempDir(), "data"), seed%2 == 1)}
+	l := &life{t: t, rand: rand.New(rand.NewPCG(seed, 0))}
+	if seed%4 == 1 || seed%4 == 2 {
+		l.keys = someKeys(t)
+	}
+	l.m = mountNode(t, filepath.Join(t.TempDir(), "data"), seed%2 == 1, withLogKeys(l.keys))
 	l.r, l.app = newReader(t), sqlitetest.Start(t)
 	l.open()
 	l.conn.MustExec("CREATE TABLE c(n)")
@@ -195,7 +202,7 @@ func (l *life) inJournal(m moment) bool { return journalHot(inFiles(m.dir, "app.
 func (l *life) logged(m moment) (n int, ok bool) {
 	l.t.Helper()
 	dir := mustGlob(l.t, mix(l.t, m.dir, m.dir), ltxDir)[0]
-	log, err := ltxlog.Open(dir, ltxlog.Options{})
+	log, err := l.keys.OpenAsIs(filepath.Dir(dir), filepath.Base(dir), "", ltxlog.Options{})
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -236,7 +243,7 @@ func (l *life) crashedAtLeast(what, dir, boot string, low, high int) {
 	l.t.Helper()
 	kept := filepath.Join(l.t.TempDir(), "as-it-was")
 	copyTree(l.t, dir, kept)
-	n, err := tryOpenNode(l.t, dir, onBoot(boot))
+	n, err := tryOpenNode(l.t, dir, onBoot(boot), withLogKeys(l.keys))
 	if err != nil {
 		l.t.Fatalf("%s: %v", what, err)
 	}
