@@ -19,7 +19,7 @@ import (
 // report verifies a node, which may be running.
 func (p *pair) report(n *node) map[string]*verify.Database {
 	p.t.Helper()
-	report, err := verify.Run(timeout(p.t), verify.Options{DataDir: n.cfg.Data, TempDir: p.t.TempDir()})
+	report, err := verify.Run(timeout(p.t), verify.Options{DataDir: n.cfg.Data, Keys: n.keys, TempDir: p.t.TempDir()})
 	must(p.t, err)
 	out := map[string]*verify.Database{}
 	for _, db := range report.Databases {

@@ -94,6 +94,9 @@ func newFaultyOn(t *testing.T, seed uint64, nodes int, nw *netns.Network, journa
 		if nw != nil {
 			n.inside = func(args ...string) []string { return nw.Command(i, args...) }
 		}
+		if i == 1 {
+			n.logKeys(randomHex()) // the others' logs lie in the clear
+		}
 		n.start()
 		f.nodes = append(f.nodes, n)
 		if i == 0 {
@@ -512,7 +515,7 @@ func (f *faulty) tails() (tails []map[rowKey]int64) {
 		for _, kept := range list {
 			f.t.Logf("node %d has kept %d transactions: %s", i, kept.Last-kept.First+1, kept.Reason)
 			path := filepath.Join(f.t.TempDir(), "lost.db")
-			if err := kept.Export(path, nil); err != nil {
+			if err := kept.Export(path, n.keys); err != nil {
 				f.t.Fatal(err)
 			}
 			c := app.Open(path)

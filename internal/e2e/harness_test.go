@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/litefs/litefs/internal/childnode"
+	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/internal/sqlapp"
 	"github.com/litefs/litefs/internal/sqlitetest"
 	"github.com/litefs/litefs/internal/verify"
@@ -89,6 +90,8 @@ type node struct {
 	// inside returns the command line that runs args where the node is; nil: on this machine.
 	inside func(args ...string) []string
 	token  string // http.token; "": none
+
+	keys *logkey.Keys // of its log; nil: it lies in the clear
 }
 
 // logBuffer keeps what all processes of a node printed.
@@ -267,7 +270,7 @@ func mounted(t testing.TB, dir string) bool {
 // fault fails the test; so does a transaction that is in a file and not in the log.
 func (n *node) verified() map[string]*verify.Database {
 	n.t.Helper()
-	report, err := verify.Run(timeout(n.t), verify.Options{DataDir: n.cfg.Data, TempDir: n.t.TempDir()})
+	report, err := verify.Run(timeout(n.t), verify.Options{DataDir: n.cfg.Data, Keys: n.keys, TempDir: n.t.TempDir()})
 	if err != nil {
 		n.t.Fatal(err)
 	}

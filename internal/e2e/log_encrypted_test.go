@@ -10,16 +10,28 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/litefs/litefs/internal/logkey"
+	"github.com/litefs/litefs/internal/seal"
 )
 
 // logKeys gives a node keys for its log, from its next start on.
 func (n *node) logKeys(keys ...string) {
 	n.t.Helper()
 	file := filepath.Join(n.dir, "log-keys")
-	n.cfg.DataKeys = []string{"log-key-file: " + file}
+	line := "log-key-file: " + file
+	if !slices.Contains(n.cfg.DataKeys, line) {
+		n.cfg.DataKeys = append(n.cfg.DataKeys, line)
+	}
+	operator, err := seal.ParseKeys(strings.Join(keys, "\n"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.keys = &logkey.Keys{Operator: operator}
 	if err := errors.Join(os.WriteFile(file, []byte(strings.Join(keys, "\n")), 0o600), n.cfg.WriteFile(n.configPath())); err != nil {
 		n.t.Fatal(err)
 	}

@@ -61,7 +61,7 @@ func agree(t interface {
 }, primary, follower *node, names []string) error {
 	var reports [2]map[string]*verify.Database
 	for i, n := range []*node{primary, follower} {
-		report, err := verify.Run(t.Context(), verify.Options{DataDir: n.cfg.Data, TempDir: t.TempDir()})
+		report, err := verify.Run(t.Context(), verify.Options{DataDir: n.cfg.Data, Keys: n.keys, TempDir: t.TempDir()})
 		if err != nil {
 			return err
 		}
