@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/litefs/litefs"
@@ -51,6 +52,8 @@ func newAcks(src ackSource) *acks {
 	}
 }
 
+var errReplicaEnded = errors.New("the replica has ended the stream")
+
 // read reads frames until the replica, or the request, ends.
 func (a *acks) read(ctx context.Context) {
 	defer close(a.done)
@@ -58,8 +61,8 @@ func (a *acks) read(ctx context.Context) {
 	switch {
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
-	case errors.Is(err, io.EOF):
-		err = errors.New("the replica has ended the stream")
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		err = errReplicaEnded
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = ErrStalled
 	}
@@ -72,7 +75,7 @@ func (a *acks) read(ctx context.Context) {
 func (a *acks) readFrames() error {
 	var armed time.Time
 	for {
-		// Setting a deadline costs a message to the connection's goroutine.
+		// Setting a deadline costs more than reading most frames.
 		if now := time.Now(); now.Sub(armed) > a.src.stall/32 {
 			if err := a.src.rc.SetReadDeadline(now.Add(a.src.stall)); err != nil {
 				return fmt.Errorf("read deadline: %w", err)

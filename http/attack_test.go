@@ -56,9 +56,14 @@ func startEvilPrimary(t *testing.T, clusterID, epoch string) *evilPrimary {
 	e := &evilPrimary{}
 	var protocols nethttp.Protocols
 	protocols.SetUnencryptedHTTP2(true)
+	protocols.SetHTTP1(true)
 	srv := httptest.NewUnstartedServer(nethttp.HandlerFunc(func(w nethttp.ResponseWriter, r *nethttp.Request) {
 		if r.URL.Path != "/stream" {
 			nethttp.Error(w, "no", nethttp.StatusNotFound)
+			return
+		}
+		if err := nethttp.NewResponseController(w).EnableFullDuplex(); err != nil {
+			nethttp.Error(w, err.Error(), nethttp.StatusInternalServerError)
 			return
 		}
 		http.Handshake(w.Header(), clusterID, "evil", epoch)
@@ -329,9 +334,7 @@ func TestEvilReplica(t *testing.T) {
 	// stream opens a stream as the node "evil" and sends body after an empty list of positions.
 	stream := func(body func(w io.Writer) error) func(t *testing.T) {
 		return func(t *testing.T) {
-			var protocols nethttp.Protocols
-			protocols.SetUnencryptedHTTP2(true)
-			transport := &nethttp.Transport{Protocols: &protocols}
+			transport := &nethttp.Transport{}
 			defer transport.CloseIdleConnections()
 			r, w := io.Pipe()
 			defer r.Close()

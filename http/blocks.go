@@ -136,8 +136,7 @@ type blockReader struct {
 
 func newBlockReader(r io.Reader) *blockReader { return newBlockReaderSize(r, maxBlock+blockHeader) }
 
-// newBlockReaderSize reads size bytes at a time, at least one block. HTTP/2 answers each read of a body
-// with a frame of its own, which the other side has to read.
+// newBlockReaderSize reads size bytes at a time, at least one block.
 func newBlockReaderSize(r io.Reader, size int) *blockReader {
 	return &blockReader{r: bufio.NewReaderSize(r, max(size, maxBlock+blockHeader))}
 }

@@ -137,7 +137,7 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 	ctx, cancel := context.WithCancelCause(ctx)
 	// The transport does not look at the context while it reads the body.
 	context.AfterFunc(ctx, func() { _ = up.CloseWithError(context.Cause(ctx)) }) // never fails
-	conn := c.newConnection()
+	conn := c.newStreamConnection()
 	defer func() {
 		if err != nil {
 			cancel(err)
@@ -304,25 +304,40 @@ type connection struct {
 	conns  []net.Conn
 }
 
+// newConnection returns the transport of a request in HTTP/2, in the clear with prior knowledge.
 func (c *Client) newConnection() *connection {
+	conn := c.newTransport()
+	conn.transport.Protocols.SetUnencryptedHTTP2(true)
+	conn.transport.Protocols.SetHTTP2(true)
+	conn.transport.HTTP2 = &http.HTTP2Config{MaxReadFrameSize: maxWrite} // one write of the server, one frame
+	return conn
+}
+
+// newStreamConnection returns the transport of a stream, in HTTP/1.1: both sides then read and write the connection
+// themselves. In HTTP/2 net/http has goroutines of its own for that, which wake each other several times for each
+// transaction, and answers what is read with frames of its own.
+func (c *Client) newStreamConnection() *connection {
+	conn := c.newTransport()
+	conn.transport.Protocols.SetHTTP1(true)
+	conn.transport.ReadBufferSize = maxBlock
+	return conn
+}
+
+func (c *Client) newTransport() *connection {
 	dialer := &net.Dialer{Timeout: c.timeouts.dial}
 	if c.token == "" {
 		dialer.Control = checkDial
 	}
-	var protocols http.Protocols
-	protocols.SetUnencryptedHTTP2(true)
-	protocols.SetHTTP2(true)
 	var tlsConfig *tls.Config
 	if c.tls != nil {
 		tlsConfig = c.tls.client()
 	}
 	conn := &connection{}
 	conn.transport = &http.Transport{
-		Protocols:              &protocols,
+		Protocols:              &http.Protocols{},
 		TLSClientConfig:        tlsConfig,
 		TLSHandshakeTimeout:    c.timeouts.dial,
-		DisableCompression:     true,                                          // LTX files are compressed
-		HTTP2:                  &http.HTTP2Config{MaxReadFrameSize: maxWrite}, // one write of the server, one frame
+		DisableCompression:     true, // LTX files are compressed
 		MaxResponseHeaderBytes: 16 << 10,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			nc, err := dialer.DialContext(ctx, network, address)

@@ -15,12 +15,13 @@ import (
 	"github.com/litefs/litefs"
 )
 
-// faultyServer answers every stream with handle, over HTTP/2.
+// faultyServer answers every stream with handle.
 func faultyServer(tb testing.TB, handle http.HandlerFunc) string {
 	tb.Helper()
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
-	srv := httptest.NewUnstartedServer(handle)
+	protocols.SetHTTP1(true)
+	srv := httptest.NewUnstartedServer(fullDuplex(handle))
 	srv.Config.Protocols = &protocols
 	srv.Start()
 	tb.Cleanup(func() {
@@ -28,6 +29,17 @@ func faultyServer(tb testing.TB, handle http.HandlerFunc) string {
 		srv.Close()
 	})
 	return srv.URL
+}
+
+// fullDuplex has handle answer before it has read the request.
+func fullDuplex(handle http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		handle(w, r)
+	}
 }
 
 // welcome sends the headers of a good answer.

@@ -3,8 +3,8 @@
 //
 // # Stream
 //
-// A replica sends POST /stream over HTTP/2 (in the clear with prior knowledge, or over TLS; HTTP/1.1 is
-// refused with 426). The request's headers are the handshake:
+// A replica sends POST /stream over HTTP/1.1, in the clear or over TLS; HTTP/2 would do as well. The request's headers are
+// the handshake:
 //
 //	Litefs-Protocol: 1             version of this exchange
 //	Litefs-Ltx: 3                  version of the LTX files in it; they do not tell it themselves

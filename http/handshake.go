@@ -2,6 +2,7 @@ package http
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,12 +15,6 @@ import (
 
 // handleStream checks the handshake, reads the positions and hands over to a session.
 func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
-	if r.ProtoMajor < 2 {
-		// The one protocol in which a stream can be ended, from either side, without its connection.
-		w.Header().Set("Upgrade", "h2c")
-		s.refuse(w, r, http.StatusUpgradeRequired, "streams need HTTP/2 with prior knowledge")
-		return
-	}
 	if code, line := s.checkHandshake(r); code != 0 {
 		s.refuse(w, r, code, line)
 		return
@@ -69,10 +64,23 @@ func (s *Server) handleStream(w http.ResponseWriter, r *http.Request) {
 		promises: r.Header.Get(headerPromises) != "", levels: r.Header.Get(headerPromises) == promisesLevels,
 	}, logger)
 	level := slog.LevelInfo
-	if err != nil && r.Context().Err() == nil && s.ctx.Err() == nil {
+	if err != nil && !errors.Is(err, errReplicaEnded) && r.Context().Err() == nil && s.ctx.Err() == nil {
 		level = slog.LevelWarn // neither side asked for the end
 	}
 	logger.Log(r.Context(), level, "replica disconnected", "reason", err)
+}
+
+// duplex has next answer while the body of the request stays open, also by a refusal: in HTTP/1.1 net/http would read the
+// body to its end first, and after a refusal as much of it as comes in time.
+func (s *Server) duplex(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		if err := errors.Join(rc.EnableFullDuplex(), rc.SetReadDeadline(time.Now().Add(s.limits.body))); err != nil {
+			s.refuse(w, r, http.StatusInternalServerError, err.Error())
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // replicaMemory is what a Source also is that remembers where its replicas listen.

@@ -25,6 +25,7 @@ type route struct {
 
 	changes bool // leaves a line in the log; a POST
 	ownBody bool // bounds the request's body itself
+	duplex  bool // answers while the body of the request stays open
 
 	summary string
 	query   []param
@@ -76,8 +77,8 @@ func (s *Server) routes() []route {
 				{name: "pos", text: "TXID, or TXID/checksum, in hexadecimal", required: true},
 				{name: "epoch", text: "epoch that the position is of"}, {name: "timeout", text: "how long to wait, like 5s"}}},
 
-		{method: "POST", path: "/stream", access: accessNode, handler: s.handleStream, answer: typeBinary, ownBody: true,
-			summary: "Transactions for a replica (HTTP/2)."},
+		{method: "POST", path: "/stream", access: accessNode, handler: s.handleStream, answer: typeBinary, ownBody: true, duplex: true,
+			summary: "Transactions for a replica."},
 		{method: "POST", path: "/pages", access: accessNode, handler: s.handlePages, answer: typeBinary, ownBody: true,
 			summary: "The pages in which two copies of a database differ."},
 		{method: "POST", path: "/tail", access: accessNode, handler: s.handleTail, answer: typeBinary, ownBody: true,
@@ -134,6 +135,9 @@ func (s *Server) handler() http.Handler {
 		h = s.admitted(r.access, h)
 		if r.changes {
 			h = s.audited(h)
+		}
+		if r.duplex {
+			h = s.duplex(h)
 		}
 		mux.Handle(r.method+" "+r.path, h)
 	}

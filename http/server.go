@@ -89,7 +89,7 @@ func newServer(src Source, opt Options, l limits) *Server {
 	}
 
 	var protocols http.Protocols
-	protocols.SetHTTP1(true) // for curl and the like; not for streams
+	protocols.SetHTTP1(true) // streams, and curl and the like
 	protocols.SetUnencryptedHTTP2(true)
 	s.srv = &http.Server{
 		Handler:           s.tracked(handler),
@@ -173,7 +173,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		if s.srv.TLSConfig != nil {
 			served <- s.srv.ServeTLS(s.ln, "", "")
 		} else {
-			served <- s.srv.Serve(bufferedListener{s.ln})
+			served <- s.srv.Serve(s.ln)
 		}
 	}()
 

@@ -48,7 +48,7 @@ type deadlineWriter struct {
 	armed time.Time // when the deadline was last set
 }
 
-// arm moves the deadline on. Setting it costs a message to the connection's goroutine, so a deadline
+// arm moves the deadline on. Setting it costs something, so a deadline
 // that has lost little of its time is left as it is.
 func (w *deadlineWriter) arm() error {
 	now := time.Now()
