@@ -205,6 +205,9 @@ type Log struct {
 		sync.Mutex
 		file      vfs.File // opened at first use
 		forgotten uint64   // copies with a smaller number in the file of recent entries do not count
+		seq       uint64   // number of the mark that was written last
+		safe      int64    // place of the one that was synced last
+		unnamed   bool     // the name of the file may not be durable
 	}
 	// readers counts the open files of an entry by name. An entry is opened and counted while it
 	// is listed (mu is held), so the count of one that is not listed only falls.

@@ -62,13 +62,14 @@ func (l *Log) recover(repair bool) error {
 	if err != nil {
 		return err
 	}
-	mark, forgotten, err := readMark(l.fs, l.path(durableName))
+	was, err := readMark(l.fs, l.path(durableName))
 	if err != nil {
 		return err
 	}
-	l.mark.forgotten = forgotten
+	mark := was.txid
+	l.mark.forgotten, l.mark.seq, l.mark.safe = was.forgotten, was.seq, was.place
 	if l.recent != nil {
-		l.recent.atLeast(forgotten) // or its copies would not count
+		l.recent.atLeast(was.forgotten) // or its copies would not count
 	}
 	if l.change.copies.unpacked {
 		if found, err = l.restore(found, mark); err != nil {

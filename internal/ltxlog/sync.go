@@ -1,12 +1,9 @@
 package ltxlog
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
-	"io/fs"
 	"os"
 
 	"github.com/litefs/litefs/internal/vfs"
@@ -169,107 +166,4 @@ func (l *Log) setDurable(txid uint64) {
 	l.mu.durable = max(l.mu.durable, txid)
 	l.mu.Unlock()
 	l.writeMark()
-}
-
-// The durable file tells the next Open which entries a power cut cannot have torn: a fault in one
-// of those is damage to report, a fault behind them is a crash to clean up. It is written after
-// the entries are on disk and may lag behind, since a lower mark only means more to verify.
-//
-// It also tells which copies in the file of recent entries do not count for this log any more.
-const (
-	markSize    = 20 // TXID, number of a copy, CRC-32 of both
-	oldMarkSize = 12 // without the number
-)
-
-// writeMark does not sync: see above. A failure to raise it is no failure of the log.
-func (l *Log) writeMark() {
-	if err := l.putMark(l.synced(), false); err != nil {
-		l.logger.Warn("note durable position of transaction log", "path", l.path(durableName), "err", err)
-	}
-}
-
-// lowerMark must be durable before entries below the old mark are removed or written anew:
-// else the next Open would take their absence for damage.
-func (l *Log) lowerMark(txid uint64) error {
-	if l.synced() > txid {
-		if err := l.putMark(txid, true); err != nil {
-			return fmt.Errorf("lower durable position: %w", err)
-		}
-	}
-	l.mu.Lock()
-	l.mu.synced = min(l.mu.synced, txid)
-	l.mu.durable = min(l.mu.durable, txid)
-	l.mu.Unlock()
-	return nil
-}
-
-func (l *Log) putMark(txid uint64, sync bool) error {
-	l.mark.Lock()
-	defer l.mark.Unlock()
-	return l.putMarkLocked(txid, l.mark.forgotten, sync)
-}
-
-// putForget notes, durably, that copies with a number below seq do not count.
-func (l *Log) putForget(seq uint64) error {
-	l.mark.Lock()
-	defer l.mark.Unlock()
-	if err := l.putMarkLocked(l.synced(), seq, true); err != nil {
-		return err
-	}
-	l.mark.forgotten = seq
-	return nil
-}
-
-func (l *Log) putMarkLocked(txid, forgotten uint64, sync bool) error {
-	if l.mark.file == nil {
-		f, err := l.fs.OpenFile(l.path(durableName), os.O_CREATE|os.O_RDWR, 0o600)
-		if err != nil {
-			return err
-		}
-		l.mark.file = f
-	}
-	if err := writeAllAt(l.mark.file, encodeMark(txid, forgotten), 0); err != nil {
-		return err
-	}
-	if sync {
-		return l.mark.file.Sync()
-	}
-	return nil
-}
-
-func encodeMark(txid, forgotten uint64) []byte {
-	b := binary.BigEndian.AppendUint64(make([]byte, 0, markSize), txid)
-	b = binary.BigEndian.AppendUint64(b, forgotten)
-	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
-}
-
-// readMark returns 0 (nothing is known to be durable) for anything that is not a mark.
-func readMark(fsys vfs.FS, path string) (txid, forgotten uint64, err error) {
-	f, err := fsys.OpenFile(path, os.O_RDONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, 0, nil
-	}
-	if err != nil {
-		return 0, 0, err
-	}
-	var b [markSize]byte
-	n, err := f.ReadAt(b[:], 0)
-	if errors.Is(err, io.EOF) {
-		err = nil // shorter
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return 0, 0, err
-	}
-	txid, forgotten = decodeMark(b[:n])
-	return txid, forgotten, nil
-}
-
-func decodeMark(b []byte) (txid, forgotten uint64) {
-	switch {
-	case len(b) == markSize && binary.BigEndian.Uint32(b[16:]) == crc32.ChecksumIEEE(b[:16]):
-		return binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])
-	case len(b) == oldMarkSize && binary.BigEndian.Uint32(b[8:]) == crc32.ChecksumIEEE(b[:8]):
-		return binary.BigEndian.Uint64(b), 0
-	}
-	return 0, 0
 }

@@ -83,13 +83,13 @@ func (r *Recent) unpackLog(dir string, list []packed) error {
 	} else if err != nil {
 		return err
 	}
-	mark, forgotten, err := readMark(r.fs, filepath.Join(dir, durableName))
+	was, err := readMark(r.fs, filepath.Join(dir, durableName))
 	if err != nil {
 		return err
 	}
 	var b []byte
 	for _, p := range list {
-		if p.seq >= forgotten && p.max > mark {
+		if p.seq >= was.forgotten && p.max > was.txid {
 			b = appendUnpacked(b, p)
 		}
 	}
