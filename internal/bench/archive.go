@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/litefs/litefs/internal/config"
 	"github.com/litefs/litefs/internal/daemon"
 	"github.com/litefs/litefs/internal/leaseserver"
@@ -38,30 +36,34 @@ type ArchiveResult struct {
 	Lags     Lags    // of a steady load: from a commit to when the place has it
 	Requests float64 // a second, under that load
 
-	// Inserts as fast as they go, in turns: one a round.
-	With, Without []Sample
-	WithCPU       []float64 // microseconds of this process, which is both nodes, for each of them
-	WithoutCPU    []float64
+	With, Without Inserts
+	ServerCPU     time.Duration // of the S3 server, for each insert
 }
 
-// Ratio is the median over the rounds of the speed with an archive to that without.
-func (r ArchiveResult) Ratio() float64 {
-	return Result{Native: r.Without, Mount: r.With}.Ratio()
+// Ratios are the speeds with an archive to those without, round by round, in ascending order.
+func (r ArchiveResult) Ratios() []float64 {
+	var ratios []float64
+	for i, s := range r.With.Samples {
+		ratios = append(ratios, s.Speed()/r.Without.Samples[i].Speed())
+	}
+	slices.Sort(ratios)
+	return ratios
 }
 
-// archiveBench is a node that archives and one that does not.
+// archiveBench is a node that archives, in this process, under a steady load.
 type archiveBench struct {
-	o             Options
-	with, without *side
+	o    Options
+	with *side
 }
 
 // runArchive measures one place.
 func runArchive(ctx context.Context, o Options, dir, place string) (r ArchiveResult, err error) {
 	r.Place = place
 	target := config.BackupTarget{Type: place, Path: filepath.Join(dir, "archive")}
+	var server *leaseserver.Server // nil: a directory
 	if place == config.BackupS3 {
-		server, err := leaseserver.S3(ctx, leaseserver.Options{Dir: dir})
-		if err != nil {
+		// Elsewhere it is another machine: here it gets what the others leave of this one.
+		if server, err = leaseserver.S3(ctx, leaseserver.Options{Dir: dir, Nice: true}); err != nil {
 			return r, err
 		}
 		defer func() { err = errors.Join(err, server.Kill()) }()
@@ -70,40 +72,33 @@ func runArchive(ctx context.Context, o Options, dir, place string) (r ArchiveRes
 			AccessKey: leaseserver.S3AccessKey, SecretKey: leaseserver.S3SecretKey,
 		}
 	}
-	b := archiveBench{o: o}
-	for _, s := range []struct {
-		side   **side
-		name   string
-		change func(*config.Config)
-	}{
-		{&b.without, "without", func(*config.Config) {}},
-		{&b.with, "with", func(c *config.Config) {
-			c.Backup = config.Backup{
-				Target: target, Interval: time.Second, SnapshotInterval: 24 * time.Hour, Retention: 7 * 24 * time.Hour, MaxRequests: 5,
-			}
-		}},
-	} {
-		home := filepath.Join(dir, s.name)
-		if err := os.Mkdir(home, 0o700); err != nil {
-			return r, fmt.Errorf("make a directory for the benchmark: %w", err)
-		}
-		node, err := startNodeWith(ctx, o, home, s.change)
-		if err != nil {
-			return r, err
-		}
-		*s.side = newSide(filepath.Join(home, "mount"), node)
-		defer func() { err = errors.Join(err, node.Close(context.WithoutCancel(ctx))) }()
-		app, err := sqlapp.Start(ctx, o.App)
-		if err != nil {
-			return r, err
-		}
-		(*s.side).app = app
-		defer func() { err = errors.Join(err, app.Kill()) }()
-	}
-	if err := b.steady(ctx, &r); err != nil {
+	if err := steadyArchive(ctx, o, dir, target, &r); err != nil {
 		return r, err
 	}
-	return r, b.inserts(ctx, &r)
+	return r, insertsArchived(ctx, o, dir, target, server, &r)
+}
+
+// steadyArchive measures a steady load.
+func steadyArchive(ctx context.Context, o Options, dir string, target config.BackupTarget, r *ArchiveResult) (err error) {
+	home := filepath.Join(dir, "steady")
+	if err := os.Mkdir(home, 0o700); err != nil {
+		return fmt.Errorf("make a directory for the benchmark: %w", err)
+	}
+	node, err := startNodeWith(ctx, o, home, func(c *config.Config) {
+		c.Backup = config.Backup{
+			Target: target, Interval: time.Second, SnapshotInterval: 24 * time.Hour, Retention: 7 * 24 * time.Hour, MaxRequests: 5,
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, node.Close(context.WithoutCancel(ctx))) }()
+	b := archiveBench{o: o, with: newSide(filepath.Join(home, "mount"), node)}
+	if b.with.app, err = sqlapp.Start(ctx, o.App); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.with.app.Kill()) }()
+	return b.steady(ctx, r)
 }
 
 // steady writes a transaction each paceEvery and looks when the archive has it.
@@ -188,48 +183,6 @@ func archived(ctx context.Context, node *daemon.Node, db uint32, txid uint64) er
 	return nil
 }
 
-// inserts measures how fast one row a transaction is inserted with an archive and without, in turns.
-func (b *archiveBench) inserts(ctx context.Context, r *ArchiveResult) error {
-	i := slices.IndexFunc(Workloads(), func(w Workload) bool { return w.Name == "normal" })
-	w := Workloads()[i]
-	for round := range b.o.Rounds {
-		order := []*side{b.without, b.with}
-		if round%2 == 1 {
-			slices.Reverse(order)
-		}
-		for _, s := range order {
-			before, err := cpuTime()
-			if err != nil {
-				return err
-			}
-			sample, err := s.run(ctx, b.o, w, round)
-			if err != nil {
-				return err
-			}
-			after, err := cpuTime()
-			if err != nil {
-				return err
-			}
-			cost := float64((after-before)/time.Microsecond) / sample.Units
-			if s == b.with {
-				r.With, r.WithCPU = append(r.With, sample), append(r.WithCPU, cost)
-			} else {
-				r.Without, r.WithoutCPU = append(r.Without, sample), append(r.WithoutCPU, cost)
-			}
-		}
-	}
-	return nil
-}
-
-// cpuTime is the processor time of this process so far.
-func cpuTime() (time.Duration, error) {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		return 0, fmt.Errorf("processor time: %w", err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
-}
-
 // archive prints what was found about a place.
 func (p *printer) archive(r ArchiveResult) {
 	verdict := func(bad bool) string {
@@ -238,16 +191,20 @@ func (p *printer) archive(r ArchiveResult) {
 		}
 		return ""
 	}
-	var ratios []float64
-	for i := range r.With {
-		ratios = append(ratios, r.With[i].Speed()/r.Without[i].Speed())
-	}
 	name := archiveName + "-" + r.Place
 	p.printf("%-14s  of %d transactions, one each %s: lag p50 %.0f ms, p99 %.0f ms, max %.0f ms (goal of p99 %s%s); %.2f requests a second (goal %.0f%s)\n",
 		name, len(r.Lags), paceEvery, millis(r.Lags.Quantile(0.5)), millis(r.Lags.Quantile(0.99)), millis(r.Lags.Quantile(1)),
 		archiveLagGoal, verdict(r.Lags.Quantile(0.99) > archiveLagGoal), r.Requests, archiveRequestGoal, verdict(r.Requests > archiveRequestGoal))
-	p.printf("%-14s  inserts with an archive to those without: %.2f (%.2f-%.2f), goal %.2f%s; processor of the node for each: %.0f us, without %.0f us\n",
-		name, r.Ratio(), slices.Min(ratios), slices.Max(ratios), archiveInsertGoal, verdict(r.Ratio() < archiveInsertGoal), median(r.WithCPU), median(r.WithoutCPU))
+	ratios := r.Ratios()
+	p.printf("%-14s  inserts with an archive to those without, %d rounds of %.1f s: %.2f (quartiles %.2f-%.2f), goal %.2f%s\n",
+		name, len(ratios), r.With.Samples[0].Elapsed.Seconds(), quantile(ratios, 0.5), quantile(ratios, 0.25), quantile(ratios, 0.75), archiveInsertGoal,
+		verdict(quantile(ratios, 0.5) < archiveInsertGoal))
+	p.printf("%-14s  processor for each: node %.1f us, without an archive %.1f us; application %.1f us, without %.1f us", "",
+		micros(r.With.CPU), micros(r.Without.CPU), micros(r.With.AppCPU), micros(r.Without.AppCPU))
+	if r.ServerCPU > 0 {
+		p.printf("; the S3 server, niced on the same machine, %.1f us", micros(r.ServerCPU))
+	}
+	p.printf("\n")
 }
 
 // choosePlaces returns the places of the workload archive that are named.

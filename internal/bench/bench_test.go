@@ -189,12 +189,12 @@ func TestLagQuantiles(t *testing.T) {
 
 // The archive gets all of a steady load, and both nodes insert.
 func TestArchive(t *testing.T) {
-	report, out := runReport(t, bench.Options{Only: []string{"archive-file"}, Duration: 300 * time.Millisecond, Rounds: 1})
+	report, out := runReport(t, pairOptions(t, "archive-file"))
 	if len(report.Archive) != 1 || len(report.Mount) > 0 {
 		t.Fatalf("%+v", report)
 	}
 	r := report.Archive[0]
-	if len(r.Lags) == 0 || r.Requests <= 0 || len(r.With) != 1 || len(r.Without) != 1 || r.With[0].Units == 0 || r.WithCPU[0] <= 0 {
+	if len(r.Lags) == 0 || r.Requests <= 0 || len(r.With.Samples) != 1 || len(r.Without.Samples) != 1 || r.With.Samples[0].Units == 0 || r.With.CPU <= 0 || r.With.AppCPU <= 0 {
 		t.Errorf("%+v", r)
 	}
 	if !strings.Contains(out, "requests a second") || len(report.Summary().Archive) != 1 {

@@ -33,7 +33,12 @@ func (l Lags) Quantile(q float64) time.Duration {
 	if len(l) == 0 {
 		return 0
 	}
-	return l[min(int(q*float64(len(l))), len(l)-1)]
+	return quantile(l, q)
+}
+
+// quantile returns the value that a part q of all does not exceed; they ascend, and there is one.
+func quantile[S ~[]E, E any](values S, q float64) E {
+	return values[min(int(q*float64(len(values))), len(values)-1)]
 }
 
 // Within returns which part of all is at most d.

@@ -46,8 +46,15 @@ func startPair(ctx context.Context, o Options, dir string) (p *pair, err error) 
 	return p, nil
 }
 
-// start starts a node with empty directories and waits until its mount serves.
+// start starts a node of the pair.
 func (p *pair) start(ctx context.Context, name, primaryURL string) (*member, error) {
+	return startMember(ctx, p.o, p.dir, name, func(c *childnode.Config) {
+		c.PrimaryURL, c.Durability = primaryURL, []string{quorumRule}
+	})
+}
+
+// startMember starts a node with empty directories and waits until its mount serves.
+func startMember(ctx context.Context, o Options, dir, name string, change func(*childnode.Config)) (*member, error) {
 	ctx, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
 	addr, err := childnode.FreeAddr()
@@ -55,18 +62,17 @@ func (p *pair) start(ctx context.Context, name, primaryURL string) (*member, err
 		return nil, err
 	}
 	m := &member{cfg: childnode.Config{
-		Mount: filepath.Join(p.dir, name), Data: filepath.Join(p.dir, name+".data"),
-		Addr: addr, PrimaryURL: primaryURL, Passthrough: !p.o.NoPassthrough,
-		Durability: []string{quorumRule},
-	}, log: &nodeLog{to: p.o.NodeLog}}
+		Mount: filepath.Join(dir, name), Data: filepath.Join(dir, name+".data"), Addr: addr, Passthrough: !o.NoPassthrough,
+	}, log: &nodeLog{to: o.NodeLog}}
+	change(&m.cfg)
 	if err := os.Mkdir(m.cfg.Mount, 0o700); err != nil {
 		return nil, fmt.Errorf("make a mount point: %w", err)
 	}
-	config := filepath.Join(p.dir, name+".yml")
+	config := filepath.Join(dir, name+".yml")
 	if err := m.cfg.WriteFile(config); err != nil {
 		return nil, err
 	}
-	if m.proc, err = childnode.Start(childnode.Options{Binary: p.o.Binary, Config: config, Log: m.log}); err != nil {
+	if m.proc, err = childnode.Start(childnode.Options{Binary: o.Binary, Config: config, Log: m.log}); err != nil {
 		return nil, err
 	}
 	if err := m.proc.Ready(ctx); err != nil {

@@ -60,9 +60,12 @@ type ArchiveSummary struct {
 	LagP50     float64 `json:"lag-p50-ms"`
 	LagP99     float64 `json:"lag-p99-ms"`
 	Requests   float64 `json:"requests-a-second"`
-	Ratio      float64 `json:"inserts-with-to-without"`
+	Ratio      float64 `json:"inserts-with-to-without"` // the median
+	Low        float64 `json:"inserts-with-to-without-lower-quartile"`
+	High       float64 `json:"inserts-with-to-without-upper-quartile"`
 	WithCPU    float64 `json:"with-us"` // processor time of the node for an insert
 	WithoutCPU float64 `json:"without-us"`
+	ServerCPU  float64 `json:"server-us,omitempty"` // of the S3 server
 }
 
 // MoveSummary is one way in which the primary role moves.
@@ -87,9 +90,11 @@ func (r Report) Summary() Summary {
 		s.Workloads = append(s.Workloads, w)
 	}
 	for _, a := range r.Archive {
+		ratios := a.Ratios()
 		s.Archive = append(s.Archive, ArchiveSummary{
 			Place: a.Place, LagP50: millis(a.Lags.Quantile(0.5)), LagP99: millis(a.Lags.Quantile(0.99)), Requests: a.Requests,
-			Ratio: a.Ratio(), WithCPU: median(a.WithCPU), WithoutCPU: median(a.WithoutCPU),
+			Ratio: quantile(ratios, 0.5), Low: quantile(ratios, 0.25), High: quantile(ratios, 0.75),
+			WithCPU: micros(a.With.CPU), WithoutCPU: micros(a.Without.CPU), ServerCPU: micros(a.ServerCPU),
 		})
 	}
 	for _, p := range r.Pair {

@@ -28,6 +28,7 @@ type Options struct {
 	Log io.Writer // gets what it prints; may be nil
 
 	Args []string // further ones, of NATS
+	Nice bool     // an S3 server gets what processor others leave
 
 	// Of an etcd in a network of its own: the address that it listens on (default 127.0.0.1), and what
 	// makes a command line run there.

@@ -30,9 +30,13 @@ func S3(ctx context.Context, o Options) (*Server, error) {
 	if err := os.MkdirAll(filepath.Join(root, S3Bucket), 0o700); err != nil {
 		return nil, err
 	}
+	argv := []string{binary, "--port", "127.0.0.1:" + ports[0], "posix", root}
+	if o.Nice {
+		argv = append([]string{"nice", "-n", "19"}, argv...)
+	}
 	s := &Server{
 		URL:  "http://127.0.0.1:" + ports[0],
-		argv: []string{binary, "--port", "127.0.0.1:" + ports[0], "posix", root},
+		argv: argv,
 		env:  []string{"ROOT_ACCESS_KEY=" + S3AccessKey, "ROOT_SECRET_KEY=" + S3SecretKey},
 		log:  o.Log,
 		// Without credentials that is a refusal.
