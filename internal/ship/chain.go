@@ -23,20 +23,25 @@ var (
 )
 
 // chain is the history of one database in one target, as this node writes it. It is used by one
-// goroutine at a time, but for the fields that target.mu guards.
+// goroutine at a time, which has idle, but for the fields that target.mu guards. Upkeep works on a copy.
 type chain struct {
 	db    Database
 	name  string
 	epoch uint64 // of the node, when it began to write
 
 	// Guarded by target.mu:
-	busy     bool
-	behind   time.Time // since when the target lacks something; zero: it lacks nothing
-	wanted   bool      // a commit waited for it when it was looked at; used by run alone
-	tailTXID uint64    // the target has everything up to it
-	tried    uint64    // the end of the last moment that was put, perhaps in vain
-	upkeep   time.Time // when something other than shipping is to be done
-	untidy   error     // of the last upkeep: what is damaged
+	idle     chan struct{} // closed when whoever is at it has ended; nil: nobody is
+	behind   time.Time     // since when the target lacks something; zero: it lacks nothing
+	wanted   bool          // a commit waited for it when it was looked at; used by run alone
+	tailTXID uint64        // the target has everything up to it
+	tried    uint64        // the end of the last moment that was put, perhaps in vain
+	stale    bool          // upkeep has left the history otherwise than is known here
+	upkeep   time.Time     // when something other than shipping is to be done
+	untidy   error         // of the last upkeep: what is damaged
+	untidied time.Duration // the last pause after such an error
+	tidied   *tidying      // what upkeep has done since the last visit
+	cutting  bool          // a snapshot is made: only what commits wait for is written, and noted
+	noted    []archive.Header
 	dropped  bool      // the database is not there any more: what is left to do is to say so in the archive
 	err      error     // of this database, at the last attempt
 	resume   time.Time // nothing is tried before
@@ -123,7 +128,7 @@ func newest(objects []archive.Object) archive.Object {
 // maxMoments is how many moments of one database are written before others have their turn.
 const maxMoments = 64
 
-// ship writes what the target lacks of one database, and does what else is due.
+// ship writes what the target lacks of one database.
 func (t *target) ship(ctx context.Context, c *chain) error {
 	t.mu.Lock()
 	dropped := c.dropped
@@ -133,7 +138,7 @@ func (t *target) ship(ctx context.Context, c *chain) error {
 	}
 	// By the name of a moment that is taken one sees that another primary has written; but names of moments that were put
 	// together with others are free again after keepRaw.
-	if !c.attached || time.Since(c.seen) > t.opt.keepRaw/2 {
+	if t.adopt(c); !c.attached || time.Since(c.seen) > t.opt.keepRaw/2 {
 		if err := t.attach(ctx, c); err != nil {
 			return fmt.Errorf("look for the history of %s: %w", c.name, err)
 		}
@@ -147,7 +152,7 @@ func (t *target) ship(ctx context.Context, c *chain) error {
 			break
 		}
 	}
-	return t.upkeep(ctx, c, time.Now())
+	return nil
 }
 
 // shipMoment writes the next moment; false when the target has everything that the log had.
@@ -210,6 +215,7 @@ func (t *target) putMoment(ctx context.Context, c *chain, f *made) (err error) {
 	}
 	t.cache.add(key, f)
 	c.tail, c.seen = f.header, sent
+	t.note(c, f.header)
 	c.objects = append(c.objects, o)
 	t.shipped(c, f.header.State.TXID)
 	return nil

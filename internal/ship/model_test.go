@@ -283,13 +283,25 @@ type faultyStore struct {
 	objstore.Store
 	r     *rand.Rand
 	often int // one of so many fails; 0: none
+
+	meanwhile func() // called while a request is on its way; may be nil
 }
 
 var errFault = errors.New("a fault of the test")
 
+// takesTime has other things happen.
+func (f *faultyStore) takesTime() {
+	if do := f.meanwhile; do != nil && f.r.IntN(10) == 0 {
+		f.meanwhile = nil // not within itself
+		do()
+		f.meanwhile = do
+	}
+}
+
 func (f *faultyStore) fault() bool { return f.often > 0 && f.r.IntN(f.often) == 0 }
 
 func (f *faultyStore) PutIfAbsent(ctx context.Context, key string, body io.ReadSeeker, a objstore.Attrs) (string, error) {
+	f.takesTime()
 	if f.fault() {
 		return "", errFault
 	}
@@ -301,6 +313,7 @@ func (f *faultyStore) PutIfAbsent(ctx context.Context, key string, body io.ReadS
 }
 
 func (f *faultyStore) Get(ctx context.Context, key string, r objstore.Range) (*objstore.Object, error) {
+	f.takesTime()
 	if f.fault() {
 		return nil, errFault
 	}
@@ -308,6 +321,7 @@ func (f *faultyStore) Get(ctx context.Context, key string, r objstore.Range) (*o
 }
 
 func (f *faultyStore) DeleteAll(ctx context.Context, keys []string) error {
+	f.takesTime()
 	if f.fault() {
 		// Some are gone, in any order.
 		keys = slices.Clone(keys)

@@ -60,13 +60,45 @@ func randomHistory(t *testing.T, seed uint64) {
 	visit := func(i int) {
 		target := shippers[i].targets[0]
 		for _, c := range target.due(time.Now().Add(time.Hour)) {
-			target.visit(t.Context(), c)
+			if target.begin(c) {
+				target.visit(t.Context(), c)
+			}
 		}
+	}
+	// A commit waits for the archive, in vain perhaps.
+	waits := func(i int) {
+		n := nodes[i]
+		n.write()
+		n.waits = true
+		_, stop := shippers[i].Want(n.id, n.head.txid)
+		store.often = r.IntN(3) * 3
+		for range r.IntN(3) {
+			visit(i)
+		}
+		stop()
+		if n.waits = false; shippers[i].Needs(n.id)[0] <= n.head.txid || r.IntN(3) == 0 {
+			n.takeBack()
+		}
+	}
+	at := 0
+	store.meanwhile = func() {
+		n := nodes[at]
+		defer func(often int) { store.often = often }(store.often)
+		if n.primary && n.head != nil && !n.waits {
+			switch r.IntN(3) {
+			case 0:
+				n.write()
+			case 1:
+				waits(at)
+			}
+		}
+		visit(at)
 	}
 	epoch := uint64(1)
 	for range 150 {
 		i := r.IntN(len(nodes))
 		n := nodes[i]
+		at = i
 		switch op := r.IntN(20); {
 		case op < 8:
 			if n.primary {
@@ -90,23 +122,13 @@ func randomHistory(t *testing.T, seed uint64) {
 				n.primary = r.IntN(3) == 0
 				writer = other
 			}
-		case op == 19 && n.primary && n.head != nil: // a commit waits for the archive, in vain perhaps
-			n.write()
-			n.waits = true
-			_, stop := shippers[i].Want(n.id, n.head.txid)
-			store.often = r.IntN(3) * 3
-			for range r.IntN(3) {
-				visit(i)
-			}
-			stop()
-			if n.waits = false; shippers[i].Needs(n.id)[0] <= n.head.txid || r.IntN(3) == 0 {
-				n.takeBack()
-			}
+		case op == 19 && n.primary && n.head != nil:
+			waits(i)
 		case op == 18 && n == writer && r.IntN(4) == 0: // dropped, and made again
 			n.id, n.head, n.log = n.id+1, nil, nil
 		}
 	}
-	store.often = 0
+	store.often, store.meanwhile = 0, nil
 	if writer.head == nil {
 		writer.write()
 	}

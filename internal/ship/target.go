@@ -27,6 +27,7 @@ type target struct {
 	logger *slog.Logger
 	cache  cache
 	wake   chan struct{} // asks for a look at the databases before its time; capacity 1
+	slots  chan struct{} // full while as many databases are visited as may be
 
 	puts, bytes atomic.Uint64
 
@@ -34,20 +35,21 @@ type target struct {
 		sync.Mutex
 		chains  map[uint32]*chain // by id of the database
 		waiters map[*waiter]struct{}
-		err     error         // of the store, at the last attempt
-		resume  time.Time     // nothing is tried before, after errors, but for what a commit waits for
-		pause   time.Duration // the last one
-		ready   bool          // the store has been checked
+		tidying map[uint32]bool // databases whose history upkeep is at, by id
+		err     error           // of the store, at the last attempt
+		resume  time.Time       // nothing is tried before, after errors, but for what a commit waits for
+		pause   time.Duration   // the last one
+		ready   bool            // the store has been checked
 	}
 }
 
 func newTarget(o *Options, place Target) *target {
-	t := &target{opt: o, place: place, wake: make(chan struct{}, 1), logger: o.Logger.With("archive", place.Store.String())}
+	t := &target{opt: o, place: place, wake: make(chan struct{}, 1), slots: make(chan struct{}, workers), logger: o.Logger.With("archive", place.Store.String())}
 	t.store = &limited{Store: place.Store, requests: newBucket(o.Requests, max(2*o.Requests, 4))}
 	if o.Bandwidth > 0 {
 		t.store.bytes = newBucket(float64(o.Bandwidth), float64(max(o.Bandwidth, 1<<20)))
 	}
-	t.mu.chains, t.mu.waiters = map[uint32]*chain{}, map[*waiter]struct{}{}
+	t.mu.chains, t.mu.waiters, t.mu.tidying = map[uint32]*chain{}, map[*waiter]struct{}{}, map[uint32]bool{}
 	return t
 }
 
@@ -56,7 +58,6 @@ func newTarget(o *Options, place Target) *target {
 func (t *target) run(ctx context.Context) {
 	var work sync.WaitGroup
 	defer work.Wait()
-	free := make(chan struct{}, workers)
 	tick := time.NewTimer(t.opt.Interval)
 	defer tick.Stop()
 	for {
@@ -73,18 +74,18 @@ func (t *target) run(ctx context.Context) {
 				return
 			case <-t.wake:
 				woken = true
-			case free <- struct{}{}:
+			case t.slots <- struct{}{}:
 			}
 			if woken {
 				break // for a commit that waits, perhaps
 			}
 			if !t.begin(c) {
-				<-free
+				<-t.slots
 				continue
 			}
 			work.Go(func() {
 				t.visit(ctx, c)
-				<-free
+				<-t.slots
 			})
 		}
 		if woken {
@@ -104,10 +105,10 @@ func (t *target) run(ctx context.Context) {
 func (t *target) begin(c *chain) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if c.busy || t.mu.chains[c.db.ID()] != c {
+	if c.idle != nil || t.mu.chains[c.db.ID()] != c {
 		return false
 	}
-	c.busy = true
+	c.idle = make(chan struct{})
 	return true
 }
 
@@ -128,7 +129,7 @@ func (t *target) due(now time.Time) []*chain {
 		there[id] = true
 		c := t.mu.chains[id]
 		if c == nil || c.epoch != epoch || c.name != db.Name() {
-			if c != nil && c.busy {
+			if c != nil && c.idle != nil {
 				continue
 			}
 			c = &chain{db: db, name: db.Name(), epoch: epoch}
@@ -140,14 +141,15 @@ func (t *target) due(now time.Time) []*chain {
 			c.behind = now
 		}
 		c.wanted = t.wanted(id) > c.tailTXID
-		if c.busy || !c.wanted && (now.Before(t.mu.resume) || now.Before(c.resume) || c.behind.IsZero() && !now.After(c.upkeep)) {
+		inOrder := !now.After(c.upkeep) || t.mu.tidying[id]
+		if c.idle != nil || !c.wanted && (c.cutting || now.Before(t.mu.resume) || now.Before(c.resume) || c.behind.IsZero() && inOrder) {
 			continue
 		}
 		due = append(due, c)
 	}
 	for id, c := range t.mu.chains {
 		switch {
-		case there[id] || c.busy:
+		case there[id] || c.idle != nil:
 		case !c.attached || c.tail.Max == 0 || c.epoch != epoch:
 			delete(t.mu.chains, id) // nothing is known of its history
 		case !now.Before(t.mu.resume) && !now.Before(c.resume):
@@ -173,15 +175,32 @@ func (c *chain) waits(now time.Time) time.Time {
 // maxPause bounds the time between two attempts at a target that fails.
 const maxPause = 30 * time.Second
 
-// visit does what is to be done for one database.
+// visit does what is to be done for one database: what the target lacks first, and then, when others may have their turn
+// at what is new, the rest.
 func (t *target) visit(ctx context.Context, c *chain) {
 	err := t.check(ctx)
 	if err == nil {
 		err = t.ship(ctx, c)
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	c.busy = false
+	var tidy *tidying
+	if id := c.db.ID(); err == nil && !c.dropped && c.tail.Max > 0 && time.Now().After(c.upkeep) && !t.mu.tidying[id] && c.tidied == nil {
+		t.mu.tidying[id] = true
+		tidy = c.tidying()
+	}
+	t.ended(ctx, c, err)
+	t.mu.Unlock()
+	if tidy != nil {
+		t.tidy(ctx, c, tidy)
+	}
+}
+
+// ended notes how it went, and lets others at the chain. mu is held.
+func (t *target) ended(ctx context.Context, c *chain, err error) {
+	if c.idle != nil {
+		close(c.idle)
+		c.idle = nil
+	}
 	if err != nil {
 		t.logger.Debug("not archived", "db", c.name, "error", err, "pauses", []time.Duration{t.mu.pause, c.pause})
 	}
@@ -234,6 +253,7 @@ func (t *target) forget(c *chain) {
 	if t.mu.chains[c.db.ID()] == c {
 		t.mu.chains[c.db.ID()] = &chain{
 			db: c.db, name: c.name, epoch: c.epoch, tailTXID: c.tailTXID, tried: c.tried, behind: c.behind, err: c.err, resume: c.resume, pause: c.pause,
+			upkeep: c.upkeep, untidy: c.untidy, untidied: c.untidied,
 		}
 	}
 }

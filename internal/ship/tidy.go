@@ -40,20 +40,20 @@ func (t *target) tidy(ctx context.Context, c *chain, u *tidying) {
 		}
 		ctx = patient(ctx)
 	}
-	now := time.Now()
-	err := t.upkeep(ctx, c, u, now)
+	began := time.Now()
+	err := t.upkeep(ctx, c, u, began)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.mu.tidying, c.db.ID())
 	known := c
-	if now := t.mu.chains[c.db.ID()]; now != nil && now != c {
-		known, known.stale = now, true // it was looked at again meanwhile
+	if other := t.mu.chains[c.db.ID()]; other != nil && other != c {
+		known, other.stale = other, true // the history was looked at again meanwhile
 	}
 	if ctx.Err() != nil || errors.Is(err, errNotPrimary) {
 		return
 	}
 	c.tidied = u
-	known.upkeep = now.Add(t.opt.levels[0])
+	known.upkeep = began.Add(t.opt.levels[0])
 	if err == nil {
 		known.untidy, known.untidied = nil, 0
 		return
@@ -62,7 +62,7 @@ func (t *target) tidy(ctx context.Context, c *chain, u *tidying) {
 		t.logger.Error("cannot keep a history in order; tried again, and new moments are archived meanwhile", "db", c.name, "error", err)
 	}
 	known.untidy, known.untidied = err, t.longer(known.untidied)
-	known.upkeep = now.Add(max(t.opt.levels[0], known.untidied))
+	known.upkeep = began.Add(max(t.opt.levels[0], known.untidied))
 	known.stale = known.stale || u.unsure
 }
 
@@ -78,14 +78,23 @@ func (t *target) adopt(c *chain) {
 	if u == nil || u.folder != c.folder {
 		return
 	}
-	c.objects = slices.DeleteFunc(c.objects, func(o archive.Object) bool { return slices.Contains(u.objects0, o) && !slices.Contains(u.objects, o) })
+	began, left := setOf(u.objects0), setOf(u.objects)
+	c.objects = slices.DeleteFunc(c.objects, func(o archive.Object) bool { return began[o] && !left[o] })
 	for _, o := range u.objects {
-		if !slices.Contains(u.objects0, o) && !c.has(o) {
+		if !began[o] && !c.has(o) {
 			c.objects = append(c.objects, o)
 		}
 	}
 	c.others = slices.DeleteFunc(c.others, func(n uint64) bool { return slices.Contains(u.others0, n) && !slices.Contains(u.others, n) })
 	c.othersDue = u.othersDue
+}
+
+func setOf(objects []archive.Object) map[archive.Object]bool {
+	set := make(map[archive.Object]bool, len(objects))
+	for _, o := range objects {
+		set[o] = true
+	}
+	return set
 }
 
 // has reports whether an object is known, whatever its time.

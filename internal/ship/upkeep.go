@@ -18,18 +18,11 @@ import (
 )
 
 // upkeep puts objects together, makes snapshots, and removes what is old. An object that is damaged holds up none
-// of the others, nor new moments: it cannot be put together with others, and leaves when a snapshot has come that
-// makes it superfluous.
-func (t *target) upkeep(ctx context.Context, c *chain, now time.Time) error {
-	t.mu.Lock()
-	due := now.After(c.upkeep)
-	t.mu.Unlock()
-	if !due || c.tail.Max == 0 {
-		return nil
-	}
+// of the others: it cannot be put together with others, and leaves when a snapshot has come that makes it superfluous.
+func (t *target) upkeep(ctx context.Context, c *chain, u *tidying, now time.Time) error {
 	compact := func() error {
 		for level := archive.LevelRaw + 1; level <= archive.LevelTop; level++ {
-			if err := t.compact(ctx, c, level, now); err != nil {
+			if err := t.compact(ctx, &u.chain, level, now); err != nil {
 				return err
 			}
 		}
@@ -41,32 +34,21 @@ func (t *target) upkeep(ctx context.Context, c *chain, now time.Time) error {
 		do   func() error
 	}{
 		{"put objects of %s together", compact},
-		{"snapshot of %s", func() error { return t.snapshot(ctx, c, now) }},
-		{"remove old objects of %s", func() error { return t.expire(ctx, c, now) }},
-		{"remove old histories of %s", func() error { return t.expireHistories(ctx, c, now) }},
+		{"snapshot of %s", func() error { return t.snapshot(ctx, c, &u.chain, now) }},
+		{"remove old objects of %s", func() error { return t.expire(ctx, &u.chain, now) }},
+		{"remove old histories of %s", func() error { return t.expireHistories(ctx, &u.chain, now) }},
 	} {
 		err := step.do()
 		if err == nil {
 			continue
 		}
-		err = fmt.Errorf(step.what+": %w", c.name, err)
+		errs = append(errs, fmt.Errorf(step.what+": %w", c.name, err))
 		if !errors.Is(err, archive.ErrCorrupt) && !errors.Is(err, objstore.ErrNotFound) {
-			return err
-		}
-		errs = append(errs, err)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	c.upkeep = now.Add(t.opt.levels[0])
-	err := errors.Join(errs...)
-	if err != nil {
-		c.upkeep = now.Add(max(t.opt.levels[0], maxPause))
-		if c.untidy == nil {
-			t.logger.Error("cannot keep a history in order; tried again, and new moments are archived meanwhile", "db", c.name, "error", err)
+			u.unsure = true
+			break
 		}
 	}
-	c.untidy = err
-	return nil
+	return errors.Join(errs...)
 }
 
 // at returns the objects of a level, ascending.
@@ -227,48 +209,97 @@ func (t *target) fetch(ctx context.Context, key string, size int64) (_ *os.File,
 }
 
 // snapshot writes an object with every page, once in an interval in which something changed.
-func (t *target) snapshot(ctx context.Context, c *chain, now time.Time) (err error) {
+func (t *target) snapshot(ctx context.Context, c, u *chain, now time.Time) (err error) {
 	// Where there is no snapshot yet, the first object is one.
-	last := slices.MinFunc(c.objects, func(a, b archive.Object) int { return a.Modified.Compare(b.Modified) })
-	if have := c.at(archive.LevelSnapshot); len(have) > 0 {
+	last := slices.MinFunc(u.objects, func(a, b archive.Object) int { return a.Modified.Compare(b.Modified) })
+	if have := u.at(archive.LevelSnapshot); len(have) > 0 {
 		last = have[len(have)-1]
 	}
-	if now.Sub(last.Modified) < t.opt.SnapshotInterval || last.Max >= c.tail.Max {
+	if now.Sub(last.Modified) < t.opt.SnapshotInterval || last.Max >= u.tail.Max {
 		return nil
 	}
-	snap, err := c.db.DecidedSnapshot(ctx)
-	if errors.Is(err, litefs.ErrDatabaseNotFound) || errors.Is(err, litefs.ErrLogChanged) {
-		return nil // at the next visit, perhaps
-	}
-	if err != nil {
+	snap, h, err := t.snapshotAtMoment(ctx, c, u.folder)
+	if snap == nil || err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, snap.Close()) }()
-	if err := t.shipUntil(ctx, c, snap.MaxTXID); err != nil {
-		return err
-	}
-	if c.tail.State.TXID != snap.MaxTXID || c.tail.State.Sum != snap.Post {
-		return nil // a new history has begun, or the log went on to where no moment ends; at the next visit
-	}
 	f, err := t.create(func(w io.Writer) (archive.Header, int64, error) {
-		h := c.tail
-		h.Min = 1
-		size, err := copyPages(w, h, snap)
-		return h, size, err
+		first := h
+		first.Min = 1
+		size, err := copyPages(w, first, snap)
+		return first, size, err
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.close()) }()
-	o := archive.Object{Level: archive.LevelSnapshot, Min: 1, Max: c.tail.Max, Size: f.size, Modified: now}
-	if err := t.put(ctx, c, c.folder+t.place.Layout.Key(o), f); err != nil && !errors.Is(err, errNotOurs) {
+	o := archive.Object{Level: archive.LevelSnapshot, Min: 1, Max: h.Max, Size: f.size, Modified: now}
+	if err := t.put(ctx, u, u.folder+t.place.Layout.Key(o), f); err != nil && !errors.Is(err, errNotOurs) {
 		return err
 	}
-	c.objects = append(c.objects, o)
+	u.objects, u.tail = append(u.objects, o), h // what follows is the next upkeep's
 	return nil
 }
 
-// shipUntil writes moments until one ends with transaction txid, or later.
+// snapshotAtMoment returns all of the database as it was at the end of a moment of a history; nil: not now. From before
+// to after it nothing is written to the history but what commits wait for, lest a moment goes past the one that is wanted.
+func (t *target) snapshotAtMoment(ctx context.Context, c *chain, folder string) (_ *litefs.LTXReader, h archive.Header, err error) {
+	t.cut(c, true)
+	defer t.cut(c, false)
+	snap, err := c.db.DecidedSnapshot(ctx)
+	if errors.Is(err, litefs.ErrDatabaseNotFound) || errors.Is(err, litefs.ErrLogChanged) {
+		return nil, h, nil // at the next visit, perhaps
+	}
+	if err != nil {
+		return nil, h, err
+	}
+	if t.take(ctx, c) {
+		err := t.shipUntil(urgent(ctx), c, snap.MaxTXID)
+		t.mu.Lock()
+		h = c.momentAt(folder, snap.MaxTXID, snap.Post)
+		t.ended(ctx, c, err)
+		t.mu.Unlock()
+	}
+	if h.Max == 0 {
+		return nil, h, snap.Close() // a new history has begun, or the log went on to where no moment ends; at the next visit
+	}
+	return snap, h, nil
+}
+
+// cut has only that shipped what commits wait for, and what is shipped noted; or ends it.
+func (t *target) cut(c *chain, on bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.cutting, c.noted = on, nil
+}
+
+// maxNoted is how many moments are noted while a snapshot is made: the one that is wanted is among the last.
+const maxNoted = 4096
+
+// note notes a moment that was written, if somebody wants that.
+func (t *target) note(c *chain, h archive.Header) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.cutting {
+		c.noted = append(c.noted[len(c.noted)/maxNoted:], h)
+	}
+}
+
+// momentAt is the moment of a history that ends with a transaction, the last one or one of those that were noted; Max is
+// 0 when there is none. The caller has the chain; mu is held.
+func (c *chain) momentAt(folder string, txid, sum uint64) archive.Header {
+	if c.folder != folder {
+		return archive.Header{}
+	}
+	for _, h := range append(c.noted, c.tail) {
+		if h.State.TXID == txid && h.State.Sum == sum {
+			return h
+		}
+	}
+	return archive.Header{}
+}
+
+// shipUntil writes moments until one ends with transaction txid, or later. The caller has the chain.
 func (t *target) shipUntil(ctx context.Context, c *chain, txid uint64) error {
 	for folder := c.folder; c.tail.State.TXID < txid && c.folder == folder; {
 		parts, err := c.db.LogAfter(c.tail.State.TXID)

@@ -102,4 +102,10 @@ type urgentKey struct{}
 
 func urgent(ctx context.Context) context.Context { return context.WithValue(ctx, urgentKey{}, true) }
 
-func isUrgent(ctx context.Context) bool { return ctx.Value(urgentKey{}) != nil }
+// patient is for what no commit waits for.
+func patient(ctx context.Context) context.Context { return context.WithValue(ctx, urgentKey{}, false) }
+
+func isUrgent(ctx context.Context) bool {
+	is, _ := ctx.Value(urgentKey{}).(bool)
+	return is
+}
