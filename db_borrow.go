@@ -13,7 +13,6 @@ import (
 	"github.com/superfly/ltx"
 
 	"github.com/litefs/litefs/internal/capture"
-	"github.com/litefs/litefs/internal/halt"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/pagesum"
 	"github.com/litefs/litefs/internal/walwrite"
@@ -414,10 +413,8 @@ func (t HaltTx) is(e ltxlog.Entry) bool {
 // inLog says what the log here, which the stream brings, knows of a transaction. Unknown: nothing yet.
 func (db *DB) inLog(tx HaltTx) HaltOutcome {
 	head, _ := db.txlog.Head()
-	if head.Max < tx.Post.TXID {
-		return HaltUnknown // it may be on its way
+	if head.Max < tx.Post.TXID || db.hold.Load() < tx.Post.TXID {
+		return HaltUnknown // it may be on its way, or be taken back
 	}
-	e, found := db.txlog.Find(tx.Post.TXID)
-	return HaltOutcome(halt.Resolve(tx.pure(), halt.Pos{TXID: head.Max, Sum: head.Post},
-		halt.Entry{Min: e.Min, Max: e.Max, Post: e.Post, Epoch: e.Epoch}, found))
+	return db.resolve(tx)
 }

@@ -24,6 +24,7 @@ type change struct {
 	count    uint32   // pages of the database afterwards
 	pgnos    []uint32 // ascending, without the lock page, none above count
 	read     func(pgno uint32, b []byte) error
+	pages    ltxlog.Pages   // instead of read, where sums are known
 	wal      capture.WALPos // where the write-ahead log was read to; zero for none
 	walFrom  capture.WALPos
 	durable  bool      // on disk before it counts
@@ -211,6 +212,9 @@ func (db *DB) appendEntry(hdr ltxlog.Header, c change, post uint64) error {
 
 // pageSeq gives the pages of c to the log's encoder.
 func (db *DB) pageSeq(c change) ltxlog.Pages {
+	if c.pages != nil {
+		return c.pages
+	}
 	return func(yield func(pgno uint32, data []byte) error) error {
 		b := db.page(c.pageSize)
 		for _, pgno := range c.pgnos {

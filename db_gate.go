@@ -306,27 +306,9 @@ func (db *DB) changesNothing(c *change) (bool, error) {
 
 // commitGated makes the transaction at the gate an entry, waits for those who must have it, and lets its last frame in.
 func (db *DB) commitGated(v walwrite.Verdict, c change, batch capture.Batch, level Level, until time.Time) error {
-	s := db.store
-	head, _ := db.txlog.Head()
-	u := &undecided{before: Pos{TXID: head.Max, Chksum: head.Post}, epoch: head.Epoch, beforeAt: db.at, count: db.sums.Count()}
-	db.undecided = u
-	c.ahead = func() { s.MarkDirty(db.id) }
-	err := db.appendChange(c)
-	now, _ := db.txlog.Head()
-	if now.Max == head.Max {
-		db.undecided = nil
+	u, err := db.promise(c, batch.To, level, until)
+	if u == nil {
 		return err
-	}
-	u.pos, u.refused = Pos{TXID: now.Max, Chksum: now.Post}, true
-	db.at = batch.To
-	if late := new(notDurable); level.Memory && errors.As(err, late) {
-		err = nil
-	}
-	if err == nil {
-		err = s.awaitPromise(db, u.pos, level, until)
-	}
-	if err == nil && s.Role() != RolePrimary {
-		err = errors.New("this node is not the primary any more")
 	}
 	if err == nil {
 		err = db.letIn(v)
@@ -337,6 +319,34 @@ func (db *DB) commitGated(v walwrite.Verdict, c change, batch capture.Batch, lev
 	u.refused, u.letIn, u.at = false, true, batch.To
 	copy(u.frame[:], v.Bytes)
 	return nil
+}
+
+// promise makes a transaction that ends at to an entry that is not decided, and waits for those who must have it. On an
+// error it is to be taken back; nil: it is not in the log.
+func (db *DB) promise(c change, to capture.WALPos, level Level, until time.Time) (*undecided, error) {
+	s := db.store
+	head, _ := db.txlog.Head()
+	u := &undecided{before: Pos{TXID: head.Max, Chksum: head.Post}, epoch: head.Epoch, beforeAt: db.at, count: db.sums.Count()}
+	db.undecided = u
+	c.ahead = func() { s.MarkDirty(db.id) }
+	err := db.appendChange(c)
+	now, _ := db.txlog.Head()
+	if now.Max == head.Max {
+		db.undecided = nil
+		return nil, err
+	}
+	u.pos, u.refused = Pos{TXID: now.Max, Chksum: now.Post}, true
+	db.at = to
+	if late := new(notDurable); level.Memory && errors.As(err, late) {
+		err = nil
+	}
+	if err == nil {
+		err = s.awaitPromise(db, u.pos, level, until)
+	}
+	if err == nil && s.Role() != RolePrimary {
+		err = errors.New("this node is not the primary any more")
+	}
+	return u, err
 }
 
 // decide makes the undecided transaction one that everybody may see. db.mu is held.
@@ -452,7 +462,7 @@ func (db *DB) takeBack() (err error) {
 		return err
 	}
 	db.at = u.beforeAt
-	img, err := db.openImage()
+	img, err := db.openAppliedImage()
 	if err != nil {
 		return err
 	}

@@ -63,8 +63,9 @@ func (db *DB) setLent(lent bool) bool {
 	return was
 }
 
-func walPosOf(p *peer.Peer) capture.WALPos {
-	pos := p.WALPos()
+func walPosOf(p *peer.Peer) capture.WALPos { return capturePos(p.WALPos()) }
+
+func capturePos(pos peer.WALPos) capture.WALPos {
 	return capture.WALPos{Salt1: pos.Salt1, Salt2: pos.Salt2, Frame: pos.Frame, Cksum: pos.Cksum}
 }
 
@@ -94,7 +95,11 @@ func (db *DB) refuseLent(size int64) error {
 	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	if size < int64(db.sums.Count())*int64(db.sums.PageSize()) {
+	count := db.sums.Count()
+	if u := db.undecided; u != nil {
+		count = min(count, u.count)
+	}
+	if size < int64(count)*int64(db.sums.PageSize()) {
 		return syscall.EBUSY
 	}
 	return nil
@@ -236,6 +241,9 @@ func (db *DB) commitLent(in *incoming) (unlogged bool, err error) {
 	// for db.mu.
 	ctx, cancel := context.WithTimeout(context.Background(), applyLentFor)
 	defer cancel()
+	if level := db.Level(); level.Gated() {
+		return false, db.commitLentGated(ctx, p, in, level)
+	}
 	before := p.WALPos()
 	err = p.Apply(ctx, e.Commit, e.PageSize, in.pages(&db.store.logBuffers))
 	after := walPosOf(p)

@@ -340,7 +340,11 @@ func (b *borrowed) commit(o *outgoing) error {
 	b.mu.Lock()
 	link := b.link
 	b.mu.Unlock()
-	ctx, cancel := context.WithTimeout(b.s.ctx, commitAnswer+time.Duration(o.size/commitSpeed)*time.Second)
+	patience := commitAnswer + time.Duration(o.size/commitSpeed)*time.Second
+	if level := b.db.Level(); level.Gated() {
+		patience += level.Timeout
+	}
+	ctx, cancel := context.WithTimeout(b.s.ctx, patience)
 	sent := haltNow()
 	news, err := link.Commit(ctx, b.db.id, b.token, o.tx, io.NewSectionReader(o.file, 0, o.size), o.size)
 	cancel()

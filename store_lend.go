@@ -76,8 +76,6 @@ func (s *Store) mayLend(db *DB) error {
 		return ErrReadOnlyReplica
 	case s.Guarded:
 		return fmt.Errorf("%w: fuse.guardian is on at the primary, and the two do not go together yet", ErrNotLent)
-	case db.Level().Gated():
-		return fmt.Errorf("%w: %s is at level %s, whose commits are not forwarded yet", ErrNotLent, db.Name(), db.Level())
 	case db.ended.Load() || s.DB(db.id) != db:
 		return ErrDatabaseNotFound
 	case db.Pos().IsZero():
@@ -334,15 +332,16 @@ func (s *Store) commitHeld(ctx context.Context, db *DB, token string, tx HaltTx,
 	if l.over || !db.onLoan.Load() || s.Role() != RolePrimary {
 		return ErrHaltLost
 	}
-	if level := db.Level(); level.Gated() { // since a moment ago
-		return fmt.Errorf("%w: %s is at level %s now", ErrHaltLost, db.Name(), level)
-	}
 	if err := db.checkHeld(token, tx); err != nil {
 		return err
 	}
 	unlogged, err := db.commitLent(in)
 	if unlogged {
 		// Readers see it: it is captured like any commit, and is no more the holder's than anybody's.
+		return errors.Join(err, s.endHoldLocked(db, token, true, func(*halt.Lock) bool { return true }))
+	}
+	if errors.Is(err, errTakenBack) {
+		// What the holder goes on from is not the end of the log any more. Its TXID is taken: there is nothing to fence.
 		return errors.Join(err, s.endHoldLocked(db, token, true, func(*halt.Lock) bool { return true }))
 	}
 	if err != nil {
@@ -403,8 +402,21 @@ func (db *DB) outcome(tx HaltTx) (HaltOutcome, error) {
 	if err := db.Settle(); err != nil { // what a hold that broke has left in the write-ahead log
 		return HaltUnknown, err
 	}
+	db.mu.Lock()
+	u := db.undecided
+	db.mu.Unlock()
+	if u != nil && !u.journal && u.pos.TXID <= tx.Post.TXID {
+		return HaltUnknown, fmt.Errorf("transaction %016x is not decided yet", u.pos.TXID)
+	}
+	return db.resolve(tx), nil
+}
+
+// resolve is halt.Resolve with the log here.
+func (db *DB) resolve(tx HaltTx) HaltOutcome {
 	head, _ := db.txlog.Head()
 	e, found := db.txlog.Find(tx.Post.TXID)
-	return HaltOutcome(halt.Resolve(tx.pure(), halt.Pos{TXID: head.Max, Sum: head.Post},
-		halt.Entry{Min: e.Min, Max: e.Max, Post: e.Post, Epoch: e.Epoch}, found)), nil
+	next, ok := db.txlog.Find(tx.Post.TXID + 1)
+	return HaltOutcome(halt.Resolve(tx.pure(), halt.Pos{TXID: head.Max, Sum: head.Post}, halt.Entry{
+		Min: e.Min, Max: e.Max, Post: e.Post, Epoch: e.Epoch, TakenBack: found && ok && next.TakesBack(e),
+	}, found))
 }

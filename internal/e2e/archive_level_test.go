@@ -172,6 +172,36 @@ func TestArchiveLevel(t *testing.T) {
 	}
 }
 
+// A transaction of a replica is acknowledged when the archive has it too; one that the bucket does not take is refused.
+func TestArchiveLevelForwarded(t *testing.T) {
+	t.Parallel()
+	b := archiveBadBucket(t)
+	primary := b.start(archiveLevel("2s"))
+	c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode=wal")
+	mustCommit(t, c, "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT)")
+	replica := startNode(t, follows(primary), daemonLocks)
+	caughtUp(primary, replica, "app.db")
+	r := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+	mustCommit(t, r, "INSERT INTO t(v) VALUES ('one')")
+	b.set("fails")
+	if _, err := r.Exec("INSERT INTO t(v) VALUES ('refused')"); err == nil {
+		t.Error("a commit was acknowledged that the bucket did not take")
+	}
+	if got := c.MustText("SELECT group_concat(v) FROM t"); got != "one" {
+		t.Errorf("the primary has %q, want \"one\"", got)
+	}
+	b.set("")
+	mustCommit(t, r, "INSERT INTO t(v) VALUES ('two')")
+	primary.killAll()
+	if err := os.RemoveAll(primary.cfg.Data); err != nil {
+		t.Fatal(err)
+	}
+	b.has("app.db", "one,two")
+	if err := os.MkdirAll(primary.cfg.Data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // has checks what is restored of a table.
 func (a *archiveAt) has(database, want string, flags ...string) {
 	a.t.Helper()

@@ -73,6 +73,20 @@ func (n *node) killAll() {
 	}
 }
 
+// primaryAmong waits until one of the nodes is the primary.
+func primaryAmong(t testing.TB, nodes []*node) (p *node) {
+	t.Helper()
+	eventually(t, "a node is the primary", func() (bool, string) {
+		for _, n := range nodes {
+			if info, ok := n.info(); ok && info.IsPrimary {
+				p = n
+			}
+		}
+		return p != nil, "none"
+	})
+	return p
+}
+
 type nodeInfo struct {
 	NodeID, RoleState, RoleReason string
 	IsPrimary                     bool

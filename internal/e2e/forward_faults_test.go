@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,6 +56,19 @@ func TestForwardWriterDies(t *testing.T) {
 	})
 }
 
+// quorumCounting is forwardCounting at level quorum, with a replica.
+func quorumCounting(t testing.TB) (primary, replica *node, k *counting) {
+	primary = startNode(t, quorum(1, "5s"))
+	replica = startNode(t, quorum(1, "5s"), follows(primary), daemonLocks)
+	c := openPatient(sqlitetest.Start(t), primary.path("app.db"))
+	mustCommit(t, c, "PRAGMA journal_mode=wal")
+	mustCommit(t, c, "CREATE TABLE made(v)")
+	k = newCounting(t, c)
+	k.command = unlocked
+	c.Close()
+	return primary, replica, k
+}
+
 // forwardCounting is a primary and a replica whose programs increment a counter without asking for a lock.
 func forwardCounting(t testing.TB) (*node, *counting) {
 	primary := startNode(t)
@@ -82,12 +96,22 @@ func killsAndStarts(n *node) func(ctx context.Context) {
 // The primary, or the replica's daemon, is killed under transactions and started anew: none that was acknowledged is
 // lost, none counts twice.
 func TestForwardKills(t *testing.T) {
-	for _, who := range []string{"primary", "replica"} {
+	for _, who := range []string{"primary", "replica", "primary at quorum", "replica at quorum"} {
 		t.Run(who, func(t *testing.T) {
-			primary, k := forwardCounting(t)
-			replica := startNode(t, follows(primary), daemonLocks)
+			t.Parallel()
+			var primary, replica *node
+			var k *counting
+			if strings.HasSuffix(who, "quorum") {
+				primary, replica, k = quorumCounting(t)
+			} else {
+				primary, k = forwardCounting(t)
+				replica = startNode(t, follows(primary), daemonLocks)
+			}
 			caughtUp(primary, replica, "app.db")
-			victim := map[string]*node{"primary": primary, "replica": replica}[who]
+			victim := replica
+			if strings.HasPrefix(who, "primary") {
+				victim = primary
+			}
 			during(t, max(3*time.Second, soakFor(t)/6),
 				func(ctx context.Context) { k.count(ctx, replica, "r", 10, inC) }, // it does not make a file where no mount is
 				killsAndStarts(victim))
@@ -139,6 +163,77 @@ func TestForwardHandOver(t *testing.T) {
 	for _, n := range []*node{a, b} {
 		sqlitetest.CheckIntegrity(t, n.path("app.db"))
 	}
+}
+
+// At level quorum programs on all nodes increment a counter, and the primary is killed for good: what was acknowledged
+// anywhere is on the one that takes over, where the programs go on, and on the former one when it is back.
+func TestForwardQuorumFailover(t *testing.T) {
+	t.Parallel()
+	cl := newCluster(t, 3*time.Second)
+	var nodes []*node
+	for range 3 {
+		nodes = append(nodes, cl.start(quorum(1, "5s"), daemonLocks))
+	}
+	first := primaryAmong(t, nodes)
+	c := openPatient(sqlitetest.Start(t), first.path("app.db"))
+	mustCommit(t, c, "PRAGMA journal_mode=wal")
+	mustCommit(t, c, "CREATE TABLE made(v)")
+	k := newCounting(t, c)
+	k.command = unlocked
+	c.Close()
+	var names, left []string
+	var programs []func(context.Context)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for i, n := range nodes {
+		name := fmt.Sprint("before", i)
+		names = append(names, name)
+		if n != first {
+			samePosition(first, n, "app.db")
+			left = append(left, fmt.Sprint("after", i))
+		}
+		programs = append(programs, func(context.Context) {
+			k.count(until(ctx, func() bool { return k.allIn(names) }), n, name, 5, inC)
+		})
+	}
+	during(t, patience, programs...)
+	programs = nil
+	for i, n := range nodes {
+		if n != first {
+			programs = append(programs, func(context.Context) {
+				k.count(until(ctx, func() bool { return k.allIn(left) }), n, fmt.Sprint("after", i), 5, inC)
+			})
+		}
+	}
+	programs = append(programs, func(context.Context) {
+		time.Sleep(200 * time.Millisecond) // while they write
+		first.killAll()
+	})
+	during(t, patience, programs...)
+	next := primaryAmong(t, nodes)
+	if next == first {
+		t.Fatal("the node that was killed is the primary")
+	}
+	first.start()
+	for _, n := range nodes {
+		if n != next {
+			samePosition(next, n, "app.db")
+		}
+		k.check(openPatient(sqlitetest.Start(t), n.path("app.db")))
+		sqlitetest.CheckIntegrity(t, n.path("app.db"))
+	}
+}
+
+// until returns a context that ends when done says so, or with ctx.
+func until(ctx context.Context, done func() bool) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		for ctx.Err() == nil && !done() {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+	return ctx
 }
 
 // Programs on three nodes read a counter and write the next one, or read it alone, each under the write lock, while the

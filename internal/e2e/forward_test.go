@@ -464,23 +464,52 @@ func TestForwardLockFile(t *testing.T) {
 	}
 }
 
-// A database at level quorum is not written from a replica: programs there are told SQLITE_BUSY, and the log says why.
+// At level quorum a transaction of a replica is acknowledged when another node has it as well; one that nobody else gets is
+// refused, and nowhere.
 func TestForwardQuorum(t *testing.T) {
 	t.Parallel()
-	level := func(c *childnode.Config) { c.Durability = []string{"{match: app.db, level: quorum, n: 1}"} }
-	primary := startNode(t, level)
-	replica := startNode(t, follows(primary), daemonLocks, level)
-	c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode=wal")
-	c.MustExec("CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
-	caughtUp(primary, replica, "app.db")
-	r := sqlitetest.Open(t, replica.path("app.db"), "busy_timeout=100")
-	if _, err := r.Exec("INSERT INTO t(v) VALUES ('never')"); !sqlapp.IsCode(err, sqlapp.CodeBusy) {
-		t.Errorf("%v, want SQLITE_BUSY", err)
+	level := func(c *childnode.Config) {
+		c.Durability = []string{"{match: app.db, level: quorum, n: 2, timeout: 2s}"}
 	}
-	eventually(t, "the log says why", func() (bool, string) {
-		return strings.Contains(replica.log.text(), "whose commits are not forwarded yet"), replica.log.text()
+	primary := startNode(t, level)
+	replica, other := startNode(t, follows(primary), daemonLocks, level), startNode(t, follows(primary), level)
+	c := openPatient(sqlitetest.Start(t), primary.path("app.db"))
+	eventually(t, "two replicas are in sync", func() (bool, string) {
+		_, err := c.Exec("PRAGMA journal_mode=wal; CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, v)")
+		return err == nil, fmt.Sprint(err)
+	})
+	caughtUp(primary, replica, "app.db")
+	r := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+	for range 3 {
+		r.MustExec("INSERT INTO t(v) VALUES ('replica')")
+		r.MustExec("INSERT INTO t(v) VALUES (randomblob(30000))")
+	}
+	replica.mustShell("app.db", "DELETE FROM t WHERE length(v) > 100; VACUUM")
+	c.MustExec("INSERT INTO t(v) VALUES ('primary')")
+	other.stop()
+	for range 2 {
+		if _, err := r.Exec("INSERT INTO t(v) VALUES ('never')"); !sqlapp.IsCode(err, 10) {
+			t.Errorf("a commit that one node alone would get: %v, want an I/O error", err)
+		}
+		for name, conn := range map[string]*sqlitetest.Conn{"the primary": c, "the replica": r} {
+			if n := conn.MustInt("SELECT count(*) FROM t"); n != 4 {
+				t.Errorf("%s has %d rows, want 4", name, n)
+			}
+		}
+	}
+	other.start()
+	eventually(t, "the replica writes again", func() (bool, string) {
+		_, err := r.Exec("INSERT INTO t(v) VALUES ('after')")
+		return err == nil, fmt.Sprint(err)
 	})
 	c.MustExec("INSERT INTO t(v) VALUES ('primary')")
+	for _, n := range []*node{replica, other} {
+		caughtUp(primary, n, "app.db")
+	}
+	if got := r.MustText("SELECT group_concat(v) FROM t"); got != "replica,replica,replica,primary,after,primary" {
+		t.Errorf("rows %s", got)
+	}
 	r.Close()
-	same(primary, replica, c, 1)
+	c.Close()
+	sameBytes("app.db", other, replica, primary)
 }

@@ -137,18 +137,7 @@ func TestQuorumFailover(t *testing.T) {
 	}
 	databases := map[string]string{"wal.db": "wal", "delete.db": "delete"}
 	told := map[string]*answered{"wal.db": {}, "delete.db": {}}
-	primaryOf := func() *node {
-		var p *node
-		eventually(t, "a node is the primary", func() (bool, string) {
-			for _, n := range nodes {
-				if info, ok := n.info(); ok && info.IsPrimary {
-					p = n
-				}
-			}
-			return p != nil, "none"
-		})
-		return p
-	}
+	primaryOf := func() *node { return primaryAmong(t, nodes) }
 	for name, mode := range databases {
 		conn := openPatient(sqlitetest.Start(t), primaryOf().path(name), "journal_mode="+mode)
 		mustCommit(t, conn, "CREATE TABLE t(id INTEGER PRIMARY KEY)")

@@ -190,6 +190,8 @@ type Entry struct {
 	Min, Max uint64
 	Post     uint64
 	Epoch    uint64
+
+	TakenBack bool // the entry behind it brings back what was before it: its commit was refused
 }
 
 // Resolve says what became of a transaction that can be committed no more, from the log of the primary of today, which
@@ -200,7 +202,7 @@ func Resolve(tx Tx, head Pos, entry Entry, found bool) Outcome {
 		return Void
 	case !found || entry.Max != tx.Post.TXID:
 		return Unknown // merged into a larger one
-	case entry.Epoch == tx.Epoch && entry.Post == tx.Post.Sum:
+	case entry.Epoch == tx.Epoch && entry.Post == tx.Post.Sum && !entry.TakenBack:
 		return Committed
 	}
 	return Void

@@ -110,12 +110,13 @@ func TestResolve(t *testing.T) {
 		want  Outcome
 	}{
 		"not there":           {Pos{7, 70}, Entry{}, false, Void},
-		"there":               {Pos{8, 80}, Entry{8, 8, 80, 3}, true, Committed},
-		"there, others after": {Pos{9, 90}, Entry{8, 8, 80, 3}, true, Committed},
-		"the end of a merger": {Pos{9, 90}, Entry{2, 8, 80, 3}, true, Committed},
-		"fenced":              {Pos{8, 70}, Entry{8, 8, 70, 3}, true, Void},
-		"the same of others":  {Pos{8, 80}, Entry{8, 8, 80, 4}, true, Void},
-		"inside a merger":     {Pos{9, 90}, Entry{7, 9, 90, 3}, true, Unknown},
+		"there":               {Pos{8, 80}, Entry{8, 8, 80, 3, false}, true, Committed},
+		"there, others after": {Pos{9, 90}, Entry{8, 8, 80, 3, false}, true, Committed},
+		"the end of a merger": {Pos{9, 90}, Entry{2, 8, 80, 3, false}, true, Committed},
+		"fenced":              {Pos{8, 70}, Entry{8, 8, 70, 3, false}, true, Void},
+		"the same of others":  {Pos{8, 80}, Entry{8, 8, 80, 4, false}, true, Void},
+		"inside a merger":     {Pos{9, 90}, Entry{7, 9, 90, 3, false}, true, Unknown},
+		"taken back":          {Pos{9, 70}, Entry{8, 8, 80, 3, true}, true, Void},
 		"retired":             {Pos{900, 90}, Entry{}, false, Unknown},
 	} {
 		if got := Resolve(tx, c.head, c.entry, c.found); got != c.want {

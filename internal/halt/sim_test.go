@@ -22,7 +22,7 @@ func TestCluster(t *testing.T) {
 	if *oneSeed != 0 {
 		first, last = *oneSeed, *oneSeed
 	}
-	var acked, void, unknown, tails, fences int
+	var acked, void, unknown, tails, fences, backs, promised int
 	for seed := first; seed <= last; seed++ {
 		s := newSim(seed, *oneSeed != 0)
 		err := s.live()
@@ -33,9 +33,12 @@ func TestCluster(t *testing.T) {
 			t.Fatalf("go test ./internal/halt -run TestCluster -halt.seed %d -v: %v", seed, err)
 		}
 		acked, void, unknown, tails, fences = acked+s.count(Committed), void+s.count(Void), unknown+s.count(Unknown), tails+len(s.tails), fences+s.fences
+		if backs += s.backs; s.quorum {
+			promised += s.count(Committed)
+		}
 	}
-	t.Logf("%d increments acknowledged, %d refused, %d unknown; %d in tails; %d fences", acked, void, unknown, tails, fences)
-	if acked == 0 || void == 0 || fences == 0 || tails == 0 {
+	t.Logf("%d increments acknowledged, %d of them at level quorum, %d refused, %d unknown; %d in tails; %d fences, %d taken back", acked, promised, void, unknown, tails, fences, backs)
+	if acked == 0 || void == 0 || fences == 0 || tails == 0 || backs == 0 || promised == 0 {
 		t.Error("the simulation does not meet what it is for")
 	}
 }
@@ -44,6 +47,7 @@ func TestCluster(t *testing.T) {
 type simEntry struct {
 	epoch, value uint64
 	op           int
+	back         bool // it takes the one before it back
 }
 
 // simNode is a node. Its log is durable; everything else dies with it.
@@ -56,6 +60,8 @@ type simNode struct {
 
 	lock Lock // of the primary
 	hold *simHold
+
+	undecided bool // the newest entry waits for another node: whoever else has to do with the lock waits too
 }
 
 // simHold is a node's hold, on its own side.
@@ -110,12 +116,17 @@ type sim struct {
 	fences  int
 	tokens  int
 
+	quorum bool // a commit is acknowledged when another node has it
+	acked  int  // the last entry that was, at level quorum
+	backs  int  // entries that take another back
+
 	waitingSince Time // a local writer of the primary waits; 0: none does
 	err          error
 }
 
 func newSim(seed uint64, tracing bool) *sim {
 	s := &sim{rng: rand.New(rand.NewPCG(seed, 7)), tracing: tracing, epoch: 1, tails: make(map[int]bool), ops: []*simOp{nil}}
+	s.quorum = seed%2 == 0
 	for id := range 2 + s.rng.IntN(3) {
 		s.nodes = append(s.nodes, &simNode{id: id, up: true, log: []simEntry{{epoch: 1}}})
 	}
@@ -169,13 +180,63 @@ func (s *sim) ask(from *simNode, to int, request func(p *simNode) func()) {
 		if !p.up || to != s.primary {
 			return
 		}
-		answer := request(p)
-		s.send(func() {
-			if from.up {
-				answer()
-			}
-		})
+		s.answer(from, request(p))
 	})
+}
+
+// answer sends an answer, if there is one.
+func (s *sim) answer(to *simNode, fn func()) {
+	if fn == nil {
+		return
+	}
+	s.send(func() {
+		if to.up {
+			fn()
+		}
+	})
+}
+
+// commit logs an increment on the primary, and calls done when it is decided: at once, or when another node has it; one
+// that nobody has for long is taken back. Not called: the primary is one no more.
+func (s *sim) commit(p *simNode, number int, done func(ok bool)) {
+	before := p.head().Sum
+	p.log = append(p.log, simEntry{epoch: s.epoch, value: before + 1, op: number})
+	at, epoch, until := len(p.log)-1, s.epoch, s.now+Second
+	s.logf("node %d has %d at %d", p.id, number, at)
+	if !s.quorum {
+		done(true)
+		return
+	}
+	p.undecided = true
+	var look func()
+	look = func() {
+		if !p.up || s.primary != p.id || s.epoch != epoch || !p.undecided {
+			return
+		}
+		for _, n := range s.nodes {
+			if n != p && len(n.log) > at && n.log[at] == p.log[at] {
+				p.undecided, s.acked = false, at
+				done(true)
+				return
+			}
+		}
+		if s.now < until {
+			s.after(10*Millisecond, look)
+			return
+		}
+		p.undecided = false
+		s.backs++
+		p.log = append(p.log, simEntry{epoch: epoch, value: before, back: true})
+		s.logf("node %d takes %d back", p.id, number)
+		done(false)
+	}
+	look()
+}
+
+// mayWin reports whether a node has all that was acknowledged at level quorum, as those in the lease record have.
+func (s *sim) mayWin(n *simNode) bool {
+	p := s.nodes[s.primary]
+	return !s.quorum || len(n.log) > s.acked && n.log[s.acked] == p.log[s.acked]
 }
 
 func (n *simNode) head() Pos {
@@ -185,7 +246,7 @@ func (n *simNode) head() Pos {
 // reign begins a reign of the primary of today in the epoch of today.
 func (s *sim) reign() {
 	p := s.nodes[s.primary]
-	p.lock = Lock{Config: bounds}
+	p.lock, p.undecided = Lock{Config: bounds}, false
 	if p.noted != "" {
 		if p.epoch == s.epoch {
 			s.fence(p)
@@ -203,7 +264,7 @@ func (s *sim) fence(p *simNode) {
 // endHold ends the hold of the primary.
 func (s *sim) endHold(p *simNode, clean bool) {
 	h, ok := p.lock.Holder()
-	if !ok {
+	if !ok || p.undecided {
 		return
 	}
 	if !clean {
@@ -261,8 +322,12 @@ func (s *sim) local() {
 		s.failf("the primary's own writer waited since %d ms", s.waitingSince/Millisecond)
 	}
 	s.waitingSince = 0
-	s.ops = append(s.ops, &simOp{outcome: Committed, done: true})
-	p.log = append(p.log, simEntry{s.epoch, p.head().Sum + 1, len(s.ops) - 1})
+	if p.undecided {
+		return
+	}
+	op := &simOp{outcome: Committed}
+	s.ops = append(s.ops, op)
+	s.commit(p, len(s.ops)-1, func(ok bool) { op.done = ok })
 }
 
 // borrow makes a node ask for the lock until it has it, or gives up.
@@ -286,6 +351,9 @@ func (s *sim) borrow(n *simNode) {
 		}
 		sent := s.now
 		s.ask(n, s.primary, func(p *simNode) func() {
+			if p.undecided {
+				return nil
+			}
 			p.lock.Enter(h.token)
 			ok, _ := p.lock.Grant(s.now, h.token, s.epoch)
 			if !ok {
@@ -344,12 +412,21 @@ func (s *sim) work(n *simNode, h *simHold, at Pos) {
 	number := len(s.ops) - 1
 	s.logf("node %d sends %d of %s: %d -> %d at %d", n.id, number, h.token, at.Sum, at.Sum+1, op.tx.Post.TXID)
 	s.ask(n, s.primary, func(p *simNode) func() {
-		if err := p.lock.Check(s.now, h.token, s.epoch, p.head(), op.tx); err != nil {
-			return func() {} // it may have come twice: only the log tells what became of it
+		if err := p.lock.Check(s.now, h.token, s.epoch, p.head(), op.tx); p.undecided || err != nil {
+			return nil // it may have come twice: only the log tells what became of it
 		}
-		p.log = append(p.log, simEntry{s.epoch, op.tx.Post.Sum, number})
-		s.logf("node %d has %d at %d", p.id, number, p.head().TXID)
-		return func() { s.end(n, h, op, Committed) }
+		s.commit(p, number, func(ok bool) {
+			if ok {
+				s.answer(n, func() { s.end(n, h, op, Committed) })
+				return
+			}
+			if hold, held := p.lock.Holder(); held && hold.Token == h.token {
+				s.endHold(p, true)
+			}
+			// As every refusal after others were told: who wins with it in its log has not heard of that.
+			s.answer(n, func() { s.end(n, h, op, Unknown) })
+		})
+		return nil
 	})
 	s.after(300*Millisecond, func() { s.resolve(n, h, op, s.now) })
 }
@@ -364,14 +441,20 @@ func (s *sim) resolve(n *simNode, h *simHold, op *simOp, since Time) {
 		return
 	}
 	s.ask(n, s.primary, func(p *simNode) func() {
+		if p.undecided {
+			return nil
+		}
 		head, i := p.head(), op.tx.Post.TXID
 		var e Entry
 		if i <= head.TXID {
-			e = Entry{Min: i, Max: i, Post: p.log[i].value, Epoch: p.log[i].epoch}
+			e = Entry{Min: i, Max: i, Post: p.log[i].value, Epoch: p.log[i].epoch, TakenBack: i < head.TXID && p.log[i+1].back}
 		}
 		out := Resolve(op.tx, head, e, i <= head.TXID)
 		if hold, ok := p.lock.Holder(); ok && hold.Token == h.token && out == Void {
 			s.endHold(p, false)
+		}
+		if out == Void && e.TakenBack {
+			out = Unknown
 		}
 		return func() { s.end(n, h, op, out) }
 	})
@@ -422,7 +505,7 @@ func (s *sim) fault() {
 			}
 		})
 	case 1: // another node takes over
-		if n.up && n.id != s.primary {
+		if n.up && n.id != s.primary && s.mayWin(n) {
 			s.logf("node %d takes over from %d with %d of %d", n.id, s.primary, n.head().TXID, s.nodes[s.primary].head().TXID)
 			s.nodes[s.primary].hold, n.hold = nil, nil
 			s.primary = n.id
@@ -482,6 +565,12 @@ func (s *sim) check() error {
 	at := make(map[int]int)
 	for i, e := range p.log[1:] {
 		before := p.log[i].value
+		if e.back {
+			if e.value != p.log[i-1].value {
+				return fmt.Errorf("what takes %d back makes %d, before it was %d", i, e.value, p.log[i-1].value)
+			}
+			continue
+		}
 		if e.op == 0 {
 			if e.value != before {
 				return fmt.Errorf("a fence at %d changes %d to %d", i+1, before, e.value)
@@ -494,6 +583,9 @@ func (s *sim) check() error {
 		if was, twice := at[e.op]; twice {
 			return fmt.Errorf("increment %d is at %d and at %d", e.op, was, i+1)
 		}
+		if i+2 < len(p.log) && p.log[i+2].back {
+			continue
+		}
 		at[e.op] = i + 1
 	}
 	for number, op := range s.ops {
@@ -502,7 +594,7 @@ func (s *sim) check() error {
 		}
 		_, there := at[number]
 		switch {
-		case op.outcome == Committed && !there && !s.tails[number]:
+		case op.outcome == Committed && !there && (s.quorum || !s.tails[number]):
 			return fmt.Errorf("increment %d was acknowledged at %d and is nowhere", number, op.tx.Post.TXID)
 		case op.outcome == Void && there:
 			return fmt.Errorf("increment %d was refused and is at %d", number, at[number])

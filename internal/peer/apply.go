@@ -63,16 +63,25 @@ func (p *Peer) apply(ctx context.Context, pageCount, pageSize uint32, pages Page
 		return err
 	}
 	a, err := p.append(pageCount, checked(pageCount, pageSize, pages))
+	defer func() { p.opt.Buffers.put(a.buf) }()
 	if err != nil {
 		return err
 	}
+	return p.publish(ctx, a, pageCount)
+}
+
+// publish writes the last frame of a transaction, and makes it visible.
+func (p *Peer) publish(ctx context.Context, a *appender, pageCount uint32) error {
 	if len(a.pgnos) == 0 {
 		return nil // no page, same size
+	}
+	if err := a.seal(pageCount); err != nil {
+		return err
 	}
 	if err := p.growFile(pageCount, len(a.pgnos)); err != nil {
 		return err
 	}
-	if err := p.index.commit(a.pgnos, pageSize, pageCount, a.cksum); err != nil {
+	if err := p.index.commit(a.pgnos, p.pageSize, pageCount, a.cksum); err != nil {
 		return err
 	}
 	p.setPosition()
@@ -80,26 +89,23 @@ func (p *Peer) apply(ctx context.Context, pageCount, pageSize uint32, pages Page
 	return nil
 }
 
-// append writes the frames of a transaction to the WAL.
+// append writes the frames of a transaction to the WAL, but the last, and those that share a write with it. The caller
+// puts the buffer back.
 func (p *Peer) append(pageCount uint32, pages Pages) (*appender, error) {
 	h := p.index.hdr
 	cksum := h.FrameCksum
 	if h.MaxFrame == 0 {
 		if !p.wal.written {
 			if err := p.wal.putHeader(true); err != nil {
-				return nil, err
+				return &appender{}, err
 			}
 		}
 		cksum = p.wal.hdr.Cksum
 	}
 	a := newAppender(p.wal, h.MaxFrame, cksum, p.opt.Buffers.take())
-	defer func() { p.opt.Buffers.put(a.buf) }()
 	err := pages(a.add)
 	if err == nil && len(a.pgnos) == 0 && pageCount != p.pageCount.Load() {
 		err = p.appendPage1(a) // only the size changes; a commit needs a frame
-	}
-	if err == nil {
-		err = a.seal(pageCount)
 	}
 	return a, err
 }

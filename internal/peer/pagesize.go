@@ -28,6 +28,10 @@ func (p *Peer) changePageSize(ctx context.Context, pageCount, pageSize uint32, p
 	}
 	p.wal.hdr.PageSize, p.wal.written = pageSize, false
 	a, err := p.append(pageCount, p.everyPage(pageCount, pageSize, pages))
+	defer func() { p.opt.Buffers.put(a.buf) }()
+	if err == nil {
+		err = a.seal(pageCount)
+	}
 	if err != nil {
 		p.wal.hdr.PageSize, p.wal.written = p.pageSize, false
 		return err

@@ -226,6 +226,10 @@ func (p *Peer) PageSize() uint32 {
 func (p *Peer) WALPos() WALPos {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.walPos()
+}
+
+func (p *Peer) walPos() WALPos {
 	if p.index == nil {
 		return WALPos{}
 	}
