@@ -126,6 +126,11 @@ func TestBadInput(t *testing.T) {
 		{"no data directory", "", "verify -data mnt", 0, "litefs: DIR/mnt: not a litefs data directory: "},
 		{"no action", "", "ltx -data mnt", 0, "litefs: want: litefs ltx list, or litefs ltx dump DATABASE TXID"},
 		{"no TXID", "", "ltx dump -data mnt a.db xyz", 0, `litefs: "xyz" is not a TXID like 000000000000002a`},
+		{"keys of a log in a bucket", "", "keys -log -from s3://b/x", 0, "litefs: give -log, or -from and its flags: a log is in the data directory"},
+		{"keys of an archive in a data directory", "", "keys -data mnt", 0, "litefs: -data goes with -log"},
+		{"keys of a log of nothing", "", "keys -log -data mnt", 0, "litefs: DIR/mnt: not a litefs data directory: "},
+		{"keys of a log, one destroyed without a name", "", "keys -log -data mnt -destroy", 0, "litefs: give -rotate, or -destroy with -name DB"},
+		{"no keys of a log", "", "verify -data mnt -key-file none", 0, "litefs: open none: no such file or directory"},
 		{"demo with arguments", "", "demo x", 0, "litefs: demo takes no arguments"},
 		{"bench with arguments", "", "bench x", 0, "litefs: bench takes no arguments"},
 	} {
