@@ -136,8 +136,8 @@ func (c *Client) stream(ctx context.Context, rawurl string, posMap map[uint32]li
 	out.w = up
 	ctx, cancel := context.WithCancelCause(ctx)
 	// The transport does not look at the context while it reads the body.
-	context.AfterFunc(ctx, func() { _ = up.CloseWithError(context.Cause(ctx)) }) // never fails
-	conn := c.newStreamConnection()
+	context.AfterFunc(ctx, func() { _ = up.CloseWithError(context.Cause(ctx)) })   // never fails
+	conn := c.newStreamConnection(func() { _ = up.CloseWithError(net.ErrClosed) }) // never fails
 	defer func() {
 		if err != nil {
 			cancel(err)
@@ -298,6 +298,7 @@ func endpoint(rawurl, path string) (string, error) {
 // silent must end with its stream, and not be there for the next.
 type connection struct {
 	transport *http.Transport
+	ended     func() // called when the transport closes a connection
 
 	mu     sync.Mutex
 	closed bool
@@ -316,8 +317,12 @@ func (c *Client) newConnection() *connection {
 // newStreamConnection returns the transport of a stream, in HTTP/1.1: both sides then read and write the connection
 // themselves. In HTTP/2 net/http has goroutines of its own for that, which wake each other several times for each
 // transaction, and answers what is read with frames of its own.
-func (c *Client) newStreamConnection() *connection {
+//
+// ended is called at the end of the connection, and has to end the request's body: the transport tells of an end only when
+// nobody reads that any more.
+func (c *Client) newStreamConnection(ended func()) *connection {
 	conn := c.newTransport()
+	conn.ended = ended
 	conn.transport.Protocols.SetHTTP1(true)
 	conn.transport.ReadBufferSize = maxBlock
 	return conn
@@ -332,7 +337,7 @@ func (c *Client) newTransport() *connection {
 	if c.tls != nil {
 		tlsConfig = c.tls.client()
 	}
-	conn := &connection{}
+	conn := &connection{ended: func() {}}
 	conn.transport = &http.Transport{
 		Protocols:              &http.Protocols{},
 		TLSClientConfig:        tlsConfig,
@@ -344,7 +349,7 @@ func (c *Client) newTransport() *connection {
 			if err != nil {
 				return nil, err
 			}
-			return nc, conn.add(nc)
+			return endingConn{nc, conn.ended}, conn.add(nc)
 		},
 	}
 	return conn
@@ -372,4 +377,15 @@ func (c *connection) close() {
 	}
 	c.conns = nil
 	c.transport.CloseIdleConnections()
+}
+
+// endingConn tells when it is closed.
+type endingConn struct {
+	net.Conn
+	ended func()
+}
+
+func (c endingConn) Close() error {
+	c.ended()
+	return c.Conn.Close()
 }

@@ -508,7 +508,7 @@ func post(tb testing.TB, url string, h map[string]string, body io.Reader) (int, 
 	if _, given := h[headerSum]; !given {
 		req.Header.Set(headerSum, handshakeSum(req.Header))
 	}
-	conn := testClient("").newStreamConnection()
+	conn := testClient("").newStreamConnection(func() {})
 	defer conn.close()
 	client := http.Client{Transport: conn.transport, Timeout: patience}
 	resp, err := client.Do(req)
