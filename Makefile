@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: frameworks help build docs check vuln test race fuzz demo bench newcomer bench-proxy soak soak-faults soak-archive clean left release package-test page-test packaging-check
+.PHONY: setlk frameworks help build docs check vuln test race fuzz demo bench newcomer bench-proxy soak soak-faults soak-archive clean left release package-test page-test packaging-check
 
 BUILD := .build
 PKG ?= ./...
@@ -81,6 +81,11 @@ soak-faults: ## nodes and lease server in network namespaces that fail, under cl
 
 soak-archive: ## the archive of nodes that are killed, stopped, cut off and forked: every moment against what the database was, for SOAK_DURATION; LITEFS_SEED
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestSoakArchive' ./internal/e2e
+
+setlk: ## programs whose SQLite is built with SQLITE_ENABLE_SETLK_TIMEOUT, on a replica; the source comes with a Go module
+	dir=$$(mktemp -d) && cd $$dir && go mod init setlk 2>/dev/null && \
+	c=$$(go mod download -json github.com/mattn/go-sqlite3@v1.14.32 | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')/sqlite3-binding.c && \
+	rm -r $$dir && cd $(CURDIR) && LITEFS_SQLITE_C=$$c go test -count=1 -tags setlk -run TestForwardSetlk -timeout $(TIMEOUT) ./internal/e2e
 
 frameworks: ## drivers and frameworks of other languages on mounts, with what they need installed first (Debian, npm)
 	.ci/frameworks

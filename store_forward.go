@@ -63,9 +63,13 @@ func (l *LockRequest) covers(b uint64) bool { return l.Start <= b && b <= l.End 
 type forwarding struct {
 	mu sync.Mutex
 	// reading has those that hold a READ slot: who asks for WRITE without one is no transaction, but a checkpoint, or a
-	// reader that found the wal-index in mid-change.
+	// reader that found the wal-index in mid-change. Or it is SQLite built with SQLITE_ENABLE_SETLK_TIMEOUT, which takes
+	// WRITE first, and asks for nothing else until its time-out: see insists.
 	reading map[uint64]byte // owner: its slots, a bit each
-	writer  uint64          // owner that has WRITE, while writing
+	bare    map[uint64]int  // owner without one: how often it has asked for WRITE and for nothing else
+	ckpt    uint64          // owner that has CKPT, while copying
+	copying bool
+	writer  uint64 // owner that has WRITE, while writing
 	writing bool
 	ended   time.Time // the last time that WRITE was let go
 
@@ -85,7 +89,7 @@ type asking struct {
 }
 
 func newForwarding() *forwarding {
-	return &forwarding{reading: make(map[uint64]byte), changed: make(chan struct{}, 1)}
+	return &forwarding{reading: make(map[uint64]byte), bare: make(map[uint64]int), changed: make(chan struct{}, 1)}
 }
 
 // Lock is called for each request for a lock on the mount, and carries it out by take: nil, or EAGAIN when somebody else
@@ -106,10 +110,10 @@ func (s *Store) Lock(l LockRequest, take func() error) error {
 	}
 	f := db.forwarding
 	if l.Kind == LockExclusive && l.covers(sqlitefile.WALWriteLock) {
-		if s.Role() == RoleReplica && f.isReading(l.Owner) {
+		if s.Role() == RoleReplica && (f.isReading(l.Owner) || f.insists(l.Owner)) {
 			return s.lockWrite(db, l, take)
 		}
-		err := take()
+		err := f.noted(l, take)
 		if errors.Is(err, syscall.EAGAIN) && db.onLoan.Load() {
 			f.wantedHere()
 		}
@@ -118,6 +122,8 @@ func (s *Store) Lock(l LockRequest, take func() error) error {
 	err := take()
 	if err == nil {
 		f.note(l)
+	} else {
+		f.asksOther(l.Owner)
 	}
 	return err
 }
@@ -149,6 +155,38 @@ func (f *forwarding) isReading(owner uint64) bool {
 	return f.reading[owner] != 0
 }
 
+// noted takes WRITE where it is free: for a transaction under a lock that is here already, it may be.
+func (f *forwarding) noted(l LockRequest, take func() error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err := take()
+	if err == nil {
+		f.writing, f.writer = true, l.Owner
+	}
+	return err
+}
+
+// insisting is how often in a row who holds no READ slot asks for WRITE until it is taken for a transaction. SQLite's
+// readers ask once, and then for something else.
+const insisting = 3
+
+// insists reports whether an owner without a slot, which asks for WRITE again, means to write: a checkpoint has CKPT.
+func (f *forwarding) insists(owner uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.copying && f.ckpt == owner {
+		return false
+	}
+	f.bare[owner]++
+	return f.bare[owner] >= insisting
+}
+
+func (f *forwarding) asksOther(owner uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.bare, owner)
+}
+
 func (f *forwarding) wantedHere() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -176,6 +214,7 @@ func (f *forwarding) isWanted() bool {
 func (f *forwarding) note(l LockRequest) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	delete(f.bare, l.Owner)
 	slots := f.reading[l.Owner]
 	for i := range sqlitefile.WALReadLock4 - sqlitefile.WALReadLock0 + 1 {
 		if !l.covers(uint64(sqlitefile.WALReadLock0 + i)) {
@@ -185,6 +224,13 @@ func (f *forwarding) note(l LockRequest) {
 		if l.Kind == LockShared {
 			slots |= 1 << i
 		}
+	}
+	switch {
+	case !l.covers(sqlitefile.WALCkptLock):
+	case l.Kind == LockExclusive:
+		f.copying, f.ckpt = true, l.Owner
+	case f.ckpt == l.Owner:
+		f.copying = false
 	}
 	if slots == 0 {
 		delete(f.reading, l.Owner)
@@ -243,6 +289,7 @@ func (f *forwarding) take(s *Store, db *DB, l LockRequest, take func() error) (*
 		err := take()
 		if err == nil {
 			f.writing, f.writer = true, l.Owner
+			delete(f.bare, l.Owner)
 		}
 		return nil, err
 	}

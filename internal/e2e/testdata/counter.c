@@ -1,8 +1,9 @@
 /* Increments a counter: counter DATABASE NAME TIMES MILLISECONDS, the last being its busy time-out. Prints "ok ID" for
- * each COMMIT that returned; the connection stays open. */
+ * each COMMIT that returned; the connection stays open. Between two it waits PAUSE microseconds. */
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 typedef struct sqlite3 sqlite3;
 typedef struct sqlite3_stmt sqlite3_stmt;
@@ -35,6 +36,9 @@ int main(int argc, char **argv) {
 	for (int i = 0, times = atoi(argv[3]); i < times; i++) {
 		sqlite3_stmt *s;
 		char sql[400];
+#ifdef PAUSE
+		usleep(PAUSE);
+#endif
 		if (run("BEGIN IMMEDIATE") != SQLITE_OK)
 			return 3;
 		if (sqlite3_prepare_v2(db, "SELECT v FROM counter", -1, &s, NULL) != SQLITE_OK || sqlite3_step(s) != SQLITE_ROW)
