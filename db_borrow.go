@@ -316,22 +316,20 @@ func (db *DB) reclaim(ctx context.Context) error {
 	return nil
 }
 
-// inUse reports whether a local program is in a write transaction of a database that is lent here.
-func (db *DB) inUse() bool {
-	if db.store.LocksBehind { // each lock was asked for: forwarding.writing
-		return false
-	}
+// shutWriters keeps local programs from beginning to write to a database that is lent here. It reports false while one is in
+// a transaction.
+func (db *DB) shutWriters() bool {
 	db.mu.Lock()
 	p := db.peer
 	db.mu.Unlock()
 	if p == nil {
-		return false
+		return true
 	}
-	used, err := p.InUse()
+	shut, err := p.Shut()
 	if err != nil {
 		db.log().Error("the lock is given back, whoever writes", "error", err)
 	}
-	return used
+	return shut || err != nil
 }
 
 // foreign reports whether the log has gone on without the holder of b. db.mu is held.

@@ -398,7 +398,7 @@ func (f *forwarding) rest(b *borrowed, began time.Time) time.Duration {
 		}
 	}
 	// Under f.mu: no program takes WRITE any more, but one on a mount whose locks the kernel keeps, which may have it.
-	if b.usable() == nil && b.db.inUse() {
+	if b.usable() == nil && !b.db.shutWriters() {
 		return forwardLookAgain
 	}
 	b.lose(errReleased)

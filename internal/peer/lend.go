@@ -45,14 +45,14 @@ func (p *Peer) lend() error {
 	return nil
 }
 
-// InUse reports whether a local writer has WRITE of a Peer that is lent.
-func (p *Peer) InUse() (bool, error) {
+// Shut takes WRITE of a Peer that is lent, if no local writer has it: none comes in any more. Reclaim has still to come.
+func (p *Peer) Shut() (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || !p.lent {
-		return false, nil
+		return true, nil
 	}
-	return lockHeld(p.index.f, sqlitefile.WALWriteLock)
+	return setLock(p.index.f, exclusive, sqlitefile.WALWriteLock, 1)
 }
 
 // Reclaim takes WRITE back when no local writer has it, and finds out what they have published. A Peer that is not lent
