@@ -349,7 +349,7 @@ func (db *DB) close() error {
 	db.closed = true
 	db.ended.Store(true)
 	db.mu.Unlock()
-	db.brake.set(db, false) // it is not waited for: it opens files through the mount
+	db.brake.set(db, "") // it is not waited for: it opens files through the mount
 	close(db.stop)
 	<-db.done
 

@@ -209,7 +209,7 @@ func (s *Store) levelsChanged() {
 	if s.promises() {
 		s.keeping.Do(func() { s.goRun(s.keepInSync) })
 	}
-	if s.asks(LevelMaxLag) {
+	if s.asks(LevelMaxLag) || s.Archive != nil { // which may be full
 		s.bounding.Do(func() { s.goRun(s.boundLag) })
 	}
 }

@@ -100,6 +100,10 @@ func (db *DB) Descends(pos Pos, epoch uint64) bool {
 	if e, ok := db.txlog.Find(pos.TXID); ok && e.Max == pos.TXID {
 		return e.Post == pos.Chksum
 	}
+	// While a place takes nothing the entry that ends there grows old, and leaves the log; the one behind it stays.
+	if e, ok := db.txlog.Find(pos.TXID + 1); ok && e.Min == pos.TXID+1 {
+		return e.Pre == pos.Chksum
+	}
 	// The list of epochs vouches for those that are over. In the present one somebody with a copy of this
 	// node's data may write as well; what this node has archived ends an entry (Compaction.Cuts).
 	if epoch >= db.store.Epoch() {
@@ -157,6 +161,9 @@ type Archive interface {
 	// closed when every place has it, on a primary that stays one. stop ends the asking.
 	Want(dbID uint32, txid uint64) (done <-chan struct{}, stop func())
 
+	// Full is a place that lacks more than the log is to keep for it, so that nobody may commit; "": there is none.
+	Full() (place string)
+
 	Status() []ArchiveStatus
 }
 
@@ -169,9 +176,9 @@ type ArchiveStatus struct {
 	Bytes     uint64        // in them
 	Requests  uint64        // of all kinds
 	Err       string        // of the last attempt; "": there was none
+	Over      string        // what happens because it lacks more than the log is to keep for it; "": it does not
 
-	// Held are the bytes of this node's logs that some place lacks; the same for all places. While one does not answer
-	// they grow without a bound.
+	// Held are the bytes of this node's logs that some place lacks; the same for all places.
 	Held int64
 }
 
@@ -232,6 +239,17 @@ func (s *Store) notArchived(txid uint64, level Level) error {
 	return fmt.Errorf("%w: transaction %016x, within %v; %s", errNotArchived, txid, level.Timeout, cmp.Or(strings.Join(why, "; "), "no error is known"))
 }
 
+// archiveFull says why nobody may commit; "": everybody may.
+func (s *Store) archiveFull() string {
+	if s.Archive == nil {
+		return ""
+	}
+	if place := s.Archive.Full(); place != "" {
+		return "the archive " + place + " lacks more than backup.hold"
+	}
+	return ""
+}
+
 func (s *Store) archiveStatus() []ArchiveStatus {
 	if s.Archive == nil || s.Role() != RolePrimary {
 		return nil
@@ -239,7 +257,7 @@ func (s *Store) archiveStatus() []ArchiveStatus {
 	places := s.Archive.Status()
 	var held int64
 	for _, db := range s.DBs() {
-		held += db.heldFor(slices.Min(append(s.archiveNeeds(db), math.MaxUint64)))
+		held += db.LogBytes(slices.Min(append(s.archiveNeeds(db), math.MaxUint64)))
 	}
 	for i := range places {
 		places[i].Held = held
@@ -247,8 +265,8 @@ func (s *Store) archiveStatus() []ArchiveStatus {
 	return places
 }
 
-// heldFor are the bytes of the log from a transaction on.
-func (db *DB) heldFor(txid uint64) (bytes int64) {
+// LogBytes are the bytes of the log from a transaction on.
+func (db *DB) LogBytes(txid uint64) (bytes int64) {
 	if db.ended.Load() || txid > db.Pos().TXID {
 		return 0
 	}

@@ -85,11 +85,12 @@ func (s *Store) lagLook() time.Duration {
 
 // lookAtLag looks once at each database.
 func (s *Store) lookAtLag(marks map[uint32]*lagMarks) {
+	full := s.archiveFull()
 	maps.DeleteFunc(marks, func(id uint32, _ *lagMarks) bool { return s.DB(id) == nil })
 	for _, db := range s.DBs() {
 		level := db.Level()
 		if level.Kind != LevelMaxLag {
-			db.brake.set(db, false)
+			db.brake.set(db, full)
 			delete(marks, db.id)
 			continue
 		}
@@ -99,7 +100,11 @@ func (s *Store) lookAtLag(marks map[uint32]*lagMarks) {
 			marks[db.id] = m
 		}
 		lag, known := db.lookAtLag(m)
-		db.brake.set(db, !known || lag > level.MaxLag)
+		why := full
+		if why == "" && (!known || lag > level.MaxLag) {
+			why = noReplicaClose
+		}
+		db.brake.set(db, why)
 	}
 }
 
@@ -143,9 +148,12 @@ func (s *Store) braking() bool {
 
 func (s *Store) releaseBrakes() {
 	for _, db := range s.DBs() {
-		db.brake.set(db, false)
+		db.brake.set(db, "")
 	}
 }
+
+// noReplicaClose is why writers are held at level max-lag.
+const noReplicaClose = "no replica is close enough behind"
 
 // brake holds the writers of one database back. The zero value does not.
 type brake struct {
@@ -161,12 +169,12 @@ func (b *brake) on() bool {
 	return b.end != nil
 }
 
-// set begins to hold, or ends it, and waits for neither.
-func (b *brake) set(db *DB, on bool) {
+// set begins to hold, for a reason, or ends it (""), and waits for neither.
+func (b *brake) set(db *DB, why string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case on && b.end == nil && !db.ended.Load():
+	case why != "" && b.end == nil && !db.ended.Load():
 		if b.done != nil {
 			select {
 			case <-b.done:
@@ -179,9 +187,9 @@ func (b *brake) set(db *DB, on bool) {
 		b.end, b.done = cancel, done
 		db.store.goRun(func() {
 			defer close(done)
-			db.holdWriters(ctx)
+			db.holdWriters(ctx, why)
 		})
-	case !on && b.end != nil:
+	case why == "" && b.end != nil:
 		b.end()
 		b.end = nil
 	}
@@ -189,7 +197,7 @@ func (b *brake) set(db *DB, on bool) {
 
 // release ends it and waits until the locks are gone.
 func (b *brake) release(db *DB) {
-	b.set(db, false)
+	b.set(db, "")
 	b.mu.Lock()
 	done := b.done
 	b.mu.Unlock()
@@ -199,7 +207,7 @@ func (b *brake) release(db *DB) {
 }
 
 // holdWriters holds local writers back until ctx ends.
-func (db *DB) holdWriters(ctx context.Context) {
+func (db *DB) holdWriters(ctx context.Context, why string) {
 	var h *peer.Hold
 	began, told := time.Now(), false
 	for ctx.Err() == nil && h == nil {
@@ -209,7 +217,7 @@ func (db *DB) holdWriters(ctx context.Context) {
 		}
 		waits := errors.Is(err, context.DeadlineExceeded) && time.Since(began) < brakePatience
 		if !waits && !told { // once: it is tried again all the time
-			db.log().Error("writers are not held back, though no replica is close enough behind: tried again; a long transaction, or a connection in locking_mode=EXCLUSIVE?", "error", err)
+			db.log().Error("writers are not held back: tried again; a long transaction, or a connection in locking_mode=EXCLUSIVE?", "reason", why, "error", err)
 			told = true
 		}
 		if !errors.Is(err, context.DeadlineExceeded) {
@@ -223,7 +231,7 @@ func (db *DB) holdWriters(ctx context.Context) {
 		return
 	}
 	since := time.Now()
-	db.log().Warn("no replica is close enough behind: writers wait", "level", db.Level().String())
+	db.log().Warn("writers are held back: they wait, and get BUSY", "reason", why, "level", db.Level().String())
 	<-ctx.Done()
 	if err := h.Release(); err != nil {
 		db.log().Error("the locks that held writers back were not let go of cleanly", "error", err)

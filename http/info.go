@@ -57,9 +57,10 @@ type SeededInfo struct {
 // ArchiveInfo is one place where a primary archives, in Info.
 type ArchiveInfo struct {
 	Place     string `json:"place"`
-	Databases int    `json:"databases"` // that have transactions which the place lacks
-	LagMillis int64  `json:"lagMillis"` // since when the one that waits longest does; 0: none waits
-	HeldBytes int64  `json:"heldBytes"` // of the node's logs, that some place lacks
+	Databases int    `json:"databases"`      // that have transactions which the place lacks
+	LagMillis int64  `json:"lagMillis"`      // since when the one that waits longest does; 0: none waits
+	HeldBytes int64  `json:"heldBytes"`      // of the node's logs, that some place lacks
+	Over      string `json:"over,omitempty"` // what happens because that is more than backup.hold
 	Error     string `json:"error,omitempty"`
 }
 
@@ -179,7 +180,7 @@ func (s *Server) info() Info {
 		info.Seeded = &SeededInfo{s.Databases, s.Bytes, s.Err}
 	}
 	for _, a := range st.Archives {
-		info.Archives = append(info.Archives, ArchiveInfo{a.Place, a.Databases, a.Lag.Milliseconds(), a.Held, a.Err})
+		info.Archives = append(info.Archives, ArchiveInfo{a.Place, a.Databases, a.Lag.Milliseconds(), a.Held, a.Over, a.Err})
 	}
 	for _, r := range st.Replicas {
 		info.Replicas = append(info.Replicas, replicaInfo(r, st.Databases))

@@ -87,6 +87,7 @@ func (s *Server) metrics() string {
 	perPlace("litefs_archive_lag_seconds", "gauge", "Since when the database that waits longest has transactions which the archive lacks.", func(a litefs.ArchiveStatus) float64 { return a.Lag.Seconds() })
 	perPlace("litefs_archive_behind_count", "gauge", "Databases that have transactions which the archive lacks.", func(a litefs.ArchiveStatus) float64 { return float64(a.Databases) })
 	perPlace("litefs_archive_held_bytes", "gauge", "Bytes of the logs that some place lacks; the same for all places.", func(a litefs.ArchiveStatus) float64 { return float64(a.Held) })
+	perPlace("litefs_archive_over_hold", "gauge", "1 while the archive lacks more than backup.hold.", func(a litefs.ArchiveStatus) float64 { return boolValue(a.Over != "") })
 	perPlace("litefs_archive_failing", "gauge", "1 while the last attempt failed.", func(a litefs.ArchiveStatus) float64 { return boolValue(a.Err != "") })
 	perPlace("litefs_archive_objects_total", "counter", "Objects written.", func(a litefs.ArchiveStatus) float64 { return float64(a.Puts) })
 	perPlace("litefs_archive_bytes_total", "counter", "Bytes in them.", func(a litefs.ArchiveStatus) float64 { return float64(a.Bytes) })

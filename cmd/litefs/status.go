@@ -266,6 +266,9 @@ func archiveText(a node.ArchiveInfo) string {
 			text += ", " + size(a.HeldBytes) + " of logs are kept for archives"
 		}
 	}
+	if a.Over != "" {
+		text += "; it lacks more than backup.hold: " + a.Over
+	}
 	if a.Error != "" {
 		text += "; fails: " + a.Error
 	}

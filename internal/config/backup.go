@@ -60,7 +60,16 @@ type BackupTarget struct {
 	Region    string // "": the service's default
 	AccessKey string // "": AWS_ACCESS_KEY_ID
 	SecretKey Secret // "": AWS_SECRET_ACCESS_KEY
+
+	Hold     int64  // bytes that the logs of the node keep for it; 0: no bound
+	HoldThen string // HoldRefuse or HoldGiveUp, with Hold
 }
+
+// What happens when a place lacks more than Hold.
+const (
+	HoldRefuse = "refuse"
+	HoldGiveUp = "give-up"
+)
 
 // Bucket takes the URL apart.
 func (t BackupTarget) Bucket() (bucket, prefix string) {
@@ -108,6 +117,16 @@ var targetKeys = []struct {
 	{"region", func(t *BackupTarget, s string) error { t.Region = s; return nil }},
 	{"access-key", func(t *BackupTarget, s string) error { t.AccessKey = s; return nil }},
 	{"secret-key", func(t *BackupTarget, s string) error { t.SecretKey = Secret(s); return nil }},
+	{"hold", func(t *BackupTarget, s string) (err error) {
+		t.Hold, err = parseSize(s)
+		return err
+	}},
+	{"hold-then", func(t *BackupTarget, s string) error {
+		if t.HoldThen = s; s != HoldRefuse && s != HoldGiveUp {
+			return fmt.Errorf("%q is neither %s nor %s", s, HoldRefuse, HoldGiveUp)
+		}
+		return nil
+	}},
 }
 
 // backupKeys are the keys of the group.
@@ -223,7 +242,7 @@ func (p *parser) targetKey(t *BackupTarget, seen map[string]bool, name, value *y
 		}
 		return nil
 	}
-	return fmt.Errorf("unknown key %q at line %d: a target has type, path, url, endpoint, region, access-key and secret-key", name.Value, name.Line)
+	return fmt.Errorf("unknown key %q at line %d: a target has type, path, url, endpoint, region, access-key, secret-key, hold and hold-then", name.Value, name.Line)
 }
 
 // check wants what the type needs, and nothing that has no use with it.
@@ -240,6 +259,10 @@ func (t BackupTarget) check() error {
 		return errors.New("url is missing: name the bucket, like s3://bucket/prefix")
 	case t.Type == BackupS3 && t.Path != "":
 		return errors.New("path has no use with type: s3: the prefix is part of url")
+	case t.Hold > 0 && t.HoldThen == "":
+		return errors.New("hold-then is missing: say what happens beyond hold: refuse commits, or give-up the archive")
+	case t.Hold == 0 && t.HoldThen != "":
+		return errors.New("hold-then has no use without hold")
 	case (t.AccessKey == "") != (t.SecretKey == ""):
 		return errors.New("access-key and secret-key come together: only one of them is set")
 	}
@@ -320,6 +343,10 @@ func (t BackupTarget) addTo(g *yaml.Node) {
 		if kv[1] != "" {
 			add(g, kv[0], str(kv[1]))
 		}
+	}
+	if t.Hold > 0 {
+		add(g, "hold", str(formatSize(t.Hold)))
+		add(g, "hold-then", str(t.HoldThen))
 	}
 	if t.SecretKey != "" {
 		g.Content[0].HeadComment = "# access-key and secret-key are set; they are not shown"

@@ -119,6 +119,8 @@ func beside(path, value string) []string {
 		"backup.region":         bucket,
 		"backup.access-key":     append(bucket[:3:3], "backup.secret-key=s"),
 		"backup.secret-key":     append(bucket[:3:3], "backup.access-key=a"),
+		"backup.hold":           append(file[:3:3], "backup.hold-then=refuse"),
+		"backup.hold-then":      append(file[:3:3], "backup.hold=1GB"),
 		"backup.targets":        {here},
 		"mount-dir":             {},
 		"fuse.dir":              {},

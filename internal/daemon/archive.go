@@ -37,6 +37,7 @@ func (n *Node) newShipper() error {
 		if err != nil {
 			return config.Invalid(err)
 		}
+		place.Hold = ship.Hold{Bytes: t.Hold, GiveUp: t.HoldThen == config.HoldGiveUp}
 		o.Targets = append(o.Targets, place)
 	}
 	if n.shipper, err = ship.New(o); err != nil {

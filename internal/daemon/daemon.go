@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -467,7 +468,7 @@ func (n *Node) Archived(dbID uint32) uint64 {
 	if n.shipper == nil {
 		return 0
 	}
-	return slices.Min(n.shipper.Needs(dbID)) - 1
+	return slices.Min(append(n.shipper.Needs(dbID), math.MaxUint64)) - 1
 }
 
 // Store returns the node's store.

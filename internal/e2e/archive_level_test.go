@@ -19,6 +19,7 @@ import (
 
 	"github.com/litefs/litefs/internal/childnode"
 	"github.com/litefs/litefs/internal/leaseserver"
+	"github.com/litefs/litefs/internal/sqlapp"
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
@@ -479,4 +480,68 @@ func TestArchiveHeld(t *testing.T) {
 	b.set("")
 	says("has everything", true)
 	says("logs are kept", false)
+}
+
+// TestArchiveHold: beyond backup.hold commits are refused until the bucket takes something again, or the log is not kept for
+// it, and it gets all of the database when it is back. Both are told.
+func TestArchiveHold(t *testing.T) {
+	t.Parallel()
+	for _, then := range []string{"refuse", "give-up"} {
+		t.Run(then, func(t *testing.T) {
+			t.Parallel()
+			b := archiveBadBucket(t)
+			n := startNode(t, func(c *childnode.Config) {
+				c.Backup = append(b.section(), "interval: 50ms", "max-requests: 1000", "hold: 1MB", "hold-then: "+then)
+				c.DataKeys = append(c.DataKeys, "retention: 1ms", "retention-monitor-interval: 20ms")
+			})
+			c := openPatient(sqlitetest.Start(t), n.path("app.db"), "journal_mode=WAL", "busy_timeout=100")
+			mustCommit(t, c, "CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+			mustCommit(t, c, "INSERT INTO t(v) VALUES (1)")
+			settle(c)
+			b.archived(n, "app.db")
+			b.set("fails")
+			mustCommit(t, c, "INSERT INTO t(v) VALUES (2), (randomblob(2000000))")
+			says := func(want string, there bool) {
+				t.Helper()
+				eventually(t, fmt.Sprintf("status says %q: %v", want, there), func() (bool, string) {
+					out, _ := n.cli("status", "-config", n.configPath())
+					return strings.Contains(out, want) == there, out
+				})
+			}
+			says("it lacks more than backup.hold", true)
+			if then == "refuse" {
+				eventually(t, "a commit is refused", func() (bool, string) {
+					_, err := c.Exec("INSERT INTO t(v) VALUES (2)")
+					return sqlapp.IsCode(err, sqlapp.CodeBusy), fmt.Sprint(err)
+				})
+				if c.MustInt("SELECT count(*) FROM t WHERE v = 1") != 1 {
+					t.Error("a reader sees something else")
+				}
+			} else {
+				mustCommit(t, c, "DELETE FROM t WHERE id > 2")
+				eventually(t, "the log is not kept", func() (bool, string) {
+					entries, err := filepath.Glob(filepath.Join(n.cfg.Data, "dbs", "*", "ltx", "*.ltx"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					var size int64
+					for _, name := range entries {
+						if fi, err := os.Stat(name); err == nil {
+							size += fi.Size()
+						}
+					}
+					_, err = c.Exec("UPDATE t SET v = v + 1 WHERE id = 1") // the newest entry always stays
+					return size < 1<<20, fmt.Sprintf("%d bytes in %d entries, %v", size, len(entries), err)
+				})
+			}
+			b.set("")
+			says("it lacks more than backup.hold", false)
+			mustCommit(t, c, "INSERT INTO t(v) VALUES (3)")
+			settle(c)
+			b.restored(b.archived(n, "app.db"), "app.db")
+			if all, err := b.histories("app.db"); err != nil || then == "refuse" && len(all) != 1 {
+				t.Errorf("histories: %+v, %v; nothing was lost to the archive", all, err)
+			}
+		})
+	}
 }

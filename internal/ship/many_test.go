@@ -144,6 +144,12 @@ func (d *oneOfMany) LogAfter(txid uint64) ([]litefs.LogPart, error) {
 	return parts, err
 }
 
+func (d *oneOfMany) LogBytes(txid uint64) int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.node.LogBytes(txid)
+}
+
 func (d *oneOfMany) LogPages(p litefs.LogPart, fn func(pgno uint32, data []byte) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -221,6 +221,15 @@ func (n *modelNode) LogAfter(txid uint64) ([]litefs.LogPart, error) {
 	return parts, nil
 }
 
+func (n *modelNode) LogBytes(txid uint64) (bytes int64) {
+	for _, e := range n.log {
+		if e.last.txid >= txid {
+			bytes += int64(len(e.pages)) * modelPageSize
+		}
+	}
+	return bytes
+}
+
 func (n *modelNode) LogPages(p litefs.LogPart, fn func(pgno uint32, data []byte) error) error {
 	if n.r.IntN(20) == 0 {
 		return litefs.ErrLogChanged

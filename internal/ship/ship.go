@@ -46,6 +46,7 @@ type Database interface {
 	LogPages(p litefs.LogPart, fn func(pgno uint32, data []byte) error) error
 	Descends(pos litefs.Pos, epoch uint64) bool
 	DecidedSnapshot(ctx context.Context) (*litefs.LTXReader, error)
+	LogBytes(txid uint64) int64
 }
 
 // Target is one place where archives are kept.
@@ -56,6 +57,8 @@ type Target struct {
 	// Check, which may be nil, says whether the store can be written and keeps what package objstore
 	// asks of it. It comes before the first object.
 	Check func(ctx context.Context) error
+
+	Hold Hold
 }
 
 // Retention says which moments an archive gives. Zero fields set no limit.

@@ -30,6 +30,8 @@ type target struct {
 	slots  chan struct{} // full while as many databases are visited as may be
 
 	puts, bytes atomic.Uint64
+	heldAt      time.Time // when it was looked at what the log keeps; run's
+	above       bool      // that was more than it may then; run's
 
 	mu struct {
 		sync.Mutex
@@ -40,6 +42,8 @@ type target struct {
 		resume  time.Time       // nothing is tried before, after errors, but for what a commit waits for
 		pause   time.Duration   // the last one
 		ready   bool            // the store has been checked
+		over    bool            // the log keeps more for the place than it may
+		told    int64           // bytes that the log kept when a word was said
 	}
 }
 
@@ -62,6 +66,7 @@ func (t *target) run(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		woken := false
+		t.lookAtHeld(time.Now())
 		for _, c := range t.due(time.Now()) {
 			if c.wanted { // those come first
 				if t.begin(c) {
@@ -295,9 +300,20 @@ func (t *target) lacks() bool {
 	return false
 }
 
-// needs are the transactions with which entries of the log are to begin: after the last moment, and after the one
-// that may have been written.
+// needs are the transactions from which the log is kept; none for a place that is given up.
 func (t *target) needs(dbID uint32) []uint64 {
+	t.mu.Lock()
+	givenUp := t.mu.over && t.place.Hold.GiveUp
+	t.mu.Unlock()
+	if givenUp {
+		return nil
+	}
+	return t.lacksFrom(dbID)
+}
+
+// lacksFrom are the transactions with which entries of the log are to begin: after the last moment, and after the one
+// that may have been written.
+func (t *target) lacksFrom(dbID uint32) []uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c := t.mu.chains[dbID]
@@ -333,6 +349,7 @@ func (t *target) status() litefs.ArchiveStatus {
 	if t.mu.err != nil {
 		s.Err = t.mu.err.Error()
 	}
+	s.Over = t.overText()
 	return s
 }
 
