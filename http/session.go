@@ -31,6 +31,9 @@ const (
 	maxSnapshots = 4
 )
 
+// maxTurns is how many turns are taken between two looks at everything else: a look costs about what a small turn does.
+const maxTurns = 8
+
 // session is one stream to one replica, from its positions on. One goroutine runs it; beside it one
 // reads what the replica says, and one prepares a snapshot, which may take long.
 type session struct {
@@ -214,7 +217,9 @@ func (s *session) run(ctx context.Context) error {
 				s.due.push(id)
 			}
 		case <-turn:
-			err = s.turn(ctx, s.due.pop())
+			for n := 0; err == nil && n < maxTurns && s.due.len() > 0; n++ {
+				err = s.turn(ctx, s.due.pop())
+			}
 		}
 		if err != nil {
 			return err
