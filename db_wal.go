@@ -252,11 +252,15 @@ func (db *DB) captureOnce() look {
 	if db.indexUnread() {
 		return lookUnpublished // opened before the next look
 	}
+	undecided := db.undecided
 	if settled, err := db.settleUndecided(); err != nil || !settled {
 		if err != nil && !db.behind.Swap(true) {
 			db.log().Error("a transaction that was refused is not taken back in the log yet; tried again", "error", err)
 		}
 		return lookUnpublished
+	}
+	if undecided != db.undecided {
+		return lookCaptured // at the gate; what came after it is for the next look
 	}
 	before := db.at
 	err := db.captureSettled()
