@@ -400,8 +400,11 @@ func (db *DB) compareFiles() (pgnos []uint32, whole bool, err error) {
 // locate finds where in the write-ahead log on disk the log's head ends.
 func (db *DB) locate() (walState, error) {
 	all, err := db.scanWAL()
-	if err != nil || all.Commits == 0 {
+	if err != nil {
 		return walNone, err
+	}
+	if all.Commits == 0 {
+		return db.locateFirst(), nil
 	}
 	hdr, err := db.walHeader()
 	if err != nil {
@@ -428,6 +431,19 @@ func (db *DB) locate() (walState, error) {
 		db.at = all.To
 	}
 	return state, nil
+}
+
+// locateFirst is locate for a write-ahead log without a committed frame. The head may be its first transaction, whose last
+// frame was held back until others have it (docs/promises.md): the log is ahead.
+func (db *DB) locateFirst() walState {
+	head, ok := db.txlog.Head()
+	if db.wal == nil || !ok || head.WALSize == 0 {
+		return walNone
+	}
+	if hdr, err := db.walHeader(); err == nil && hdr.Salt1 == head.Salt1 && hdr.Salt2 == head.Salt2 {
+		return walBehind
+	}
+	return walNone
 }
 
 // locateAll takes every commit of the write-ahead log as captured.

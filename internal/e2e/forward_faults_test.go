@@ -165,6 +165,56 @@ func TestForwardHandOver(t *testing.T) {
 	}
 }
 
+// The primary is killed while it waits for others, with the first transaction of a write-ahead log that has begun anew, or
+// with a later one: what the holder is told is what is there.
+func TestForwardQuorumInDoubt(t *testing.T) {
+	for _, anew := range []bool{true, false} {
+		t.Run(fmt.Sprint("anew ", anew), func(t *testing.T) {
+			t.Parallel()
+			level := quorum(2, "30s")
+			primary := startNode(t, level)
+			replica, other := startNode(t, level, follows(primary), daemonLocks), startNode(t, level, follows(primary))
+			c := openPatient(sqlitetest.Start(t), primary.path("app.db"))
+			mustCommit(t, c, "PRAGMA journal_mode=wal; CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, v)")
+			caughtUp(primary, replica, "app.db")
+			r := openPatient(sqlitetest.Start(t), replica.path("app.db"))
+			mustCommit(t, r, "INSERT INTO t(v) VALUES ('one')")
+			replica.givenBack()
+			if anew {
+				settle(c)
+			}
+			c.Close()
+			other.stop()
+			done := make(chan error, 1)
+			go func() {
+				_, err := r.Exec("INSERT INTO t(v) VALUES ('two')")
+				done <- err
+			}()
+			eventually(t, "it is on its way", func() (bool, string) {
+				calls := replica.lockCalls()
+				return calls["commit"] == 2, fmt.Sprint(calls)
+			})
+			time.Sleep(300 * time.Millisecond) // and in the primary's log, in all likelihood
+			primary.killAll()
+			primary.start()
+			other.start()
+			want := "one,two"
+			if err := <-done; err != nil {
+				t.Logf("it was refused: %v", err)
+				want = "one"
+			}
+			for _, n := range []*node{primary, replica, other} {
+				if n != primary {
+					caughtUp(primary, n, "app.db")
+				}
+				if got := openPatient(sqlitetest.Start(t), n.path("app.db")).MustText("SELECT group_concat(v) FROM t"); got != want {
+					t.Errorf("%s on %s, want %s", got, n.cfg.Mount, want)
+				}
+			}
+		})
+	}
+}
+
 // At level quorum programs on all nodes increment a counter, and the primary is killed for good: what was acknowledged
 // anywhere is on the one that takes over, where the programs go on, and on the former one when it is back.
 func TestForwardQuorumFailover(t *testing.T) {
