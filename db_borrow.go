@@ -414,5 +414,9 @@ func (db *DB) inLog(tx HaltTx) HaltOutcome {
 	if head.Max < tx.Post.TXID || db.hold.Load() < tx.Post.TXID {
 		return HaltUnknown // it may be on its way, or be taken back
 	}
-	return db.resolve(tx)
+	out := db.resolve(tx)
+	if out == HaltCommitted && db.Level().Gated() {
+		return HaltUnknown // who else has it the primary knows
+	}
+	return out
 }

@@ -93,3 +93,21 @@ func (db *DB) died(u *undecided, frame uint32) error {
 	}
 	return nil
 }
+
+// outcomeWait is how long one question for the outcome waits at such a level. It is asked again.
+const outcomeWait = 2 * time.Second
+
+// promiseKept waits until what is in the log is where the level wants it. A primary that was killed while it waited counts
+// the transaction, for its log has it; its holder is not to take it for acknowledged before.
+func (db *DB) promiseKept() error {
+	level := db.Level()
+	if !level.Gated() {
+		return nil
+	}
+	until := time.Now().Add(min(level.Timeout, outcomeWait))
+	if err := db.archivedSoFar(level, until); err != nil {
+		return err
+	}
+	others := Level{Kind: LevelQuorum, N: level.N, Memory: level.Memory, Timeout: level.Timeout}
+	return db.store.awaitPromise(db, db.Pos(), others, until)
+}

@@ -66,7 +66,9 @@ func (q *inSync) acknowledge(c *waitingCommit, has func(node string) bool) bool 
 	if n < c.level.N {
 		return false
 	}
-	q.acked[c.db.id] = c.pos
+	if q.acked[c.db.id].TXID < c.pos.TXID { // it may be asked for again: DB.promiseKept
+		q.acked[c.db.id] = c.pos
+	}
 	return true
 }
 

@@ -388,6 +388,9 @@ func (s *Store) HeldOutcome(ctx context.Context, id uint32, token string, tx Hal
 			out, err = db.outcome(tx)
 		}
 	}
+	if err == nil && out == HaltCommitted {
+		err = db.promiseKept()
+	}
 	if err == nil && s.Role() != RolePrimary {
 		err = ErrReadOnlyReplica
 	}

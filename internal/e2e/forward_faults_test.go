@@ -197,6 +197,14 @@ func TestForwardQuorumInDoubt(t *testing.T) {
 			time.Sleep(300 * time.Millisecond) // and in the primary's log, in all likelihood
 			primary.killAll()
 			primary.start()
+			select {
+			case err := <-done:
+				if err == nil {
+					t.Error("it was acknowledged, and one replica of two has it")
+				}
+				done <- err
+			case <-time.After(2 * time.Second):
+			}
 			other.start()
 			want := "one,two"
 			if err := <-done; err != nil {
