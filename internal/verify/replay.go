@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -205,3 +206,21 @@ func (r *replay) page(pgno uint32) pageAt {
 
 // pageChecksum is the checksum of one page as every position is made of.
 func pageChecksum(pgno uint32, data []byte) uint64 { return uint64(ltx.ChecksumPage(pgno, data)) }
+
+// Replay writes to w a database as it was after a transaction, made of the log alone, and returns its pages and rolling
+// checksum. The node may run. ErrNoEntry: the log has no entry that ends there.
+func Replay(w io.WriterAt, dataDir, name string, txid uint64, keys *logkey.Keys) (pages uint32, sum uint64, err error) {
+	records, err := findRecords(dataDir, []string{name})
+	if err != nil {
+		return 0, 0, err
+	}
+	log, err := openLog(records[0].ltx, keys)
+	if err != nil {
+		return 0, 0, fmt.Errorf("open the log of %s: %w", name, err)
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+	if e, ok := log.Find(txid); !ok || e.Max != txid {
+		return 0, 0, fmt.Errorf("%w: %s has none that ends with %016x", ErrNoEntry, name, txid)
+	}
+	return log.Replay(w, txid)
+}
