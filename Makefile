@@ -51,7 +51,7 @@ ABOVE_RACE := /(fuse|cmd/litefs|internal/(daemon|e2e|bench|demo|deps|childnode|l
 
 # Enumerations and random histories of ltxlog and ship that one goroutine makes, with no sync in the background: there is
 # nothing to race, and it takes minutes.
-ONE_GOROUTINE := ^Test((Recent|Sealed)?(EveryOperationFails|PowerCut)|(Sealed)?RandomPowerCuts|RandomHistories)$$
+ONE_GOROUTINE := ^Test((Recent|Sealed|Packed)?(EveryOperationFails|PowerCut)|(Sealed|Packed)?RandomPowerCuts|RandomHistories)$$
 
 fuzz: ## every fuzz target, FUZZ inputs each
 	.ci/fuzz $(FUZZ)

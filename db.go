@@ -300,7 +300,7 @@ func (db *DB) openRecord() (err error) {
 		return fmt.Errorf("level: %w", err)
 	}
 	if db.txlog, err = db.store.LogKeys.Open(db.dir, ltxName, FormatDBID(db.id), ltxlog.Options{
-		FS: db.store.logFS, Logger: db.log(), Buffers: &db.store.logBuffers, Recent: db.store.recent, ID: uint64(db.id),
+		FS: db.store.logFS, Logger: db.log(), Buffers: &db.store.logBuffers, Recent: db.store.recent, ID: uint64(db.id), Packs: db.store.PackedLogs,
 	}); err != nil {
 		return fmt.Errorf("transaction log: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/superfly/ltx"
+	"golang.org/x/sys/unix"
 
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/pagesum"
@@ -68,10 +69,41 @@ func (db *DB) OpenLTXFile(txID uint64) (*os.File, error) {
 	if !ok {
 		return nil, fmt.Errorf("transaction %016x is not in the log: %w", txID, os.ErrNotExist)
 	}
-	return os.Open(db.LTXPath(e.Min, e.Max))
+	path := db.LTXPath(e.Min, e.Max)
+	if db.txlog.HasOwnFile(e) {
+		return os.Open(path)
+	}
+	f, err := db.entryInMemory(e, path)
+	if err != nil {
+		return nil, fmt.Errorf("open log entry %016x: %w", e.Min, err)
+	}
+	return f, nil
 }
 
-// LTXPath returns the path of an LTX file.
+// entryInMemory returns a file in memory with the bytes of an entry that does not lie on the disk as a file of its own.
+func (db *DB) entryInMemory(e ltxlog.Entry, name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(filepath.Base(name), unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	rc, err := db.txlog.OpenEntry(e)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	_, err = io.Copy(f, rc)
+	err = errors.Join(err, rc.Close())
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// LTXPath returns the path of an LTX file. Where Store.PackedLogs is set, small transactions have none of their own:
+// OpenLTXFile has them.
 func (db *DB) LTXPath(minTXID, maxTXID uint64) string {
 	return filepath.Join(db.LTXDir(), ltx.FormatFilename(ltx.TXID(minTXID), ltx.TXID(maxTXID)))
 }

@@ -61,7 +61,7 @@ func newLife(t *testing.T, seed uint64) *life {
 	if seed%4 == 1 || seed%4 == 2 {
 		l.keys = someKeys(t)
 	}
-	l.m = mountNode(t, filepath.Join(t.TempDir(), "data"), seed%2 == 1, withLogKeys(l.keys))
+	l.m = mountNode(t, filepath.Join(t.TempDir(), "data"), seed%2 == 1, withLogKeys(l.keys), packedLogs)
 	l.r, l.app = newReader(t), sqlitetest.Start(t)
 	l.open()
 	l.conn.MustExec("CREATE TABLE c(n)")

@@ -71,6 +71,9 @@ type Store struct {
 	// of its transactions. Slow: for tests, and for a disk that is under suspicion.
 	StrictVerify bool
 
+	// PackedLogs lets small transactions share files of the log, which makes each cheaper.
+	PackedLogs bool
+
 	// LogKeys encrypt the logs. nil: they lie in the clear, and those that are encrypted keep the store from opening.
 	LogKeys *logkey.Keys
 

@@ -261,6 +261,7 @@ func (n *Node) newStore(ctx context.Context) error {
 	n.store.Guarded = n.cfg.Fuse.Guardian
 	n.store.Levels = levelRules(n.cfg.Durability)
 	n.store.MaxStaleness, n.store.ServeStale = n.cfg.MaxStaleness, n.cfg.ServeStale
+	n.store.PackedLogs = true
 	n.store.ForwardedLocks = n.cfg.Fuse.DaemonLocks || n.cfg.Fuse.ForwardDir != ""
 	n.store.LocksBehind = n.cfg.Fuse.DaemonLocks
 	n.store.HaltDatabases = n.cfg.HaltDatabases

@@ -22,7 +22,7 @@ const maxKept = 4 << 20
 
 func (b *Buffers) putEncoder(e *encoder) {
 	e.flush = nil
-	if cap(e.buf)+cap(e.index)+cap(e.sealed) <= maxKept {
+	if cap(e.buf)+cap(e.index)+cap(e.sealed)+cap(e.record) <= maxKept {
 		b.encoders.Put(e)
 	}
 }

@@ -195,7 +195,7 @@ func TestExpired(t *testing.T) {
 		{"a follower needs 3", Retention{MaxBytes: 1, KeepFrom: 3}, 1},
 		{"a follower needs 5", Retention{MaxBytes: 1, KeepFrom: 5}, 2},
 	} {
-		if got := expired(entries, now, tt.r); got != tt.want {
+		if got := expired(entries, []int64{10, 10, 10, 10, 10}, now, tt.r); got != tt.want {
 			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
 		}
 	}

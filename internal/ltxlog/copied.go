@@ -25,8 +25,7 @@ func (l *Log) mayCopy(w *writer) bool {
 // publishRecent adds an entry that its copy makes durable. The caller holds change and has checked that it joins
 // and that mayCopy.
 func (l *Log) publishRecent(e Entry, w *writer, confirm func() error) error {
-	name := entryName(e.Min, e.Max)
-	if err := w.put(name, false, false); err != nil {
+	if err := w.put(e, false, false); err != nil {
 		return err
 	}
 	l.change.copies.made, l.change.copies.torn = true, true
@@ -36,12 +35,13 @@ func (l *Log) publishRecent(e Entry, w *writer, confirm func() error) error {
 	}
 	if err != nil {
 		// At once, and not before the next append: a crash would find it.
-		return errors.Join(err, l.clearTorn(), l.takeBack(name))
+		return errors.Join(err, l.clearTorn(), l.takeBack(e, w))
 	}
 	l.change.copies.torn = false
 	l.keepLive(e, w)
 	l.mu.Lock()
 	l.mu.entries = append(l.mu.entries, e)
+	l.listAt(e, w.place)
 	l.mu.durable = e.Max
 	l.mu.Unlock()
 	return nil

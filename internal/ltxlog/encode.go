@@ -93,6 +93,7 @@ type encoder struct {
 	index []byte // page index, encoded
 
 	sealed []byte // room for form.store
+	record []byte // room for a record of a pack
 
 	header   ltx.Header
 	lockPgno uint32

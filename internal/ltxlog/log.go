@@ -1,9 +1,10 @@
 // Package ltxlog is the durable, ordered list of transactions of one database.
 //
-// A log is a directory with one LTX file (format 3, github.com/superfly/ltx) an entry. An entry
+// A log is a directory of entries, which are LTX files (format 3, github.com/superfly/ltx). An entry
 // holds the pages that one or more consecutive transactions changed:
 //
 //	<min TXID, 16 hex>-<max TXID, 16 hex>.ltx     an entry
+//	<TXID, 16 hex>.pack                           small entries; see pack.go
 //	<any>.tmp                                     an entry being made; removed by Open
 //	durable                                       TXID up to which entries are known to be on disk
 //	recent                                        copies of entries that the last run made durable one by one; see restore.go
@@ -34,6 +35,7 @@ import (
 	"log/slog"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/litefs/litefs/internal/vfs"
@@ -110,6 +112,7 @@ type Dropped struct {
 	// Durable: the entry had been made durable, so this is damage and not the trace of a crash.
 	Durable bool
 	Err     error // what was wrong with it, or with an entry before it
+	packed  bool  // it lies in a pack
 }
 
 // Options configures a log. The zero value works.
@@ -137,7 +140,11 @@ type Options struct {
 	// Sealing encrypts the log. nil: it lies in the clear, and one that is encrypted is ErrSealed.
 	Sealing *Sealing
 
-	spillSize int // bytes of an entry that are held in memory; default: spillSize
+	// Packs lets small entries share files: see pack.go.
+	Packs bool
+
+	packSize  int64 // default: maxPack
+	spillSize int   // bytes of an entry that are held in memory; default: spillSize
 }
 
 func (o *Options) ensureDefaults() {
@@ -149,6 +156,9 @@ func (o *Options) ensureDefaults() {
 	}
 	if o.Buffers == nil {
 		o.Buffers = &Buffers{}
+	}
+	if o.packSize == 0 {
+		o.packSize = maxPack
 	}
 	if o.spillSize == 0 {
 		o.spillSize = spillSize
@@ -166,6 +176,8 @@ type Log struct {
 	buffers *Buffers
 	dropped []Dropped // set by Open, then constant
 	spill   int       // Options.spillSize
+	packs   bool      // Options.Packs
+	maxPack int64     // Options.packSize
 	form    form      // how entries lie on the disk
 
 	recent *Recent // Options.Recent
@@ -186,18 +198,22 @@ type Log struct {
 			next         uint64
 		}
 		copies copies
+		pack   *pack // to which small entries are added; nil: none yet
+		cut    place // an entry in a pack that could not be taken back; no pack: there is none
 	}
-	sync struct {
+	names atomic.Bool // files were made since the directory was synced last. Cleared by who holds sync
+	sync  struct {
 		sync.Mutex
-		// suspect are entries whose fsync failed: the kernel may have thrown their pages away,
+		// suspect are files whose fsync failed: the kernel may have thrown their pages away,
 		// and a second fsync would succeed without them. They are written anew.
 		suspect map[string]bool
 	}
 	mu struct {
 		sync.RWMutex
-		entries []Entry // chain, oldest first; every one has a file
-		synced  uint64  // every listed entry with Max <= synced is on disk under its name
-		durable uint64  // every listed entry with Max <= durable is on disk, or its copy in the file of recent entries; >= synced
+		entries []Entry        // chain, oldest first; every one has a file, or a place in one
+		places  map[span]place // of listed entries that lie in packs
+		synced  uint64         // every listed entry with Max <= synced is on disk under its name
+		durable uint64         // every listed entry with Max <= durable is on disk, or its copy in the file of recent entries; >= synced
 		closed  bool
 	}
 	// mark is the durable file: see putMark. Its lock comes last.
@@ -282,6 +298,7 @@ func (l *Log) Close() error {
 	if !l.readOnly {
 		err = l.syncLocked()
 	}
+	err = errors.Join(err, l.endPack())
 	spares := &l.change.spares
 	for _, name := range append(spares.ready, spares.fresh...) {
 		l.removeOrRemember(name) // the next Open removes what stays

@@ -24,7 +24,7 @@ import (
 func Open(dir string, opt Options) (*Log, error) {
 	opt.ensureDefaults()
 	l := &Log{dir: dir, fs: opt.FS, logger: opt.Logger, buffers: opt.Buffers,
-		spill: opt.spillSize, form: newForm(opt.Sealing), recent: opt.Recent, id: opt.ID, readOnly: opt.ReadOnly}
+		spill: opt.spillSize, form: newForm(opt.Sealing), recent: opt.Recent, id: opt.ID, readOnly: opt.ReadOnly, packs: opt.Packs, maxPack: opt.packSize}
 	if err := l.recover(opt.Repair); err != nil {
 		err = fmt.Errorf("open transaction log %s: %w", dir, err)
 		if l.mark.file != nil {
@@ -42,6 +42,7 @@ func Open(dir string, opt Options) (*Log, error) {
 // candidate is a file named as an entry.
 type candidate struct {
 	Entry       // only Min and Max when bad
+	place       // none: the file is its own
 	bad   error // header, trailer or size cannot be those of the entry
 }
 
@@ -51,13 +52,14 @@ func (l *Log) recover(repair bool) error {
 			return err
 		}
 	}
-	found, err := l.scan()
+	l.names.Store(true) // the last run may not have come to it
+	packs, found, err := l.scan()
 	for range 10 {
 		// Beside a running node a file may go between being listed and being read.
 		if !l.readOnly || !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
-		found, err = l.scan()
+		packs, found, err = l.scan()
 	}
 	if err != nil {
 		return err
@@ -87,38 +89,43 @@ func (l *Log) recover(repair bool) error {
 		return err
 	}
 	for _, c := range chain {
-		l.mu.entries = append(l.mu.entries, c.Entry)
+		l.list(c.Entry, c.place)
 	}
 	l.mu.synced, l.mu.durable = mark, mark
 	if l.readOnly {
 		return nil
 	}
-	return l.cleanUp(covered)
+	return l.cleanUp(covered, packs)
 }
 
 // scan removes temporary files and reads the ends of every entry, in the order of Min; of several
 // with one Min the largest comes first.
-func (l *Log) scan() ([]candidate, error) {
+func (l *Log) scan() (packs []*pack, found []candidate, err error) {
 	files, err := l.fs.ReadDir(l.dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var found []candidate
 	for _, f := range files {
 		minTXID, maxTXID, ok := parseEntryName(f.Name())
 		switch {
 		case ok:
 			c, err := l.readEnds(minTXID, maxTXID)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			found = append(found, c)
+		case isPackName(f.Name()):
+			p, in, err := l.scanPack(f.Name())
+			if err != nil {
+				return nil, nil, err
+			}
+			packs, found = append(packs, p), append(found, in...)
 		case isTempName(f.Name()):
 			if l.readOnly {
 				continue
 			}
 			if err := l.remove(f.Name()); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		case f.Name() == recentName:
 			l.change.copies.unpacked = !l.readOnly
@@ -127,12 +134,18 @@ func (l *Log) scan() ([]candidate, error) {
 		}
 	}
 	slices.SortFunc(found, byPlace)
-	return found, nil
+	return packs, found, nil
 }
 
-// byPlace is the order of scan.
+// byPlace is the order of scan. Of two with one name, the file is what was made anew when what is in the pack was torn.
 func byPlace(a, b candidate) int {
-	return cmp.Or(cmp.Compare(a.Min, b.Min), cmp.Compare(b.Max, a.Max))
+	packed := func(c candidate) int {
+		if c.pack != nil {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(a.Min, b.Min), cmp.Compare(b.Max, a.Max), packed(a)-packed(b))
 }
 
 // readEnds reads header and trailer of an entry. The error is one of the disk; wrong content is
@@ -148,8 +161,13 @@ func (l *Log) readEnds(minTXID, maxTXID uint64) (c candidate, err error) {
 	if err != nil {
 		return c, err
 	}
-	e, err := l.endsOf(f, info.Size(), maxTXID)
-	if err == nil && (e.Min != minTXID || e.Max != maxTXID) {
+	return l.readEndsOf(f, info.Size(), c)
+}
+
+// readEndsOf reads header and trailer of an entry that is said to be c.
+func (l *Log) readEndsOf(stored io.ReaderAt, size int64, c candidate) (candidate, error) {
+	e, err := l.endsOf(stored, size, c.Max)
+	if err == nil && (e.Min != c.Min || e.Max != c.Max) {
 		err = corrupt("header is of transactions %016x to %016x", e.Min, e.Max)
 	}
 	if errors.Is(err, ErrCorrupt) {
@@ -235,7 +253,7 @@ func (l *Log) check(c candidate) (bad, err error) {
 	if c.bad != nil {
 		return c.bad, nil
 	}
-	err = l.verify(c.Entry)
+	err = l.verify(c.Entry, c.place)
 	if errors.Is(err, ErrCorrupt) {
 		return err, nil
 	}
@@ -261,8 +279,8 @@ func (l *Log) cutFaults(chain []candidate, mark uint64, repair bool) ([]candidat
 			return chain, nil
 		}
 		// One damaged entry at the end is dropped even when it was durable: followers or the WAL
-		// have it. More than one is not what a crash leaves.
-		tornLast := f.torn && f.index == len(chain)-1 && !l.droppedDurable()
+		// have it. More than one is not what a crash leaves, be they damaged or gone.
+		tornLast := f.torn && f.index == len(chain)-1 && !l.droppedDurable() && chain[f.index].Max >= mark
 		if !tornLast && f.txid <= mark && !repair {
 			return nil, &BrokenError{TXID: f.txid, Err: f.err}
 		}
@@ -322,11 +340,11 @@ func (l *Log) droppedDurable() bool {
 }
 
 func (l *Log) drop(c candidate, mark uint64, why error) {
-	l.dropped = append(l.dropped, Dropped{Min: c.Min, Max: c.Max, Durable: c.Max <= mark, Err: why})
+	l.dropped = append(l.dropped, Dropped{Min: c.Min, Max: c.Max, Durable: c.Max <= mark, Err: why, packed: c.pack != nil})
 }
 
 // cleanUp removes what was dropped and what is covered, the newest first.
-func (l *Log) cleanUp(covered []candidate) error {
+func (l *Log) cleanUp(covered []candidate, packs []*pack) error {
 	head, _ := l.Head()
 	if err := l.lowerMark(head.Max); err != nil {
 		return err
@@ -334,18 +352,51 @@ func (l *Log) cleanUp(covered []candidate) error {
 	if err := l.forgetRecent(); err != nil {
 		return err
 	}
-	if len(l.dropped)+len(covered) == 0 {
-		return nil
+	removed, cut, err := l.cleanUpPacks(packs)
+	if err != nil {
+		return err
 	}
-	for i := len(l.dropped) - 1; i >= 0; i-- {
-		if err := l.remove(entryName(l.dropped[i].Min, l.dropped[i].Max)); err != nil {
-			return err
+	for _, d := range slices.Backward(l.dropped) {
+		if !d.packed {
+			removed = append(removed, entryName(d.Min, d.Max))
 		}
 	}
 	for _, c := range covered {
-		if err := l.remove(entryName(c.Min, c.Max)); err != nil {
+		if c.pack == nil {
+			removed = append(removed, entryName(c.Min, c.Max))
+		}
+	}
+	for _, name := range removed {
+		if err := l.remove(name); err != nil {
 			return err
 		}
 	}
+	if len(removed) == 0 && !cut {
+		return nil
+	}
 	return l.fs.SyncDir(l.dir)
+}
+
+// cleanUpPacks cuts packs behind their last listed entry, and returns the names of those that have none.
+func (l *Log) cleanUpPacks(packs []*pack) (empty []string, cut bool, err error) {
+	last := make(map[*pack]Entry)
+	for _, e := range l.Entries() {
+		if p := l.placeOf(e).pack; p != nil {
+			last[p] = e
+		}
+	}
+	for _, p := range slices.Backward(packs) {
+		e, ok := last[p]
+		if !ok {
+			empty = append(empty, p.name)
+			continue
+		}
+		if where := l.placeOf(e); p.size > where.end() {
+			if err := l.cutPack(e, where); err != nil {
+				return nil, false, err
+			}
+			cut = true
+		}
+	}
+	return empty, cut, nil
 }

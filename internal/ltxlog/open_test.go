@@ -38,7 +38,12 @@ func damaged(t *testing.T, allDurable bool, damage func(disk *vfs.Mem, entries [
 
 func rewrite(t *testing.T, disk vfs.FS, e Entry, change func(b []byte) []byte) {
 	t.Helper()
-	f, err := disk.OpenFile(filepath.Join(memDir, entryName(e.Min, e.Max)), os.O_RDWR, 0)
+	rewriteFile(t, disk, entryName(e.Min, e.Max), change)
+}
+
+func rewriteFile(t *testing.T, disk vfs.FS, name string, change func(b []byte) []byte) {
+	t.Helper()
+	f, err := disk.OpenFile(filepath.Join(memDir, name), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

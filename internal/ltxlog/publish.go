@@ -20,6 +20,7 @@ type writer struct {
 	into     io.WriteCloser // what stores in temp
 	complete bool           // everything is in temp
 	bytes    []byte         // of stored
+	place    place          // where put has put it
 }
 
 // Temporary names are constant: there is one append, one compaction and one sync at a time.
@@ -89,15 +90,20 @@ func (w *writer) discard() {
 	w.enc = nil
 }
 
-// put brings the bytes under the name of the entry. Small entries are written there directly:
+// put brings the bytes into a pack, or under the name of the entry. Small entries are written there directly:
 // a rename would not make them safer, because the next Open verifies every entry that was not
 // made durable, and removes a torn one; and it would cost a second commit of the file system's
 // journal when the entry is synced. replace asks for the rename, for an entry that covers others:
 // the next Open prefers it to them.
-func (w *writer) put(name string, sync, replace bool) error {
+func (w *writer) put(e Entry, sync, replace bool) error {
+	name := entryName(e.Min, e.Max)
 	if w.temp == nil && !replace {
 		b, err := w.stored()
 		if err != nil {
+			return err
+		}
+		if w.log.packs && len(b) <= maxPacked {
+			w.place, err = w.log.putPacked(e, w.enc, b, sync)
 			return err
 		}
 		return w.log.writeFile(name, b, sync)
@@ -117,6 +123,7 @@ func (w *writer) put(name string, sync, replace bool) error {
 		w.log.removeOrRemember(w.tempName)
 		return err
 	}
+	w.log.names.Store(true)
 	return nil
 }
 
@@ -174,11 +181,11 @@ func (l *Log) publish(e Entry, w *writer, sync bool, confirm func() error) error
 		return l.publishReplacing(e, w)
 	}
 	if !sync {
-		if err := w.put(entryName(e.Min, e.Max), false, false); err != nil {
+		if err := w.put(e, false, false); err != nil {
 			return err
 		}
 		l.keepLive(e, w)
-		l.list(e)
+		l.list(e, w.place)
 		return nil
 	}
 
@@ -194,10 +201,10 @@ func (l *Log) publish(e Entry, w *writer, sync bool, confirm func() error) error
 		return err
 	}
 	if err := confirm(); err != nil {
-		return errors.Join(err, l.takeBack(entryName(e.Min, e.Max)))
+		return errors.Join(err, l.takeBack(e, w))
 	}
 	l.keepLive(e, w)
-	l.list(e)
+	l.list(e, w.place)
 	l.setDurable(e.Max)
 	return nil
 }
@@ -206,11 +213,11 @@ func (l *Log) publish(e Entry, w *writer, sync bool, confirm func() error) error
 // checked that the entry joins.
 func (l *Log) publishAhead(e Entry, w *writer, listed func()) (added bool, err error) {
 	copied := l.mayCopy(w)
-	if err := w.put(entryName(e.Min, e.Max), false, false); err != nil {
+	if err := w.put(e, false, false); err != nil {
 		return false, err
 	}
 	l.keepLive(e, w)
-	l.list(e)
+	l.list(e, w.place)
 	listed()
 	if !copied {
 		l.sync.Lock()
@@ -259,7 +266,11 @@ func (l *Log) publishReplacing(e Entry, w *writer) error {
 func (l *Log) retireCovered(entries []Entry) {
 	for _, e := range entries {
 		if err := l.retire(e); err != nil {
-			l.removeOrRemember(entryName(e.Min, e.Max))
+			name := l.fileOf(e)
+			if p := l.placeOf(e).pack; p != nil {
+				l.leavePack(e, p)
+			}
+			l.removeOrRemember(name)
 		}
 	}
 	if err := l.releaseSpares(); err != nil {
@@ -267,14 +278,28 @@ func (l *Log) retireCovered(entries []Entry) {
 	}
 }
 
-// putDurable is put followed by the sync of the directory; on an error the file is gone.
+// putDurable is put followed by the sync of the directory; on an error nothing is there. The caller holds change and sync.
 func (l *Log) putDurable(e Entry, w *writer, replace bool) error {
-	name := entryName(e.Min, e.Max)
-	if err := w.put(name, true, replace); err != nil {
+	if err := w.put(e, true, replace); err != nil {
 		return err
 	}
+	if err := l.syncNames(); err != nil {
+		if w.place.pack != nil {
+			return errors.Join(err, l.takeBackPacked(w.place, false))
+		}
+		l.removeOrRemember(entryName(e.Min, e.Max))
+		return err
+	}
+	return nil
+}
+
+// syncNames makes the names of files that were made durable. The caller holds sync.
+func (l *Log) syncNames() error {
+	if !l.names.Swap(false) {
+		return nil
+	}
 	if err := l.fs.SyncDir(l.dir); err != nil {
-		l.removeOrRemember(name)
+		l.names.Store(true)
 		return err
 	}
 	return nil
@@ -287,10 +312,11 @@ func (l *Log) keepLive(e Entry, w *writer) {
 	}
 }
 
-func (l *Log) list(e Entry) {
+func (l *Log) list(e Entry, where place) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mu.entries = append(l.mu.entries, e)
+	l.listAt(e, where)
 }
 
 // removeOrRemember removes a file that is not in the list; when that fails, the next change of
@@ -311,9 +337,12 @@ func (l *Log) remove(name string) error {
 	return err
 }
 
-// takeBack removes, durably, a file that is not to be in the list, though a crash may find it on disk whole.
-func (l *Log) takeBack(name string) error {
-	l.removeOrRemember(name)
+// takeBack removes, durably, an entry that is not to be in the list, though a crash may find it on disk whole.
+func (l *Log) takeBack(e Entry, w *writer) error {
+	if w.place.pack != nil {
+		return l.takeBackPacked(w.place, true)
+	}
+	l.removeOrRemember(entryName(e.Min, e.Max))
 	return l.fs.SyncDir(l.dir)
 }
 
@@ -325,6 +354,12 @@ func (l *Log) clearDebris() error {
 			return fmt.Errorf("remove what an earlier failure left: %w", err)
 		}
 		l.change.debris = l.change.debris[:last]
+	}
+	if where := l.change.cut; where.pack != nil {
+		if err := l.cutTail(where, true); err != nil {
+			return fmt.Errorf("take back what an earlier failure left: %w", err)
+		}
+		l.change.cut = place{}
 	}
 	if err := l.clearTorn(); err != nil {
 		return fmt.Errorf("take back what an earlier failure left: %w", err)

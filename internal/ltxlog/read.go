@@ -7,13 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 
 	"github.com/pierrec/lz4/v4"
 	"github.com/superfly/ltx"
-
-	"github.com/litefs/litefs/internal/vfs"
 )
 
 // open opens the file of a listed entry. Files are removed only after they were taken from the
@@ -38,7 +35,7 @@ func (l *Log) openListed(e Entry) (*entryFile, error) {
 	if have, ok := find(l.mu.entries, e.Min); !ok || have.Min != e.Min || have.Max != e.Max || have.Post != e.Post {
 		return nil, fmt.Errorf("%w: %s", ErrNotFound, entryName(e.Min, e.Max))
 	}
-	f, err := l.fs.OpenFile(l.entryPath(e), os.O_RDONLY, 0)
+	f, err := l.openStored(e, l.mu.places[e.span()])
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +61,7 @@ func (l *Log) contentOf(stored io.ReaderAt, e Entry) (*io.SectionReader, error) 
 // entryFile is the content of an entry whose file is open, counted in readers until it is closed.
 type entryFile struct {
 	*io.SectionReader
-	stored vfs.File // as it lies on the disk
+	stored storedFile // as it lies on the disk
 	log    *Log
 	name   string
 	once   sync.Once
@@ -186,8 +183,8 @@ func (l *Log) Verify(e Entry) (err error) {
 }
 
 // verify is Verify for an entry that need not be listed.
-func (l *Log) verify(e Entry) (err error) {
-	f, err := l.fs.OpenFile(l.entryPath(e), os.O_RDONLY, 0)
+func (l *Log) verify(e Entry, where place) (err error) {
+	f, err := l.openStored(e, where)
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 // Retention says which entries may go. Zero fields set no limit; with both zero nothing goes.
 type Retention struct {
 	MaxAge   time.Duration // entries older than this go
-	MaxBytes int64         // the oldest go until the log is not larger
+	MaxBytes int64         // the oldest go until the log is not larger on the disk
 	KeepFrom uint64        // entries that contain this TXID or a later one stay; 0: none is needed
 }
 
@@ -27,7 +27,7 @@ func (l *Log) Retain(now time.Time, limits Retention) (entries int, bytes int64,
 	l.sync.Lock()
 	defer l.sync.Unlock()
 	list := l.Entries()
-	n := expired(list, now, limits)
+	n := expired(list, l.onDisk(list), now, limits)
 	if n == 0 {
 		return 0, 0, nil
 	}
@@ -39,7 +39,7 @@ func (l *Log) Retain(now time.Time, limits Retention) (entries int, bytes int64,
 		l.mu.RLock()
 		rest := l.mu.entries[1:]
 		l.mu.RUnlock()
-		if err := l.unlist(rest, list[i], l.retire); err != nil {
+		if err := l.unlist(rest, list[i:i+1], func(gone []Entry) error { return l.retire(gone[0]) }); err != nil {
 			return entries, bytes, fmt.Errorf("retain transaction log: %w", err)
 		}
 		entries++
@@ -51,11 +51,30 @@ func (l *Log) Retain(now time.Time, limits Retention) (entries int, bytes int64,
 	return entries, bytes, nil
 }
 
+// onDisk returns, for each entry, the bytes that the disk has again when it goes after all those before it. Those of a pack
+// are its last one's.
+func (l *Log) onDisk(entries []Entry) []int64 {
+	bytes := make([]int64, len(entries))
+	last := make(map[*pack]int)
+	for i, e := range entries {
+		p := l.placeOf(e).pack
+		if p == nil {
+			bytes[i] = e.Size
+			continue
+		}
+		if before, ok := last[p]; ok {
+			bytes[before] = 0
+		}
+		last[p], bytes[i] = i, p.size
+	}
+	return bytes
+}
+
 // expired returns how many of the oldest entries may go.
-func expired(entries []Entry, now time.Time, limits Retention) int {
+func expired(entries []Entry, onDisk []int64, now time.Time, limits Retention) int {
 	var total int64
-	for _, e := range entries {
-		total += e.Size
+	for _, n := range onDisk {
+		total += n
 	}
 	n := 0
 	for n < len(entries)-1 {
@@ -66,7 +85,7 @@ func expired(entries []Entry, now time.Time, limits Retention) int {
 		if needed || !(old || large) {
 			break
 		}
-		total -= e.Size
+		total -= onDisk[n]
 		n++
 	}
 	return n

@@ -20,6 +20,9 @@ func spareName(n uint64) string { return fmt.Sprintf("spare-%d%s", n, tempSuffix
 // not reused, so that what they read does not change. Retired files may be reused only after
 // releaseSpares.
 func (l *Log) retire(e Entry) error {
+	if p := l.placeOf(e).pack; p != nil {
+		return l.retirePacked(e, p)
+	}
 	name := entryName(e.Min, e.Max)
 	delete(l.sync.suspect, name)
 	pool := &l.change.spares
@@ -50,6 +53,7 @@ func (l *Log) releaseSpares() error {
 // createFile opens a file under the name of a new entry: a spare one, which has old content, or an
 // empty one.
 func (l *Log) createFile(name string) (f fileToFill, err error) {
+	l.names.Store(true)
 	pool := &l.change.spares
 	if len(pool.ready) == 0 {
 		f.File, err = l.fs.OpenFile(l.path(name), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)

@@ -38,10 +38,11 @@ func (l *Log) syncLocked() error {
 	if len(entries) == 0 {
 		return nil
 	}
-	if err := l.syncFiles(entries); err != nil {
-		return fmt.Errorf("sync transaction log: %w", err)
+	err := l.syncFiles(entries)
+	if err == nil {
+		err = l.syncNames()
 	}
-	if err := l.fs.SyncDir(l.dir); err != nil {
+	if err != nil {
 		return fmt.Errorf("sync transaction log: %w", err)
 	}
 	l.setDurable(entries[len(entries)-1].Max)
@@ -68,11 +69,11 @@ func (l *Log) syncFiles(entries []Entry) (err error) {
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	for len(entries) > 0 {
-		group := entries[:min(len(entries), maxOpenAtSync)]
-		entries = entries[len(group):]
-		for _, e := range group {
-			f, err := l.openForSync(e)
+	for rest := l.filesOf(entries); len(rest) > 0; {
+		group := rest[:min(len(rest), maxOpenAtSync)]
+		rest = rest[len(group):]
+		for _, u := range group {
+			f, err := l.openForSync(u)
 			if err != nil {
 				return err
 			}
@@ -80,7 +81,7 @@ func (l *Log) syncFiles(entries []Entry) (err error) {
 		}
 		for i, f := range files {
 			if err := f.Sync(); err != nil {
-				l.suspect(group[i])
+				l.suspect(group[i].name)
 				return err
 			}
 		}
@@ -98,11 +99,31 @@ func (l *Log) syncFiles(entries []Entry) (err error) {
 // maxOpenAtSync bounds the descriptors of one sync.
 const maxOpenAtSync = 64
 
-func (l *Log) openForSync(e Entry) (vfs.File, error) {
-	if err := l.rewriteSuspect(e); err != nil {
+// unsyncedFile is a file with entries that are to be synced.
+type unsyncedFile struct {
+	name    string
+	entries []Entry
+	pack    *pack // nil: the file of one entry
+}
+
+// filesOf returns the files in which entries lie. A pack that comes again comes twice.
+func (l *Log) filesOf(entries []Entry) (files []unsyncedFile) {
+	for i, e := range entries {
+		p := l.placeOf(e).pack
+		if n := len(files); p != nil && n > 0 && files[n-1].pack == p {
+			files[n-1].entries = entries[i-len(files[n-1].entries) : i+1]
+			continue
+		}
+		files = append(files, unsyncedFile{name: l.fileOf(e), entries: entries[i : i+1], pack: p})
+	}
+	return files
+}
+
+func (l *Log) openForSync(u unsyncedFile) (vfs.File, error) {
+	if err := l.rewriteSuspect(u); err != nil {
 		return nil, err
 	}
-	f, err := l.fs.OpenFile(l.entryPath(e), os.O_RDWR, 0)
+	f, err := l.fs.OpenFile(l.path(u.name), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -112,33 +133,41 @@ func (l *Log) openForSync(e Entry) (vfs.File, error) {
 	return f, nil
 }
 
-func (l *Log) suspect(e Entry) {
+func (l *Log) suspect(name string) {
 	if l.sync.suspect == nil {
 		l.sync.suspect = map[string]bool{}
 	}
-	l.sync.suspect[entryName(e.Min, e.Max)] = true
+	l.sync.suspect[name] = true
 }
 
-// rewriteSuspect writes an entry whose fsync failed again, from what the page cache still has.
-func (l *Log) rewriteSuspect(e Entry) error {
-	name := entryName(e.Min, e.Max)
-	if !l.sync.suspect[name] {
+// rewriteSuspect writes a file whose fsync failed again, from what the page cache still has.
+func (l *Log) rewriteSuspect(u unsyncedFile) error {
+	if !l.sync.suspect[u.name] {
 		return nil
 	}
-	if err := l.verify(e); err != nil {
-		return fmt.Errorf("write %s again: %w", name, err)
+	for _, e := range u.entries {
+		if err := l.verify(e, l.placeOf(e)); err != nil {
+			return fmt.Errorf("write %s again: %w", u.name, err)
+		}
 	}
-	if err := l.copyFile(name, rewriteTemp); err != nil {
-		return errors.Join(fmt.Errorf("write %s again: %w", name, err), l.remove(rewriteTemp))
+	var err error
+	if u.pack != nil {
+		err = l.replacePack(u.pack, wholeFile, false)
+	} else if err = l.copyFile(u.name, rewriteTemp, wholeFile, false); err == nil {
+		err = l.fs.Rename(l.path(rewriteTemp), l.path(u.name))
+		l.names.Store(true)
 	}
-	if err := l.fs.Rename(l.path(rewriteTemp), l.path(name)); err != nil {
-		return errors.Join(fmt.Errorf("write %s again: %w", name, err), l.remove(rewriteTemp))
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s again: %w", u.name, err), l.remove(rewriteTemp))
 	}
-	delete(l.sync.suspect, name)
+	delete(l.sync.suspect, u.name)
 	return nil
 }
 
-func (l *Log) copyFile(from, to string) (err error) {
+const wholeFile = 1 << 62 // bytes, and more than any has
+
+// copyFile copies the first n bytes of a file, or all that it has.
+func (l *Log) copyFile(from, to string, n int64, sync bool) (err error) {
 	src, err := l.fs.OpenFile(l.path(from), os.O_RDONLY, 0)
 	if err != nil {
 		return err
@@ -149,7 +178,10 @@ func (l *Log) copyFile(from, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
-	_, err = io.Copy(struct{ io.Writer }{dst}, struct{ io.Reader }{src})
+	_, err = io.Copy(struct{ io.Writer }{dst}, io.LimitReader(src, n))
+	if err == nil && sync {
+		err = dst.Sync()
+	}
 	return err
 }
 

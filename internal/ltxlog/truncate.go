@@ -39,26 +39,61 @@ func (l *Log) truncateLocked(drop func(Entry) bool) error {
 	if err := l.lowerMark(head); err != nil {
 		return err
 	}
-	for i := len(entries) - 1; i >= keep; i-- {
-		// The file is not kept as a spare: an entry of the same name may come next, and a power
-		// cut could leave it with what is in the file now, which fits there.
-		if err := l.unlist(entries[:i], entries[i], l.discard); err != nil {
+	for end := len(entries); end > keep; {
+		begin := end - 1
+		doAway := l.discard
+		if p := l.placeOf(entries[begin]).pack; p != nil {
+			for begin > keep && l.placeOf(entries[begin-1]).pack == p {
+				begin--
+			}
+			doAway = func(gone []Entry) error { return l.discardPacked(entries[:begin], gone, p) }
+		}
+		if err := l.unlist(entries[:begin], entries[begin:end], doAway); err != nil {
 			return err
 		}
+		end = begin
+	}
+	if err := l.cutBehind(entries[:keep]); err != nil {
+		return err
 	}
 	return l.fs.SyncDir(l.dir)
 }
 
 // discard removes the file of an entry that was taken from the list. The caller holds sync.
-func (l *Log) discard(e Entry) error {
-	name := entryName(e.Min, e.Max)
+//
+// The file is not kept as a spare: an entry of the same name may come next, and a power
+// cut could leave it with what is in the file now, which fits there.
+func (l *Log) discard(gone []Entry) error {
+	name := entryName(gone[0].Min, gone[0].Max)
 	delete(l.sync.suspect, name)
 	return l.remove(name)
 }
 
-// unlist makes rest the list and does away with the file of gone, which is at one end of the list
+// discardPacked removes the newest entries of a pack, which were taken from the list, from it, or all of it. The caller
+// holds change and sync.
+func (l *Log) discardPacked(rest, gone []Entry, p *pack) error {
+	var err error
+	if l.liveIn(p) == len(gone) {
+		err = l.removePack(p)
+	} else {
+		last := rest[len(rest)-1]
+		for i := len(rest) - 1; l.placeOf(last).pack != p; i-- {
+			last = rest[i]
+		}
+		err = l.cutPack(last, l.placeOf(last))
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range gone {
+		l.leavePack(e, p)
+	}
+	return nil
+}
+
+// unlist makes rest the list and does away with the entries gone, which are at one end of the list
 // now. When that fails the list is as before. The caller holds change and sync.
-func (l *Log) unlist(rest []Entry, gone Entry, doAway func(Entry) error) error {
+func (l *Log) unlist(rest, gone []Entry, doAway func([]Entry) error) error {
 	l.mu.Lock()
 	old := l.mu.entries
 	l.mu.entries = rest
@@ -98,7 +133,7 @@ func (l *Log) Begin(h Header) (Entry, error) {
 	if err := l.putDurable(e, w, false); err != nil {
 		return Entry{}, fmt.Errorf("begin transaction log at %016x: %w", h.Max, err)
 	}
-	l.list(e)
+	l.list(e, w.place)
 	l.setDurable(e.Max)
 	return e, nil
 }
