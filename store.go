@@ -158,6 +158,7 @@ type Store struct {
 	// recorded is the role on disk, by which the next start recovers: a node that
 	// was the primary is one there until the last of its writers has ended.
 	recorded atomic.Int32
+	roleFile sync.Mutex // held by who writes it there
 	role     atomic.Int32
 	epoch    atomic.Uint64
 

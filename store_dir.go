@@ -274,6 +274,8 @@ func (s *Store) readRole() (Role, error) {
 
 // writeRole makes the role durable before the first byte is written in it.
 func (s *Store) writeRole(r Role) error {
+	s.roleFile.Lock()
+	defer s.roleFile.Unlock()
 	if err := writeFileSync(filepath.Join(s.path, "role"), []byte(r.String()+"\n")); err != nil {
 		return fmt.Errorf("record the role: %w", err)
 	}
