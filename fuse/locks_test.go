@@ -21,11 +21,11 @@ import (
 type passes struct {
 	mu      sync.Mutex
 	dropped []string
-	waiting chan struct{} // when not nil: a request for the byte at 99 waits here
+	waiting chan struct{} // a request for the byte at 99 waits here
 }
 
 func (p *passes) Lock(l Lock, take func() error) error {
-	if p.waiting != nil && l.Start == 99 {
+	if l.Start == 99 {
 		p.waiting <- struct{}{}
 		select {
 		case <-l.Cancel:
@@ -45,7 +45,7 @@ func (p *passes) Dropped(path string, _ uint64) {
 }
 
 func lockMount(t *testing.T, mode Mode) (*mount, *passes) {
-	p := &passes{}
+	p := &passes{waiting: make(chan struct{})}
 	return newMount(t, mode, func(o *Options) { o.Locker = p }), p
 }
 
@@ -145,7 +145,6 @@ func TestForwardedLocksWait(t *testing.T) {
 	for name, command := range map[string]int{"posix": posixWait, "ofd": ofdWait} {
 		t.Run(name, func(t *testing.T) {
 			m, p := lockMount(t, Cached)
-			p.waiting = make(chan struct{})
 			a, b, c := startApp(t, 0), startApp(t, 0), startApp(t, 0)
 			path := m.Path("f")
 			fa, fb, fc := a.open(path, unix.O_CREAT|unix.O_RDWR), b.open(path, unix.O_RDWR), c.open(path, unix.O_RDWR)
