@@ -257,8 +257,9 @@ func (w *truth) check(place ship.Target, most int, live bool) {
 		var before []string
 		for _, n := range slices.Compact(wanted) {
 			tags, err := w.checkMoment(h, n)
-			// A server may still be at a request to remove objects when the node that sent it has ended.
-			for try := 0; !live && try < 10 && errors.Is(err, objstore.ErrNotFound); try++ {
+			// A server may still be at a request to remove objects when the node that sent it has ended. What a node that
+			// runs removes is not in the next listing.
+			for try := 0; try < 10 && (errors.Is(err, errSkipped) || !live && errors.Is(err, objstore.ErrNotFound)); try++ {
 				time.Sleep(200 * time.Millisecond)
 				if h, err = restore.Open(w.t.Context(), place.Store, place.Layout, proved, number); err != nil {
 					w.t.Fatal(err)
@@ -287,6 +288,9 @@ func (w *truth) atEnd(most int) int {
 	return most
 }
 
+// errSkipped: a moment was restored without objects that were listed.
+var errSkipped = errors.New("objects are damaged or gone")
+
 // checkMoment restores a moment, by its number or by its time, and returns its tags.
 func (w *truth) checkMoment(h *restore.History, n uint64) (tags []string, err error) {
 	m, err := h.Moment(w.t.Context(), n)
@@ -311,7 +315,7 @@ func (w *truth) checkMoment(h *restore.History, n uint64) (tags []string, err er
 	}
 	defer func() { err = errors.Join(err, os.Remove(file)) }()
 	if len(got.Skipped) > 0 {
-		return nil, fmt.Errorf("damaged objects: %q", got.Skipped)
+		return nil, fmt.Errorf("%w: %q", errSkipped, got.Skipped)
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
