@@ -246,6 +246,7 @@ func (n *node) mustSQLOver(db, statements string) {
 type counting struct {
 	t       testing.TB
 	command func(n *node, args ...string) *exec.Cmd
+	pause   time.Duration // between two programs of a kind, in which others get in
 
 	mu   sync.Mutex
 	oks  map[string]bool
@@ -274,6 +275,9 @@ func inShell(_ *counting, n *node, name string, times int) []string {
 // count runs the program again and again until ctx ends.
 func (k *counting) count(ctx context.Context, n *node, name string, times int, program program) {
 	for i := 0; ctx.Err() == nil; i++ {
+		if i > 0 {
+			time.Sleep(k.pause)
+		}
 		cmd := k.command(n, program(k, n, fmt.Sprintf("%s.%d", name, i), times)...)
 		out, err := cmd.Output()
 		k.mu.Lock()
