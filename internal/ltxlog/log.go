@@ -200,6 +200,9 @@ type Log struct {
 		copies copies
 		pack   *pack // to which small entries are added; nil: none yet
 		cut    place // an entry in a pack that could not be taken back; no pack: there is none
+		copied bool  // cut is of entries that somebody may read: the pack is replaced by a copy
+		// dropped: files were removed that must not be found again, and the directory not synced.
+		dropped bool
 	}
 	names atomic.Bool // files were made since the directory was synced last. Cleared by who holds sync
 	sync  struct {
@@ -289,23 +292,28 @@ func find(entries []Entry, txid uint64) (Entry, bool) {
 func (l *Log) Close() error {
 	l.change.Lock()
 	defer l.change.Unlock()
-	l.sync.Lock()
-	defer l.sync.Unlock()
 	if l.isClosed() {
 		return nil
 	}
+	var undone error
+	if !l.readOnly {
+		undone = l.clearDebris()
+	}
+	l.sync.Lock()
+	defer l.sync.Unlock()
 	var err error
 	if !l.readOnly {
 		err = l.syncLocked()
 	}
-	err = errors.Join(err, l.endPack())
+	onDisk := err == nil
+	err = errors.Join(err, undone, l.endPack())
 	spares := &l.change.spares
 	for _, name := range append(spares.ready, spares.fresh...) {
 		l.removeOrRemember(name) // the next Open removes what stays
 	}
 	spares.ready, spares.fresh = nil, nil
 	if l.recent != nil {
-		l.recent.leave(l, err == nil)
+		l.recent.leave(l, onDisk)
 	}
 	l.mark.Lock()
 	if l.mark.file != nil {

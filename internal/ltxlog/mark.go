@@ -49,8 +49,8 @@ func (l *Log) writeMark() {
 // lowerMark must be durable before entries below the old mark are removed or written anew:
 // else the next Open would take their absence for damage.
 func (l *Log) lowerMark(txid uint64) error {
-	if l.synced() > txid {
-		if err := l.putMark(txid, true); err != nil {
+	if l.synced() > txid || !l.markOnDisk() {
+		if err := l.putMark(min(l.synced(), txid), true); err != nil {
 			return fmt.Errorf("lower durable position: %w", err)
 		}
 	}
@@ -59,6 +59,14 @@ func (l *Log) lowerMark(txid uint64) error {
 	l.mu.durable = min(l.mu.durable, txid)
 	l.mu.Unlock()
 	return nil
+}
+
+// markOnDisk says whether a mark as low as the one that Open has read is on disk: it may be of a run that died, or whose
+// fsync failed, and a higher one come back in its place.
+func (l *Log) markOnDisk() bool {
+	l.mark.Lock()
+	defer l.mark.Unlock()
+	return l.mark.seq == 0 || l.mark.file != nil
 }
 
 func (l *Log) putMark(txid uint64, sync bool) error {

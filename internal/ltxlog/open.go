@@ -74,7 +74,7 @@ func (l *Log) recover(repair bool) error {
 		l.recent.atLeast(was.forgotten) // or its copies would not count
 	}
 	if l.change.copies.unpacked {
-		if found, err = l.restore(found, mark); err != nil {
+		if found, err = l.restore(packs, found, mark); err != nil {
 			return err
 		}
 	}
@@ -106,16 +106,17 @@ func (l *Log) scan() (packs []*pack, found []candidate, err error) {
 		return nil, nil, err
 	}
 	for _, f := range files {
-		minTXID, maxTXID, ok := parseEntryName(f.Name())
+		minTXID, maxTXID, isEntry := parseEntryName(f.Name())
+		first, isPack := parsePackName(f.Name())
 		switch {
-		case ok:
+		case isEntry:
 			c, err := l.readEnds(minTXID, maxTXID)
 			if err != nil {
 				return nil, nil, err
 			}
 			found = append(found, c)
-		case isPackName(f.Name()):
-			p, in, err := l.scanPack(f.Name())
+		case isPack:
+			p, in, err := l.scanPack(f.Name(), first)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -345,9 +346,10 @@ func (l *Log) drop(c candidate, mark uint64, why error) {
 
 // cleanUp removes what was dropped and what is covered, the newest first.
 func (l *Log) cleanUp(covered []candidate, packs []*pack) error {
-	head, _ := l.Head()
-	if err := l.lowerMark(head.Max); err != nil {
-		return err
+	if head, _ := l.Head(); len(l.dropped) > 0 || l.synced() > head.Max {
+		if err := l.lowerMark(head.Max); err != nil {
+			return err
+		}
 	}
 	if err := l.forgetRecent(); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,6 +59,7 @@ type pack struct {
 		sync.Mutex
 		file   vfs.File
 		sealed bool // it was replaced, or may be damaged: nothing more is written to it
+		failed bool // its fsync failed when it was cut, and the next Sync does not know yet
 	}
 }
 
@@ -78,13 +80,14 @@ func (e Entry) span() span { return span{e.Min, e.Max} }
 
 func packName(minTXID uint64) string { return fmt.Sprintf("%016x%s", minTXID, packSuffix) }
 
-func isPackName(name string) bool {
+// parsePackName accepts exactly the names that packName makes.
+func parsePackName(name string) (minTXID uint64, ok bool) {
 	hex, ok := strings.CutSuffix(name, packSuffix)
 	if !ok || len(hex) != 16 || strings.ToLower(hex) != hex {
-		return false
+		return 0, false
 	}
-	_, err := strconv.ParseUint(hex, 16, 63)
-	return err == nil
+	minTXID, err := strconv.ParseUint(hex, 16, 63)
+	return minTXID, err == nil && minTXID > 0
 }
 
 // appendPacked makes a record.
@@ -115,9 +118,9 @@ func parsePackedHead(b []byte) (h packedHead, ok bool) {
 	return h, h.min > 0 && h.min <= h.max && h.max <= MaxTXID
 }
 
-// scanPack returns the entries of a pack. The error is one of the disk; wrong content is noted in the candidate, or it is
+// scanPack returns the entries of a pack, of which first is the TXID in its name. The error is one of the disk; wrong content is noted in the candidate, or it is
 // not found.
-func (l *Log) scanPack(name string) (p *pack, found []candidate, err error) {
+func (l *Log) scanPack(name string, first uint64) (p *pack, found []candidate, err error) {
 	f, err := l.fs.OpenFile(l.path(name), os.O_RDONLY, 0)
 	if err != nil {
 		return nil, nil, err
@@ -131,7 +134,9 @@ func (l *Log) scanPack(name string) (p *pack, found []candidate, err error) {
 	p.write.sealed = true
 	var b [packPrefix]byte
 	for at := int64(0); at+packPrefix <= p.size; {
-		if err := readFull(f, b[:], at); err != nil {
+		if err := readFull(f, b[:], at); errors.Is(err, ErrCorrupt) {
+			break // it was cut meanwhile, beside a log that is read only
+		} else if err != nil {
 			return nil, nil, err
 		}
 		h, ok := parsePackedHead(b[:])
@@ -150,6 +155,13 @@ func (l *Log) scanPack(name string) (p *pack, found []candidate, err error) {
 		found = append(found, c)
 		p.max = max(p.max, h.max)
 		at = where.end()
+	}
+	// The first entry of a pack is always in it: without it the older end of the log would be lost unnoticed.
+	if !slices.ContainsFunc(found, func(c candidate) bool { return c.Min == first }) {
+		c := candidate{place: place{pack: p}, bad: corrupt("pack %s does not have it", name)}
+		c.Min, c.Max = first, first
+		found = append(found, c)
+		p.max = max(p.max, first)
 	}
 	return p, found, nil
 }

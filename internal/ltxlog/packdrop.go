@@ -12,9 +12,8 @@ func (l *Log) cutPack(last Entry, where place) error {
 	if err := l.replacePack(p, where.end(), true); err != nil {
 		return err
 	}
-	p.max = last.Max
-	delete(l.sync.suspect, p.name) // the copy is on disk
-	return nil
+	p.size, p.max = where.end(), last.Max
+	return nil // a pack that is suspect stays so: what is not synced was not verified
 }
 
 // cutBehind drops what lies behind the last of entries, which are the list, in a pack: entries that were dropped, and those
@@ -31,10 +30,30 @@ func (l *Log) cutBehind(entries []Entry) error {
 		}
 		err := l.cutPack(e, where)
 		if err != nil {
-			l.change.cut = place{pack: where.pack, at: where.end()}
+			l.change.cut, l.change.copied = place{pack: where.pack, at: where.end()}, true
 		}
 		return err
 	}
+	return nil
+}
+
+// clearCut does what takeBackPacked or cutBehind could not do. The caller holds change, and not sync.
+func (l *Log) clearCut() error {
+	where := l.change.cut
+	if where.pack == nil {
+		return nil
+	}
+	if l.change.copied {
+		l.sync.Lock()
+		defer l.sync.Unlock()
+		if err := l.replacePack(where.pack, where.at, true); err != nil {
+			return err
+		}
+		l.change.dropped = true // the old file must not be found again
+	} else if err := l.cutTail(where); err != nil {
+		return err
+	}
+	l.change.cut, l.change.copied = place{}, false
 	return nil
 }
 

@@ -57,6 +57,15 @@ func (p *pack) seal() error {
 	return f.Close()
 }
 
+// takeFailed says whether a fsync failed that Sync does not know of.
+func (p *pack) takeFailed() bool {
+	p.write.Lock()
+	defer p.write.Unlock()
+	was := p.write.failed
+	p.write.failed = false
+	return was
+}
+
 // putPacked writes an entry behind the newest one of its pack. The caller holds change.
 func (l *Log) putPacked(e Entry, enc *encoder, stored []byte, sync bool) (place, error) {
 	for {
@@ -73,7 +82,7 @@ func (l *Log) putPacked(e Entry, enc *encoder, stored []byte, sync bool) (place,
 				return place{}, err
 			}
 		case err != nil:
-			return place{}, errors.Join(err, l.takeBackPacked(where, false))
+			return place{}, errors.Join(err, l.takeBackPacked(where))
 		default:
 			p.size, p.max = where.end(), e.Max
 			return where, nil
@@ -104,26 +113,22 @@ func (l *Log) writeRecord(where place, record []byte, sync bool) (sealed bool, e
 	return false, nil
 }
 
-// takeBackPacked removes an entry that is not listed from the end of its pack. When that fails, the next change of the log
+// takeBackPacked removes, durably, an entry that is not listed from the end of its pack. When that fails, the next change of the log
 // tries again before it does anything else. The caller holds change.
-func (l *Log) takeBackPacked(where place, durably bool) error {
+func (l *Log) takeBackPacked(where place) error {
 	where.pack.size = where.at
 	if where.at == 0 {
-		err := l.endPack()
-		if durably {
-			err = errors.Join(err, l.fs.SyncDir(l.dir))
-		}
-		return err
+		return errors.Join(l.endPack(), l.syncDropped())
 	}
-	err := l.cutTail(where, durably)
+	err := l.cutTail(where)
 	if err != nil {
 		l.change.cut = where
 	}
 	return err
 }
 
-// cutTail cuts a pack where an entry begins, of which no reader knows.
-func (l *Log) cutTail(where place, durably bool) error {
+// cutTail cuts a pack, durably, where an entry begins, of which no reader knows.
+func (l *Log) cutTail(where place) error {
 	where.pack.write.Lock()
 	defer where.pack.write.Unlock()
 	f, err := l.fs.OpenFile(l.path(where.pack.name), os.O_RDWR, 0)
@@ -131,8 +136,10 @@ func (l *Log) cutTail(where place, durably bool) error {
 		return err
 	}
 	err = f.Truncate(where.at)
-	if err == nil && durably {
-		err = f.Sync()
+	if err == nil {
+		if err = f.Sync(); err != nil {
+			where.pack.write.sealed, where.pack.write.failed = true, true
+		}
 	}
 	return errors.Join(err, f.Close())
 }

@@ -143,6 +143,7 @@ func (l *Log) writeFile(name string, b []byte, sync bool) error {
 	err = errors.Join(err, f.Close())
 	if err != nil {
 		l.removeOrRemember(name)
+		err = errors.Join(err, l.syncDropped())
 	}
 	return err
 }
@@ -285,10 +286,10 @@ func (l *Log) putDurable(e Entry, w *writer, replace bool) error {
 	}
 	if err := l.syncNames(); err != nil {
 		if w.place.pack != nil {
-			return errors.Join(err, l.takeBackPacked(w.place, false))
+			return errors.Join(err, l.takeBackPacked(w.place))
 		}
 		l.removeOrRemember(entryName(e.Min, e.Max))
-		return err
+		return errors.Join(err, l.syncDropped())
 	}
 	return nil
 }
@@ -340,10 +341,21 @@ func (l *Log) remove(name string) error {
 // takeBack removes, durably, an entry that is not to be in the list, though a crash may find it on disk whole.
 func (l *Log) takeBack(e Entry, w *writer) error {
 	if w.place.pack != nil {
-		return l.takeBackPacked(w.place, true)
+		return l.takeBackPacked(w.place)
 	}
 	l.removeOrRemember(entryName(e.Min, e.Max))
-	return l.fs.SyncDir(l.dir)
+	return l.syncDropped()
+}
+
+// syncDropped makes the removal of files durable that must not be found again. When that fails, the next change of the log
+// tries again before it does anything else.
+func (l *Log) syncDropped() error {
+	l.change.dropped = true
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		return err
+	}
+	l.change.dropped = false
+	return nil
 }
 
 // clearDebris is called without sync, which it may take.
@@ -354,12 +366,15 @@ func (l *Log) clearDebris() error {
 			return fmt.Errorf("remove what an earlier failure left: %w", err)
 		}
 		l.change.debris = l.change.debris[:last]
+		l.change.dropped = true
 	}
-	if where := l.change.cut; where.pack != nil {
-		if err := l.cutTail(where, true); err != nil {
-			return fmt.Errorf("take back what an earlier failure left: %w", err)
+	if err := l.clearCut(); err != nil {
+		return fmt.Errorf("take back what an earlier failure left: %w", err)
+	}
+	if l.change.dropped {
+		if err := l.syncDropped(); err != nil {
+			return fmt.Errorf("make durable what an earlier failure left: %w", err)
 		}
-		l.change.cut = place{}
 	}
 	if err := l.clearTorn(); err != nil {
 		return fmt.Errorf("take back what an earlier failure left: %w", err)

@@ -140,7 +140,7 @@ func (l *Log) decodeStored(b []byte, maxTXID uint64) (Entry, error) {
 
 // restore writes the entries that only the recent file has under their names, and returns found
 // with them. found is sorted, and so is the result.
-func (l *Log) restore(found []candidate, mark uint64) ([]candidate, error) {
+func (l *Log) restore(packs []*pack, found []candidate, mark uint64) ([]candidate, error) {
 	records, err := l.readRecent()
 	if err != nil {
 		return nil, fmt.Errorf("read recent entries: %w", err)
@@ -149,10 +149,13 @@ func (l *Log) restore(found []candidate, mark uint64) ([]candidate, error) {
 		if rec.Max <= mark {
 			continue
 		}
-		if needed, err := l.lacks(found, rec.Entry); err != nil {
+		if needed, err := l.lacks(packs, found, rec.Entry); err != nil {
 			return nil, err
 		} else if !needed {
 			continue
+		}
+		if err := l.unpackBehind(found, rec.Entry); err != nil {
+			return nil, err
 		}
 		name := entryName(rec.Min, rec.Max)
 		if err := l.writeFile(name, rec.content, false); err != nil {
@@ -166,10 +169,38 @@ func (l *Log) restore(found []candidate, mark uint64) ([]candidate, error) {
 	return found, nil
 }
 
+// unpackBehind gives the entries that lie behind e in its pack files of their own, durably and before e has one. Else the
+// pack would stay when e, which it lacks, is retired before them, and be found with a gap.
+func (l *Log) unpackBehind(found []candidate, e Entry) error {
+	for i, c := range found {
+		if c.pack == nil || c.bad != nil || c.Min <= e.Max || c.pack.name > packName(e.Min) {
+			continue
+		}
+		own := func(o candidate) bool { return o.pack == nil && o.bad == nil && o.Entry == c.Entry }
+		if slices.ContainsFunc(found, own) {
+			continue
+		}
+		f, err := l.openStored(c.Entry, c.place)
+		if err != nil {
+			return err
+		}
+		b := make([]byte, c.stored)
+		err = errors.Join(readFull(f, b, 0), f.Close())
+		if err == nil {
+			err = l.writeFile(entryName(c.Min, c.Max), b, true)
+		}
+		if err != nil {
+			return fmt.Errorf("take %s from its pack: %w", entryName(c.Min, c.Max), err)
+		}
+		found[i].place = place{}
+	}
+	return nil
+}
+
 // lacks says whether an entry of the recent file is needed: its file is there but is not the entry,
 // or there is none, and it follows one that was found. The first entry of a log follows nothing; it
-// was retired where there are others, for names come to the disk in their order.
-func (l *Log) lacks(found []candidate, e Entry) (bool, error) {
+// was retired where there are others and its pack is gone, for names come to the disk in their order.
+func (l *Log) lacks(packs []*pack, found []candidate, e Entry) (bool, error) {
 	follows, alone := false, true
 	for _, c := range found {
 		switch {
@@ -186,6 +217,9 @@ func (l *Log) lacks(found []candidate, e Entry) (bool, error) {
 			follows = true
 		}
 		alone = false
+	}
+	if e.Min == 1 && !alone {
+		alone = slices.ContainsFunc(packs, func(p *pack) bool { return p.name == packName(1) })
 	}
 	return follows || e.Min == 1 && alone, nil
 }

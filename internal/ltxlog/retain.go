@@ -77,16 +77,17 @@ func expired(entries []Entry, onDisk []int64, now time.Time, limits Retention) i
 		total += n
 	}
 	n := 0
-	for n < len(entries)-1 {
-		e := entries[n]
+	for i, e := range entries[:max(0, len(entries)-1)] {
 		old := limits.MaxAge > 0 && now.Sub(e.Timestamp) > limits.MaxAge
 		large := limits.MaxBytes > 0 && total > limits.MaxBytes
 		needed := limits.KeepFrom > 0 && e.Max >= limits.KeepFrom
 		if needed || !(old || large) {
 			break
 		}
-		total -= onDisk[n]
-		n++
+		total -= onDisk[i]
+		if old || onDisk[i] > 0 {
+			n = i + 1 // else it goes with the last one of its pack, if that goes
+		}
 	}
 	return n
 }

@@ -53,7 +53,7 @@ func (l *Log) releaseSpares() error {
 // createFile opens a file under the name of a new entry: a spare one, which has old content, or an
 // empty one.
 func (l *Log) createFile(name string) (f fileToFill, err error) {
-	l.names.Store(true)
+	defer l.names.Store(true) // and not before the name is there: a Sync meanwhile would take the note away
 	pool := &l.change.spares
 	if len(pool.ready) == 0 {
 		f.File, err = l.fs.OpenFile(l.path(name), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)

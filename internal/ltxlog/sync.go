@@ -142,6 +142,9 @@ func (l *Log) suspect(name string) {
 
 // rewriteSuspect writes a file whose fsync failed again, from what the page cache still has.
 func (l *Log) rewriteSuspect(u unsyncedFile) error {
+	if u.pack != nil && u.pack.takeFailed() {
+		l.suspect(u.name)
+	}
 	if !l.sync.suspect[u.name] {
 		return nil
 	}
@@ -152,13 +155,22 @@ func (l *Log) rewriteSuspect(u unsyncedFile) error {
 	}
 	var err error
 	if u.pack != nil {
-		err = l.replacePack(u.pack, wholeFile, false)
+		err = l.replacePack(u.pack, wholeFile, true) // what is durable in it must be in the copy
 	} else if err = l.copyFile(u.name, rewriteTemp, wholeFile, false); err == nil {
 		err = l.fs.Rename(l.path(rewriteTemp), l.path(u.name))
 		l.names.Store(true)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("write %s again: %w", u.name, err), l.remove(rewriteTemp))
+	}
+	if u.pack != nil {
+		info, err := l.fs.Stat(l.path(u.name))
+		if err != nil {
+			return fmt.Errorf("write %s again: %w", u.name, err)
+		}
+		if info.Size() > l.placeOf(u.entries[len(u.entries)-1]).end() {
+			return nil // an entry that was being added is in the copy, and was not verified: the next time
+		}
 	}
 	delete(l.sync.suspect, u.name)
 	return nil

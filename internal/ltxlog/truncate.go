@@ -39,6 +39,7 @@ func (l *Log) truncateLocked(drop func(Entry) bool) error {
 	if err := l.lowerMark(head); err != nil {
 		return err
 	}
+	l.change.dropped = true
 	for end := len(entries); end > keep; {
 		begin := end - 1
 		doAway := l.discard
@@ -56,7 +57,7 @@ func (l *Log) truncateLocked(drop func(Entry) bool) error {
 	if err := l.cutBehind(entries[:keep]); err != nil {
 		return err
 	}
-	return l.fs.SyncDir(l.dir)
+	return l.syncDropped()
 }
 
 // discard removes the file of an entry that was taken from the list. The caller holds sync.
@@ -65,8 +66,11 @@ func (l *Log) truncateLocked(drop func(Entry) bool) error {
 // cut could leave it with what is in the file now, which fits there.
 func (l *Log) discard(gone []Entry) error {
 	name := entryName(gone[0].Min, gone[0].Max)
+	if err := l.remove(name); err != nil {
+		return err // it stays listed, and suspect
+	}
 	delete(l.sync.suspect, name)
-	return l.remove(name)
+	return nil
 }
 
 // discardPacked removes the newest entries of a pack, which were taken from the list, from it, or all of it. The caller
