@@ -118,8 +118,8 @@ func parsePackedHead(b []byte) (h packedHead, ok bool) {
 	return h, h.min > 0 && h.min <= h.max && h.max <= MaxTXID
 }
 
-// scanPack returns the entries of a pack, of which first is the TXID in its name. The error is one of the disk; wrong content is noted in the candidate, or it is
-// not found.
+// scanPack returns the entries of a pack, of which first is the TXID in its name. The error is one of the disk; wrong content
+// is noted in the candidate, or it is not found.
 func (l *Log) scanPack(name string, first uint64) (p *pack, found []candidate, err error) {
 	f, err := l.fs.OpenFile(l.path(name), os.O_RDONLY, 0)
 	if err != nil {

@@ -113,8 +113,8 @@ func (l *Log) writeRecord(where place, record []byte, sync bool) (sealed bool, e
 	return false, nil
 }
 
-// takeBackPacked removes, durably, an entry that is not listed from the end of its pack. When that fails, the next change of the log
-// tries again before it does anything else. The caller holds change.
+// takeBackPacked removes, durably, an entry that is not listed from the end of its pack. When that fails, the next change of
+// the log tries again before it does anything else. The caller holds change.
 func (l *Log) takeBackPacked(where place) error {
 	where.pack.size = where.at
 	if where.at == 0 {
