@@ -1,6 +1,7 @@
 package childnode
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -8,6 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Config is the part of a node's configuration that the users of this package vary.
@@ -112,14 +115,21 @@ func (c Config) Secret() (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// FreeAddr returns a loopback address that nobody listens on. A node keeps its address over a restart,
+// FreeAddr returns a loopback address that nobody listens on, and that nobody else gets here before this process ends: who
+// asks may listen later, or stop for a while. A node keeps its address over a restart,
 // so the port is taken from below the range that the kernel hands out for outgoing connections: there
 // it would be a matter of luck whether it is still free the second time.
 func FreeAddr() (string, error) {
 	const low, high, tries = 12000, 32000, 200
 	var last error
 	for range tries {
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(low+rand.IntN(high-low)))
+		port := low + rand.IntN(high-low)
+		if claimed, err := claim(port); err != nil {
+			return "", err
+		} else if !claimed {
+			continue
+		}
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			last = err
@@ -131,4 +141,21 @@ func FreeAddr() (string, error) {
 		return addr, nil
 	}
 	return "", fmt.Errorf("no free port between %d and %d: %w", low, high, last)
+}
+
+// claim makes a port this process's own, by a name that the kernel gives once and takes back when the process ends: its
+// descriptor is not closed before.
+func claim(port int) (bool, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, fmt.Errorf("claim port %d: %w", port, err)
+	}
+	if err = unix.Bind(fd, &unix.SockaddrUnix{Name: "@litefs-port-" + strconv.Itoa(port)}); err == nil {
+		return true, nil
+	}
+	err = errors.Join(err, unix.Close(fd))
+	if errors.Is(err, unix.EADDRINUSE) {
+		return false, nil
+	}
+	return false, fmt.Errorf("claim port %d: %w", port, err)
 }
