@@ -199,8 +199,9 @@ func (l *Log) openStored(e Entry, where place) (storedFile, error) {
 	return storedFile{io.NewSectionReader(f, where.at+packPrefix, where.stored), f}, nil
 }
 
-// HasOwnFile says whether the bytes of a listed entry are a file, in the clear.
+// HasOwnFile says whether the bytes of a listed entry are a file, in the clear, which keeps them for who has opened it: that
+// of a small entry may be used again (retire).
 func (l *Log) HasOwnFile(e Entry) bool {
 	_, plain := l.form.(plainForm)
-	return plain && l.placeOf(e).pack == nil
+	return plain && l.placeOf(e).pack == nil && e.Size > maxSpareSize
 }
