@@ -35,7 +35,7 @@ const (
 	unpackedMagic  = "LTXRECNT"
 )
 
-func appendUnpacked(buf []byte, p packed) []byte {
+func appendUnpacked(buf []byte, p sharedCopy) []byte {
 	start := len(buf)
 	buf = append(buf, unpackedMagic...)
 	for _, v := range []uint64{1, p.min, p.max, uint64(len(p.b))} {

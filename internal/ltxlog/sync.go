@@ -114,7 +114,11 @@ func (l *Log) filesOf(entries []Entry) (files []unsyncedFile) {
 			files[n-1].entries = entries[i-len(files[n-1].entries) : i+1]
 			continue
 		}
-		files = append(files, unsyncedFile{name: l.fileOf(e), entries: entries[i : i+1], pack: p})
+		name := entryName(e.Min, e.Max)
+		if p != nil {
+			name = p.name
+		}
+		files = append(files, unsyncedFile{name: name, entries: entries[i : i+1], pack: p})
 	}
 	return files
 }

@@ -48,8 +48,8 @@ func (r *Recent) wipe() error {
 	return writeAllAt(r.file, make([]byte, r.size), 0)
 }
 
-// packed is a valid record of the shared file.
-type packed struct {
+// sharedCopy is a valid record of the shared file.
+type sharedCopy struct {
 	gen, seq, id, min, max uint64
 	b                      []byte
 }
@@ -60,7 +60,7 @@ func (r *Recent) unpack(dirOf func(uint64) string) error {
 	if err != nil || len(all) == 0 {
 		return err
 	}
-	byLog := make(map[uint64][]packed)
+	byLog := make(map[uint64][]sharedCopy)
 	for _, p := range all {
 		r.seq = max(r.seq, p.seq)
 		byLog[p.id] = append(byLog[p.id], p)
@@ -77,7 +77,7 @@ func (r *Recent) unpack(dirOf func(uint64) string) error {
 }
 
 // unpackLog writes the file of one log.
-func (r *Recent) unpackLog(dir string, list []packed) error {
+func (r *Recent) unpackLog(dir string, list []sharedCopy) error {
 	if _, err := r.fs.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil // dropped
 	} else if err != nil {
@@ -101,9 +101,9 @@ func (r *Recent) unpackLog(dir string, list []packed) error {
 }
 
 // read returns the records of the file, in the order in which they were written.
-func (r *Recent) read() (all []packed, err error) {
+func (r *Recent) read() (all []sharedCopy, err error) {
 	err = eachHalf(r.fs, r.path, func(f vfs.File, at, end int64) error {
-		found, err := readPacked(f, at, end)
+		found, err := readCopies(f, at, end)
 		all = append(all, found...)
 		return err
 	})
@@ -113,14 +113,14 @@ func (r *Recent) read() (all []packed, err error) {
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(all, func(a, b packed) int { return cmp.Compare(a.seq, b.seq) })
+	slices.SortFunc(all, func(a, b sharedCopy) int { return cmp.Compare(a.seq, b.seq) })
 	return all, nil
 }
 
-// readPacked reads one half.
-func readPacked(f vfs.File, at, end int64) (found []packed, err error) {
+// readCopies reads one half.
+func readCopies(f vfs.File, at, end int64) (found []sharedCopy, err error) {
 	for at+recordPrefix <= end {
-		p, err := readOnePacked(f, at, end)
+		p, err := readCopy(f, at, end)
 		if err != nil && !errors.Is(err, ErrCorrupt) {
 			return nil, err
 		}
@@ -142,7 +142,7 @@ func readPacked(f vfs.File, at, end int64) (found []packed, err error) {
 	return found, nil
 }
 
-func readOnePacked(f vfs.File, at, end int64) (p packed, err error) {
+func readCopy(f vfs.File, at, end int64) (p sharedCopy, err error) {
 	var h [recordPrefix]byte
 	if err := readFull(f, h[:], at); err != nil {
 		return p, err
