@@ -14,6 +14,7 @@ var edges = map[string][]string{
 
 	// Algorithms, one idea each.
 	"internal/vfs":     {},
+	"internal/durable": {"internal/vfs"},
 	"internal/watch":   {},
 	"internal/role":    {},
 	"internal/locktab": {},
