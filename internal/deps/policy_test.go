@@ -24,26 +24,26 @@ var edges = map[string][]string{
 
 	"internal/walwrite": {"sqlitefile"},
 	"internal/peer":     {"sqlitefile"},
-	"internal/ltxlog":   {"internal/isocrc", "internal/seal", "internal/vfs", "sqlitefile"},
+	"internal/ltxlog":   {"internal/durable", "internal/isocrc", "internal/seal", "internal/vfs", "sqlitefile"},
 
 	// The archive: its format, and what keeps and reads it.
 	"internal/archive":   {"internal/isocrc"},
 	"internal/catalog":   {"internal/archive", "internal/objstore"},
 	"internal/seal":      {},
 	"internal/sealstore": {"internal/archive", "internal/catalog", "internal/objstore", "internal/seal"},
-	"internal/restore":   {"internal/archive", "internal/catalog", "internal/objstore", "internal/pagesum"},
+	"internal/restore":   {"internal/archive", "internal/catalog", "internal/durable", "internal/objstore", "internal/pagesum"},
 	"internal/ship":      {"", "internal/archive", "internal/catalog", "internal/objstore"},
 
-	"internal/objstore":         {},
+	"internal/objstore":         {"internal/durable", "internal/vfs"},
 	"internal/objstore/s3":      {"internal/objstore"},
 	"internal/objstore/objtest": {"internal/objstore"},
 
-	"internal/logkey":    {"internal/ltxlog", "internal/seal"},
-	"internal/lostfound": {"internal/logkey", "internal/ltxlog", "sqlitefile"},
+	"internal/logkey":    {"internal/durable", "internal/ltxlog", "internal/seal", "internal/vfs"},
+	"internal/lostfound": {"internal/durable", "internal/logkey", "internal/ltxlog", "internal/vfs", "sqlitefile"},
 	"internal/dbfile":    {"internal/pagesum", "sqlitefile"},
 
 	// The façade: orchestrates the algorithms.
-	"": {"internal/vfs", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/walwrite", "internal/peer", "internal/ltxlog", "internal/logkey", "internal/lostfound", "internal/dbfile", "internal/role", "internal/halt", "sqlitefile"},
+	"": {"internal/vfs", "internal/durable", "internal/watch", "internal/locktab", "internal/pagesum", "internal/capture", "internal/walwrite", "internal/peer", "internal/ltxlog", "internal/logkey", "internal/lostfound", "internal/dbfile", "internal/role", "internal/halt", "sqlitefile"},
 
 	// Edges: the kernel, the network, the lease. They meet in the daemon.
 	"fuse":         {},
@@ -69,7 +69,7 @@ var edges = map[string][]string{
 	"internal/supervise": {},
 	"internal/guardian":  {},
 	"internal/daemon":    {"", "fuse", "http", "lease/static", "lease/consul", "lease/etcd", "lease/nats", "lease/kubernetes", "lease/bucket", "internal/objstore/s3", "proxy", "internal/config", "internal/vfs", "internal/archive", "internal/logkey", "internal/objstore", "internal/seal", "internal/sealstore", "internal/ship", "internal/catalog", "internal/restore"},
-	"internal/adopt":     {"sqlitefile"},
+	"internal/adopt":     {"internal/vfs", "sqlitefile"},
 	"internal/doctor":    {"", "fuse", "http", "internal/config", "internal/daemon"},
 	"internal/sqlapp":    {},
 	"internal/childnode": {},
@@ -80,7 +80,7 @@ var edges = map[string][]string{
 	// The command: the only place that ends the process.
 	"cmd/litefs": {
 		"", "http", "internal/daemon", "internal/config", "internal/supervise", "internal/guardian", "internal/dbfile", "internal/sqlapp",
-		"internal/verify", "internal/demo", "internal/bench", "internal/adopt", "internal/doctor", "internal/lostfound",
+		"internal/verify", "internal/demo", "internal/bench", "internal/adopt", "internal/doctor", "internal/lostfound", "internal/durable",
 		"internal/archive", "internal/restore", "internal/catalog", "internal/ship", "internal/seal", "internal/sealstore", "internal/logkey",
 	},
 
