@@ -11,7 +11,9 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // epochStart says with which transaction an epoch began to write a database.
@@ -170,7 +172,7 @@ func (f *epochFile) note(e ltxlog.Entry, follows bool) error {
 	for _, s := range list {
 		fmt.Fprintf(&b, "%d %d\n", s.epoch, s.txid)
 	}
-	if err := writeFileSync(f.path, []byte(b.String())); err != nil {
+	if err := durable.Replace(vfs.OS(), f.path, []byte(b.String())); err != nil {
 		return fmt.Errorf("epochs: %w", err)
 	}
 	f.list = list

@@ -9,6 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/litefs/litefs/internal/durable"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // This file holds commits of rollback journals back until replicas have them: docs/promises.md.
@@ -101,7 +104,7 @@ func (db *DB) mayPromise() bool {
 func (db *DB) refusedPath() string { return filepath.Join(db.dir, "refused") }
 
 func (db *DB) noteRefused(txid uint64) error {
-	if err := writeFileSync(db.refusedPath(), []byte(strconv.FormatUint(txid, 10)+"\n")); err != nil {
+	if err := durable.Replace(vfs.OS(), db.refusedPath(), []byte(strconv.FormatUint(txid, 10)+"\n")); err != nil {
 		return fmt.Errorf("note that a commit was refused: %w", err)
 	}
 	return nil

@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"github.com/litefs/litefs/internal/capture"
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/pagesum"
 	"github.com/litefs/litefs/internal/peer"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // This file makes transactions of a replica transactions of the primary: docs/write-forwarding.md. The primary's own
@@ -31,7 +33,7 @@ func (db *DB) lentPath() string { return filepath.Join(db.dir, "lent") }
 
 // lendOut takes the replica's locks on the primary's own files.
 func (db *DB) lendOut(ctx context.Context, epoch uint64) error {
-	if err := writeFileSync(db.lentPath(), []byte(strconv.FormatUint(epoch, 10)+"\n")); err != nil {
+	if err := durable.Replace(vfs.OS(), db.lentPath(), []byte(strconv.FormatUint(epoch, 10)+"\n")); err != nil {
 		return fmt.Errorf("note that it is lent: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lendPatience)

@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/litefs/litefs/internal/durable"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // Level is what is promised of transactions of the database: what was set while the node ran, else what the rules of its
@@ -151,14 +154,14 @@ func (db *DB) levelPath() string { return filepath.Join(db.dir, "level") }
 
 func (db *DB) writeLevel(level *Level) error {
 	if level != nil {
-		return writeFileSync(db.levelPath(), []byte(level.String()+"\n"))
+		return durable.Replace(vfs.OS(), db.levelPath(), []byte(level.String()+"\n"))
 	}
 	err := os.Remove(db.levelPath())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil {
-		err = syncDir(db.dir)
+		err = vfs.OS().SyncDir(db.dir)
 	}
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/litefs/litefs/internal/capture"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/pagesum"
+	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -110,7 +111,7 @@ func (db *DB) materialise(from []logged) error {
 			return err
 		}
 	}
-	return syncDir(filepath.Dir(db.DatabasePath()))
+	return vfs.OS().SyncDir(filepath.Dir(db.DatabasePath()))
 }
 
 func (db *DB) writeFile(f *os.File, img *image, from []logged) error {

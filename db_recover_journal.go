@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -115,5 +116,5 @@ func (db *DB) removeJournal() error {
 	if err := os.Remove(db.JournalPath()); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(db.JournalPath()))
+	return vfs.OS().SyncDir(filepath.Dir(db.JournalPath()))
 }

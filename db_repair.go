@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/litefs/litefs/internal/pagesum"
+	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -168,7 +169,7 @@ func (db *DB) keepDamaged(pgnos []uint32) (string, error) {
 			return dir, err
 		}
 	}
-	return dir, syncDir(dir)
+	return dir, vfs.OS().SyncDir(dir)
 }
 
 // setRepairing says what is being repaired; "" ends it.

@@ -10,8 +10,10 @@ import (
 	"syscall"
 
 	"github.com/litefs/litefs/internal/capture"
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/peer"
+	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -268,7 +270,7 @@ func (db *DB) joinedPath() string { return filepath.Join(db.dir, "joined") }
 func (db *DB) noteJoined(pos peer.WALPos) error {
 	head, _ := db.txlog.Head()
 	line := fmt.Sprintf("%08x %08x %d %016x\n", pos.Salt1, pos.Salt2, pos.Frame, head.Max)
-	if err := writeFileSync(db.joinedPath(), []byte(line)); err != nil {
+	if err := durable.Replace(vfs.OS(), db.joinedPath(), []byte(line)); err != nil {
 		return fmt.Errorf("note where the log ends: %w", err)
 	}
 	return nil

@@ -9,6 +9,9 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/litefs/litefs/internal/durable"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // leaseFile names the lease that the process with this data directory has, for the process after it:
@@ -21,7 +24,7 @@ func RememberLease(dataDir, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFileSync(filepath.Join(dataDir, leaseFile), []byte(name+"\n"+place+"\n")); err != nil {
+	if err := durable.Replace(vfs.OS(), filepath.Join(dataDir, leaseFile), []byte(name+"\n"+place+"\n")); err != nil {
 		return fmt.Errorf("note the lease: %w", err)
 	}
 	return nil

@@ -7,6 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/litefs/litefs/internal/durable"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // The file run holds the boot of the machine in which the store is open. A stop
@@ -30,7 +33,7 @@ func (s *Store) powerCut() (bool, error) {
 
 // noteRunning says, durably, that the store is open in this boot.
 func (s *Store) noteRunning() error {
-	if err := writeFileSync(s.runPath(), []byte(s.bootID+"\n")); err != nil {
+	if err := durable.Replace(vfs.OS(), s.runPath(), []byte(s.bootID+"\n")); err != nil {
 		return fmt.Errorf("note the boot: %w", err)
 	}
 	s.noted = true

@@ -8,6 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/litefs/litefs/internal/durable"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // ErrOtherCluster reports that the lease belongs to another cluster than this node's data.
@@ -98,7 +101,7 @@ func ReadSecret(dataDir string) (string, error) {
 
 // KeepSecret stores the secret for ReadSecret. The store is open.
 func (s *Store) KeepSecret(secret string) error {
-	if err := writeFileSync(filepath.Join(s.path, secretFile), []byte(secret+"\n")); err != nil {
+	if err := durable.Replace(vfs.OS(), filepath.Join(s.path, secretFile), []byte(secret+"\n")); err != nil {
 		return fmt.Errorf("the cluster's secret: %w", err)
 	}
 	return nil

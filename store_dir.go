@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/litefs/litefs/internal/durable"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // formatMarker is the content of <data>/FORMAT. The log's files do not say
@@ -40,7 +43,7 @@ func badDataDir(format string, args ...any) error {
 // MarkDataDir makes dir, whose files/ may hold databases, a data directory of this program. A store that opens
 // it puts them on record.
 func MarkDataDir(dir string) error {
-	if err := writeFileSync(filepath.Join(dir, "FORMAT"), []byte(formatMarker)); err != nil {
+	if err := durable.Replace(vfs.OS(), filepath.Join(dir, "FORMAT"), []byte(formatMarker)); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	return nil
@@ -59,7 +62,7 @@ func (s *Store) openDir() error {
 		return err
 	}
 	if fresh {
-		if err := writeFileSync(filepath.Join(s.path, "FORMAT"), []byte(formatMarker)); err != nil {
+		if err := durable.Replace(vfs.OS(), filepath.Join(s.path, "FORMAT"), []byte(formatMarker)); err != nil {
 			return fmt.Errorf("data directory: %w", err)
 		}
 	}
@@ -219,7 +222,7 @@ func (s *Store) openIdentity() error {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if b, err = randomHex(8); err == nil {
-			err = writeFileSync(path, b)
+			err = durable.Replace(vfs.OS(), path, b)
 		}
 	}
 	if err != nil {
@@ -242,7 +245,7 @@ func ReadClusterID(dataDir string) (string, error) {
 
 // setClusterID records the cluster that this directory belongs to from now on.
 func (s *Store) setClusterID(id string) error {
-	if err := writeFileSync(filepath.Join(s.path, "cluster-id"), []byte(id+"\n")); err != nil {
+	if err := durable.Replace(vfs.OS(), filepath.Join(s.path, "cluster-id"), []byte(id+"\n")); err != nil {
 		return fmt.Errorf("cluster id: %w", err)
 	}
 	s.mu.Lock()
@@ -276,40 +279,11 @@ func (s *Store) readRole() (Role, error) {
 func (s *Store) writeRole(r Role) error {
 	s.roleFile.Lock()
 	defer s.roleFile.Unlock()
-	if err := writeFileSync(filepath.Join(s.path, "role"), []byte(r.String()+"\n")); err != nil {
+	if err := durable.Replace(vfs.OS(), filepath.Join(s.path, "role"), []byte(r.String()+"\n")); err != nil {
 		return fmt.Errorf("record the role: %w", err)
 	}
 	s.recorded.Store(int32(r))
 	return nil
-}
-
-// writeFileSync replaces the file at path by b, durably and as a whole.
-func writeFileSync(path string, b []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes the names in dir durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // randomHex returns n random bytes as hex digits.

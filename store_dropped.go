@@ -7,6 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/litefs/litefs/internal/durable"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // The ids of databases that were dropped are kept in <data>/dropped, one a line,
@@ -30,7 +33,7 @@ func (s *Store) readDropped() error {
 	lines := strings.Fields(string(b))
 	if len(lines) > 2*maxDropped {
 		lines = lines[len(lines)-maxDropped:]
-		if err := writeFileSync(path, []byte(strings.Join(lines, "\n")+"\n")); err != nil {
+		if err := durable.Replace(vfs.OS(), path, []byte(strings.Join(lines, "\n")+"\n")); err != nil {
 			return fmt.Errorf("list of dropped databases: %w", err)
 		}
 	}
@@ -74,5 +77,5 @@ func (s *Store) writeDropped(id uint32) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	return errors.Join(err, f.Close(), syncDir(s.path))
+	return errors.Join(err, f.Close(), vfs.OS().SyncDir(s.path))
 }

@@ -9,8 +9,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/pagesum"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // A node with an empty data directory may begin with what an archive has (docs/archive.md): each database at its newest
@@ -63,7 +65,7 @@ func (s *Store) seed(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := writeFileSync(s.seedingPath(), nil); err != nil {
+	if err := durable.Replace(vfs.OS(), s.seedingPath(), nil); err != nil {
 		return fmt.Errorf("begin with an archive: %w", err)
 	}
 	if cut {
@@ -80,7 +82,7 @@ func (s *Store) seed(ctx context.Context) error {
 	if err := os.Remove(s.seedingPath()); err != nil {
 		return fmt.Errorf("begin with an archive: %w", err)
 	}
-	return syncDir(s.path)
+	return vfs.OS().SyncDir(s.path)
 }
 
 // isEmpty reports whether the node has never had a database.

@@ -13,6 +13,9 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/litefs/litefs/internal/durable"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // KnownReplica is a follower that was here, and where it listens.
@@ -74,7 +77,7 @@ func (k *knownReplicas) note(nodeID, url string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFileSync(k.path, append(b, '\n')); err != nil {
+	if err := durable.Replace(vfs.OS(), k.path, append(b, '\n')); err != nil {
 		return fmt.Errorf("known replicas: %w", err)
 	}
 	k.list = list

@@ -6,7 +6,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/logkey"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // ltxName is the directory of the log in a database's record. Its key, when it is encrypted, lies beside it.
@@ -39,7 +41,7 @@ func (s *Store) settleLogKeys() error {
 		s.Logger.Info("new transactions are written to the logs in the clear: encryption is switched off, and what is encrypted can be read")
 		return nil
 	}
-	if err := writeFileSync(filepath.Join(s.path, "FORMAT"), []byte(sealedMarker)); err != nil {
+	if err := durable.Replace(vfs.OS(), filepath.Join(s.path, "FORMAT"), []byte(sealedMarker)); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	s.Logger.Info("new transactions are written to the logs encrypted", "key", s.LogKeys.Operator.Current())

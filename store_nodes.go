@@ -12,7 +12,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/role"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // NodePosition is what a node tells of itself to one that may become the
@@ -129,7 +131,7 @@ func (s *Store) noteNodes(nodes []NodePosition) {
 	}
 	b, err := json.Marshal(s.nodes)
 	if err == nil {
-		err = writeFileSync(s.nodesPath(), append(b, '\n'))
+		err = durable.Replace(vfs.OS(), s.nodesPath(), append(b, '\n'))
 	}
 	if err != nil {
 		s.Logger.Warn("the list of nodes is not on disk", "error", err)

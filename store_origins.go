@@ -11,6 +11,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/litefs/litefs/internal/durable"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // reigns is which node wrote under which epoch, as far as this node was there: <data>/reigns, a line "EPOCH NODE"
@@ -64,7 +67,7 @@ func (r *reigns) note(epoch uint64, node string) error {
 	for _, e := range r.list {
 		fmt.Fprintf(&b, "%d %s\n", e.epoch, e.node)
 	}
-	if err := writeFileSync(r.path, b.Bytes()); err != nil {
+	if err := durable.Replace(vfs.OS(), r.path, b.Bytes()); err != nil {
 		return fmt.Errorf("nodes of the epochs: %w", err)
 	}
 	return nil

@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/litefs/litefs/internal/durable"
+	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -151,9 +153,9 @@ func (s *Store) createRecord(id uint32, name string) (*DB, error) {
 	}
 	db := NewDB(s, id, dir)
 	db.setName(name)
-	err := writeFileSync(filepath.Join(dir, "name"), []byte(name))
+	err := durable.Replace(vfs.OS(), filepath.Join(dir, "name"), []byte(name))
 	if err == nil {
-		err = syncDir(filepath.Dir(dir))
+		err = vfs.OS().SyncDir(filepath.Dir(dir))
 	}
 	if err == nil {
 		err = os.Mkdir(db.LTXDir(), 0o700)
@@ -264,7 +266,7 @@ func (s *Store) rename(db *DB, name string) error {
 	if err := ValidateName(name); err != nil {
 		return err
 	}
-	if err := writeFileSync(filepath.Join(db.dir, "name"), []byte(name)); err != nil {
+	if err := durable.Replace(vfs.OS(), filepath.Join(db.dir, "name"), []byte(name)); err != nil {
 		return fmt.Errorf("record the new name of %s: %w", db.Name(), err)
 	}
 	db.mu.Lock()

@@ -11,7 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/role"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // Role returns what this node may do now. A primary whose lease is not provably
@@ -208,7 +210,7 @@ func (s *Store) readEpoch() (uint64, error) {
 }
 
 func (s *Store) writeEpoch(epoch uint64) error {
-	if err := writeFileSync(filepath.Join(s.path, "epoch"), []byte(strconv.FormatUint(epoch, 10)+"\n")); err != nil {
+	if err := durable.Replace(vfs.OS(), filepath.Join(s.path, "epoch"), []byte(strconv.FormatUint(epoch, 10)+"\n")); err != nil {
 		return fmt.Errorf("epoch: %w", err)
 	}
 	return nil

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/sqlitefile"
 )
 
@@ -174,12 +175,12 @@ func (p *Plan) Run(format func(dir string) error) error {
 				return err
 			}
 		}
-		if err := syncDir(from); err != nil {
+		if err := vfs.OS().SyncDir(from); err != nil {
 			return err
 		}
 	}
 	for _, dir := range []string{files, kept, p.Dir} {
-		if err := syncDir(dir); err != nil {
+		if err := vfs.OS().SyncDir(dir); err != nil {
 			return err
 		}
 	}
@@ -260,12 +261,4 @@ func size(path string) (int64, error) {
 		return 0, err
 	}
 	return fi.Size(), nil
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -16,8 +16,10 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/seal"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // Name is the file of a log's key.
@@ -184,29 +186,4 @@ func Copy(from, to string) error {
 }
 
 // write replaces the file of a key, durably and as a whole.
-func write(dir string, b []byte) error {
-	path := filepath.Join(dir, Name)
-	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".tmp", path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
+func write(dir string, b []byte) error { return durable.Replace(vfs.OS(), filepath.Join(dir, Name), b) }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // recordsName is the directory of the databases' records in a data directory.
@@ -106,7 +107,7 @@ func Destroy(dir string) error {
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("destroy a key: %w", err)
 	}
-	return syncDir(dir)
+	return vfs.OS().SyncDir(dir)
 }
 
 // Shred destroys the key of a log, and then removes the log: what is of a time in the clear is no more than removed. The record
@@ -122,5 +123,5 @@ func Shred(l Log) error {
 	if err := os.Remove(filepath.Join(l.Dir, "name")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("give up a record: %w", err)
 	}
-	return errors.Join(os.RemoveAll(filepath.Join(l.Dir, "ltx")), syncDir(l.Dir))
+	return errors.Join(os.RemoveAll(filepath.Join(l.Dir, "ltx")), vfs.OS().SyncDir(l.Dir))
 }

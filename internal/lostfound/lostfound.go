@@ -26,8 +26,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/logkey"
 	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // ErrNotFound is returned for something that was not kept.
@@ -179,16 +181,13 @@ func (k *Kept) write(ctx context.Context, dir string, t Tail, entries []ltxlog.E
 	if err != nil {
 		return err
 	}
-	if err := writeSync(filepath.Join(tmp, aboutName), append(about, '\n')); err != nil {
-		return err
-	}
-	if err := syncDir(tmp); err != nil {
+	if err := durable.Write(vfs.OS(), filepath.Join(tmp, aboutName), append(about, '\n')); err != nil { // with it all names in tmp
 		return err
 	}
 	if err := os.Rename(tmp, k.Path); err != nil {
 		return err
 	}
-	return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
+	return errors.Join(vfs.OS().SyncDir(dir), vfs.OS().SyncDir(filepath.Dir(dir)))
 }
 
 // writeCopy imports the whole database, which verifies it.
@@ -326,26 +325,4 @@ func (k Kept) Changed(keys *logkey.Keys) (pgnos []uint32, err error) {
 	}
 	slices.Sort(pgnos)
 	return slices.Compact(pgnos), nil
-}
-
-// writeSync writes a new file, durably but for its name.
-func writeSync(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// syncDir makes the names in a directory durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

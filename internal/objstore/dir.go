@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/litefs/litefs/internal/vfs"
 )
 
 // tmpPrefix begins the names of files that are being written. What a crash leaves of them is not an
@@ -119,7 +121,7 @@ func (d *Dir) mkdir(dir string) error {
 	if err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	return vfs.OS().SyncDir(filepath.Dir(dir))
 }
 
 // put writes body to a temporary file, durably, and gives its name to publish, after which it is gone.
@@ -157,7 +159,7 @@ func (d *Dir) put(ctx context.Context, key string, body io.ReadSeeker, a Attrs, 
 	if n <= MaxMatch {
 		etag = hex.EncodeToString(hash.Sum(nil))
 	}
-	return etag, syncDir(dir)
+	return etag, vfs.OS().SyncDir(dir)
 }
 
 // lock waits for the lock of the whole directory. It is held for a rename of a small file only.
@@ -350,7 +352,7 @@ func (d *Dir) Delete(ctx context.Context, key string) error {
 		}
 		return fmt.Errorf("delete %s: %w", key, err)
 	}
-	return syncDir(filepath.Dir(name))
+	return vfs.OS().SyncDir(filepath.Dir(name))
 }
 
 // DeleteAll is Store's.
@@ -371,17 +373,9 @@ func (d *Dir) DeleteAll(ctx context.Context, keys []string) error {
 		}
 	}
 	for dir := range dirs {
-		errs = append(errs, syncDir(dir))
+		errs = append(errs, vfs.OS().SyncDir(dir))
 	}
 	return errors.Join(errs...)
-}
-
-func syncDir(name string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // contextReader ends a copy with its context.
