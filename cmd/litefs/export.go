@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/litefs/litefs/internal/dbfile"
+	"github.com/litefs/litefs/internal/durable"
 )
 
 func runExport(ctx context.Context, args []string, std stdio) error {
@@ -56,40 +57,20 @@ func exportTo(ctx context.Context, t target, name, path string, progress dbfile.
 		return got, err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*.tmp")
-	if err != nil {
-		return got, err
-	}
-	defer func() {
-		if tmp != nil {
-			err = errors.Join(err, tmp.Close(), os.Remove(tmp.Name()))
+	write := func(f *os.File) error {
+		if err := dbfile.Copy(f, e, e.Size, e.Pos.Chksum, progress); err != nil {
+			return fmt.Errorf("export of %s: %w", name, err)
 		}
-	}()
-	if err := dbfile.Copy(tmp, e, e.Size, e.Pos.Chksum, progress); err != nil {
-		return got, fmt.Errorf("export of %s: %w", name, err)
-	}
-	// A -wal or journal of the file that is replaced would be taken for the new one's.
-	for _, suffix := range []string{"-wal", "-shm", "-journal"} {
-		if _, err := os.Lstat(path + suffix); err == nil {
-			return got, fmt.Errorf("%s belongs to the database at %s, which may be in use: choose another file, or close it first", path+suffix, path)
+		// A -wal or journal of the file that is replaced would be taken for the new one's.
+		for _, suffix := range []string{"-wal", "-shm", "-journal"} {
+			if _, err := os.Lstat(path + suffix); err == nil {
+				return fmt.Errorf("%s belongs to the database at %s, which may be in use: choose another file, or close it first", path+suffix, path)
+			}
 		}
+		return f.Chmod(0o644)
 	}
-	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync()); err != nil {
+	if err := durable.Put(path, "."+filepath.Base(path)+".*.tmp", write, os.Rename); err != nil {
 		return got, err
 	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return got, err
-	}
-	err = tmp.Close()
-	tmp = nil
-	return exported{name, e.Pos.String(), path, e.Size}, errors.Join(err, syncDir(dir))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return exported{name, e.Pos.String(), path, e.Size}, nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/vfs"
 )
 
@@ -57,25 +58,24 @@ func (d *Dir) PutIfAbsent(ctx context.Context, key string, body io.ReadSeeker, a
 	if _, err := os.Lstat(name); err == nil { // spares the writing
 		return "", fmt.Errorf("put %s: %w", key, ErrExists)
 	}
-	return d.put(ctx, key, body, a, func(tmp string) error {
-		err := os.Link(tmp, name)
+	return d.put(ctx, key, body, a, func(tmp, name string) error {
+		err := durable.Link(tmp, name)
 		if errors.Is(err, fs.ErrExist) {
 			err = ErrExists
 		}
-		return errors.Join(err, os.Remove(tmp))
+		return err
 	})
 }
 
 // PutIfMatch is Store's.
 func (d *Dir) PutIfMatch(ctx context.Context, key, etag string, body io.ReadSeeker, a Attrs) (string, error) {
-	name, err := d.begin(key)
-	if err != nil {
+	if _, err := d.begin(key); err != nil {
 		return "", err
 	}
-	return d.put(ctx, key, body, a, func(tmp string) (err error) {
+	return d.put(ctx, key, body, a, func(tmp, name string) (err error) {
 		unlock, err := d.lock()
 		if err != nil {
-			return errors.Join(err, os.Remove(tmp))
+			return err
 		}
 		defer func() { err = errors.Join(err, unlock()) }()
 		have, err := etagOf(name)
@@ -86,7 +86,7 @@ func (d *Dir) PutIfMatch(ctx context.Context, key, etag string, body io.ReadSeek
 			err = ErrChanged
 		}
 		if err != nil {
-			return errors.Join(err, os.Remove(tmp))
+			return err
 		}
 		return os.Rename(tmp, name)
 	})
@@ -124,10 +124,10 @@ func (d *Dir) mkdir(dir string) error {
 	return vfs.OS().SyncDir(filepath.Dir(dir))
 }
 
-// put writes body to a temporary file, durably, and gives its name to publish, after which it is gone.
+// put writes body to a temporary file, durably, and gives its name and the object's to publish, after which it is gone.
 // Between the last look at the context and the link there is no wait: whoever was stopped for long in
 // the middle of a put finds out before it publishes.
-func (d *Dir) put(ctx context.Context, key string, body io.ReadSeeker, a Attrs, publish func(tmp string) error) (etag string, err error) {
+func (d *Dir) put(ctx context.Context, key string, body io.ReadSeeker, a Attrs, publish func(tmp, name string) error) (etag string, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("put %s: %w", key, err)
@@ -136,30 +136,27 @@ func (d *Dir) put(ctx context.Context, key string, body io.ReadSeeker, a Attrs, 
 	if _, err := body.Seek(0, io.SeekStart); err != nil {
 		return "", err
 	}
-	dir := filepath.Dir(d.path(key))
-	f, err := os.CreateTemp(dir, tmpPrefix)
+	hash := sha256.New()
+	write := func(f *os.File) error {
+		n, err := io.Copy(io.MultiWriter(f, hash), &contextReader{ctx, body})
+		if err == nil && n <= MaxMatch {
+			etag = hex.EncodeToString(hash.Sum(nil))
+		}
+		if err == nil && !a.Time.IsZero() {
+			err = os.Chtimes(f.Name(), a.Time, a.Time)
+		}
+		return err
+	}
+	err = durable.Put(d.path(key), tmpPrefix, write, func(tmp, name string) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return publish(tmp, name)
+	})
 	if err != nil {
 		return "", err
 	}
-	tmp := f.Name()
-	hash := sha256.New()
-	n, err := io.Copy(io.MultiWriter(f, hash), &contextReader{ctx, body})
-	if err == nil && !a.Time.IsZero() {
-		err = os.Chtimes(tmp, a.Time, a.Time)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close(), ctx.Err()); err != nil {
-		return "", errors.Join(err, os.Remove(tmp))
-	}
-	if err := publish(tmp); err != nil {
-		return "", err
-	}
-	if n <= MaxMatch {
-		etag = hex.EncodeToString(hash.Sum(nil))
-	}
-	return etag, vfs.OS().SyncDir(dir)
+	return etag, nil
 }
 
 // lock waits for the lock of the whole directory. It is held for a rename of a small file only.

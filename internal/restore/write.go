@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/litefs/litefs/internal/archive"
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/objstore"
 	"github.com/litefs/litefs/internal/pagesum"
 )
@@ -64,28 +65,15 @@ func (h *History) Restore(ctx context.Context, m Moment, path string, progress P
 			return got, fmt.Errorf("%s would be taken for the restored database's: remove it first", path+suffix)
 		}
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
-	if err != nil {
-		return got, err
-	}
-	defer func() {
-		if tmp != nil {
-			err = errors.Join(err, tmp.Close(), os.Remove(tmp.Name()))
+	write := func(f *os.File) (err error) {
+		if got, err = h.write(ctx, m, f, progress); err != nil {
+			return err
 		}
-	}()
-	if got, err = h.write(ctx, m, tmp, progress); err != nil {
-		return got, err
-	}
-	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync()); err != nil {
-		return got, err
+		return f.Chmod(0o644)
 	}
 	// A link and not a rename: a file that came to be there meanwhile is not replaced.
-	if err := os.Link(tmp.Name(), path); err != nil {
-		return got, err
-	}
-	err = errors.Join(tmp.Close(), os.Remove(tmp.Name()))
-	tmp = nil
-	return got, errors.Join(err, syncDir(filepath.Dir(path)))
+	err = durable.Put(path, "."+filepath.Base(path)+".*.tmp", write, durable.Link)
+	return got, err
 }
 
 // write tries plan after plan, without the objects that turn out to be damaged.
@@ -386,12 +374,4 @@ func (c *countingReader) Read(b []byte) (int, error) {
 	c.n += int64(n)
 	c.report(c.n)
 	return n, err
-}
-
-func syncDir(name string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
