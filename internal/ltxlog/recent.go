@@ -9,9 +9,9 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/vfs"
 )
 
@@ -330,7 +330,7 @@ func (r *Recent) open() error {
 }
 
 func (r *Recent) make() error {
-	err := writeFileDurably(r.fs, r.path, make([]byte, r.size), r.size)
+	err := durable.Write(r.fs, r.path, make([]byte, r.size))
 	if err == nil {
 		return nil
 	}
@@ -383,26 +383,6 @@ func writeAllAt(f vfs.File, b []byte, at int64) error {
 	n, err := f.WriteAt(b, at)
 	if err == nil && n < len(b) {
 		err = fmt.Errorf("write %s: %d bytes of %d", f.Name(), n, len(b))
-	}
-	return err
-}
-
-// writeFileDurably makes a file of size bytes that begins with b.
-func writeFileDurably(fsys vfs.FS, path string, b []byte, size int64) error {
-	f, err := fsys.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	err = writeAll(f, b)
-	if err == nil && size > int64(len(b)) {
-		err = f.Truncate(size)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = fsys.SyncDir(filepath.Dir(path))
 	}
 	return err
 }

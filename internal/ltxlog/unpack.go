@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/vfs"
 )
 
@@ -97,7 +98,7 @@ func (r *Recent) unpackLog(dir string, list []sharedCopy) error {
 		return nil
 	}
 	r.logger.Info("copies of recent log entries found", "dir", dir, "bytes", len(b))
-	return writeFileDurably(r.fs, filepath.Join(dir, recentName), b, 2*int64(len(b)))
+	return durable.Write(r.fs, filepath.Join(dir, recentName), append(b, make([]byte, len(b))...)) // the other half is empty
 }
 
 // read returns the records of the file, in the order in which they were written.
