@@ -366,21 +366,25 @@ func (t *target) shipped(c *chain, txid uint64) {
 	}
 }
 
-// putTimeout bounds the upload of an object of size bytes: a quarter of a megabyte a second.
-func putTimeout(size int64) time.Duration {
-	return 30*time.Second + time.Duration(min(size>>18, math.MaxInt32))*time.Second
-}
-
-// askTimeout bounds the other requests.
+// askTimeout bounds a request, but for the bytes of an object, which have transferTime.
 const askTimeout = 30 * time.Second
+
+// urgentTimeout is askTimeout for an upload that a commit waits for. One that hangs keeps the next attempt from being
+// made, and the commit has the time for one only if the first is given up well before the commit is.
+const urgentTimeout = litefs.DefaultArchiveTimeout * 2 / 3
+
+// transferTime is what the bytes of an object may take: a second for a quarter of a megabyte.
+func transferTime(size int64) time.Duration {
+	return time.Duration(min(size>>18, math.MaxInt32)) * time.Second
+}
 
 // put writes an object once. errNotOurs: the name is taken.
 func (t *target) put(ctx context.Context, c *chain, key string, f *made) error {
-	bound := putTimeout(f.size)
+	answer := askTimeout
 	if isUrgent(ctx) {
-		bound -= 20 * time.Second // one that hangs keeps the next attempt from being made
+		answer = urgentTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, bound)
+	ctx, cancel := context.WithTimeout(ctx, answer+transferTime(f.size))
 	defer cancel()
 	if !t.opt.Source.IsPrimary() || t.opt.Source.Epoch() != c.epoch {
 		return errNotPrimary

@@ -183,7 +183,7 @@ func (t *target) merge(ctx context.Context, c *chain, run []archive.Object) (_ *
 
 // fetch copies an object into a file without a name.
 func (t *target) fetch(ctx context.Context, key string, size int64) (_ *os.File, err error) {
-	ctx, cancel := context.WithTimeout(ctx, putTimeout(size))
+	ctx, cancel := context.WithTimeout(ctx, askTimeout+transferTime(size))
 	defer cancel()
 	o, err := t.store.Get(ctx, key, objstore.Range{})
 	if err != nil {

@@ -17,13 +17,20 @@ import (
 	"github.com/litefs/litefs/internal/objstore"
 )
 
-// shyStore fails its first puts.
+// shyStore fails its first puts, and counts those that a commit waits for.
 type shyStore struct {
 	objstore.Store
-	fails atomic.Int32
+	fails   atomic.Int32
+	early   atomic.Int32 // those that would be given up before the commit
+	tooLate atomic.Int32 // those that would not
 }
 
 func (s *shyStore) PutIfAbsent(ctx context.Context, key string, body io.ReadSeeker, a objstore.Attrs) (string, error) {
+	if end, ok := ctx.Deadline(); isUrgent(ctx) && ok && time.Until(end) < litefs.DefaultArchiveTimeout {
+		s.early.Add(1)
+	} else if isUrgent(ctx) {
+		s.tooLate.Add(1)
+	}
 	if s.fails.Add(-1) >= 0 {
 		return "", errFault
 	}
@@ -43,7 +50,7 @@ func (s *shared) Uint64() uint64 {
 }
 
 // TestWant: what a commit waits for is written at once, to every place, whatever the interval and the bound on
-// requests, and again when a place has failed. A transaction that waits need not be decided.
+// requests, and again when a place has failed, or would be when one hung. A transaction that waits need not be decided.
 func TestWant(t *testing.T) {
 	n := &modelNode{r: rand.New(&shared{src: rand.NewPCG(3, 4)}), id: 1, primary: true, epoch: 1, states: map[place]*state{}}
 	opt := Options{Source: n, Dir: t.TempDir(), Interval: time.Hour, SnapshotInterval: 1 << 62, Requests: 1e-6}
@@ -87,6 +94,9 @@ func TestWant(t *testing.T) {
 		if needs != 3 {
 			t.Errorf("place %d needs transaction %d, want 3", i, needs)
 		}
+	}
+	if early, tooLate := shy.early.Load(), shy.tooLate.Load(); early == 0 || tooLate > 0 {
+		t.Errorf("of the puts that the commit waits for, %d leave time for another one, and %d do not", early, tooLate)
 	}
 	wait(2) // it is there
 	done, stop := s.Want(n.id, 3)
