@@ -278,7 +278,10 @@ func (k Kept) Export(path string, keys *logkey.Keys) (err error) {
 	if err == nil {
 		err = out.Sync()
 	}
-	if err = errors.Join(err, out.Close()); err != nil {
+	if err = errors.Join(err, out.Close()); err == nil {
+		err = vfs.OS().SyncDir(filepath.Dir(path))
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("export %s: %w", k.Key, err), os.Remove(path))
 	}
 	return nil
