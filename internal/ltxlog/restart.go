@@ -29,7 +29,7 @@ func (l *Log) Restart(r io.Reader, size int64) (Entry, error) {
 	if err := l.dropAll(); err != nil {
 		return Entry{}, fmt.Errorf("restart transaction log: %w", err)
 	}
-	if err := l.publish(e, w, true, unconditionally); err != nil {
+	if err := l.putFirst(e, w); err != nil {
 		return Entry{}, fmt.Errorf("restart transaction log with %s: %w", entryName(e.Min, e.Max), err)
 	}
 	return e, nil

@@ -132,12 +132,22 @@ func (l *Log) Begin(h Header) (Entry, error) {
 	if err := l.dropAll(); err != nil {
 		return Entry{}, fmt.Errorf("begin transaction log at %016x: %w", h.Max, err)
 	}
+	if err := l.putFirst(e, w); err != nil {
+		return Entry{}, fmt.Errorf("begin transaction log at %016x: %w", h.Max, err)
+	}
+	return e, nil
+}
+
+// putFirst makes an entry, durably, the first one of a log that has none. A copy of it would not make it durable: it comes
+// back behind the entry that it follows alone. The caller holds change.
+func (l *Log) putFirst(e Entry, w *writer) error {
 	l.sync.Lock()
 	defer l.sync.Unlock()
 	if err := l.putDurable(e, w, false); err != nil {
-		return Entry{}, fmt.Errorf("begin transaction log at %016x: %w", h.Max, err)
+		return err
 	}
+	l.keepLive(e, w)
 	l.list(e, w.place)
 	l.setDurable(e.Max)
-	return e, nil
+	return nil
 }
