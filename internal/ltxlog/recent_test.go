@@ -21,10 +21,15 @@ import (
 
 const memRecent = "/data/recent"
 
-// sharedRecent opens the file of recent entries of a node with one log, and that log's options with it.
-func sharedRecent(fsys vfs.FS, opt RecentOptions) Options {
+// recentOn opens the file of recent entries of a node with one log.
+func recentOn(fsys vfs.FS, opt RecentOptions) (*Recent, error) {
 	opt.FS, opt.syncInline = fsys, true
-	r, err := OpenRecent(memRecent, func(uint64) string { return memDir }, opt)
+	return OpenRecent(memRecent, func(uint64) string { return memDir }, opt)
+}
+
+// sharedRecent is recentOn with that log's options.
+func sharedRecent(fsys vfs.FS, opt RecentOptions) Options {
+	r, err := recentOn(fsys, opt)
 	if err != nil {
 		panic(err) // the disk is whole
 	}

@@ -84,6 +84,14 @@ func (r *Recent) unpackLog(dir string, list []sharedCopy) error {
 	} else if err != nil {
 		return err
 	}
+	// A start that did not come to its end has left the file, which is whole. Of what it has, the shared file may have lost
+	// a half since.
+	path := filepath.Join(dir, recentName)
+	if _, err := r.fs.Stat(path); err == nil {
+		return r.fs.SyncDir(dir)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	was, err := readMark(r.fs, filepath.Join(dir, durableName))
 	if err != nil {
 		return err
@@ -98,7 +106,7 @@ func (r *Recent) unpackLog(dir string, list []sharedCopy) error {
 		return nil
 	}
 	r.logger.Info("copies of recent log entries found", "dir", dir, "bytes", len(b))
-	return durable.Write(r.fs, filepath.Join(dir, recentName), append(b, make([]byte, len(b))...)) // the other half is empty
+	return durable.Replace(r.fs, path, append(b, make([]byte, len(b))...)) // the other half is empty
 }
 
 // read returns the records of the file, in the order in which they were written.
