@@ -2,6 +2,7 @@ package ltxlog
 
 import (
 	"errors"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -9,6 +10,73 @@ import (
 )
 
 // These are about what a run of the process that died has left half done, and the next one does not see.
+
+// failOnce fails the first operation that is chosen.
+func failOnce(l *Log, disk *vfs.Mem, choose func(vfs.Op) bool) {
+	failed := false
+	l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
+		if !failed && choose(o) {
+			failed = true
+			return syscall.EIO
+		}
+		return nil
+	}))
+}
+
+// What was removed by a truncation that did not come to its end does not come back behind what is added then.
+func TestDroppedByARunThatDied(t *testing.T) {
+	for name, o := range map[string]func(vfs.FS) Options{"files": testOptions, "packs": inPacks(testOptions), "copies": recentOptions} {
+		disk, m, l := logOn(t, o)
+		var es []Entry
+		for range 8 {
+			es = append(es, m.append(t, l, true))
+		}
+		failOnce(l, disk, func(o vfs.Op) bool {
+			head, _ := l.Head()
+			return o.Kind == vfs.OpSyncDir && head == es[4]
+		})
+		if err := l.TruncateAfter(es[4].Max); !errors.Is(err, syscall.EIO) {
+			t.Fatal(err)
+		}
+		l, err := Open(memDir, o(disk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.rewindTo(l); err != nil || m.txid != es[4].Max {
+			t.Fatalf("%s: %v, found up to %d, want %d", name, err, m.txid, es[4].Max)
+		}
+		e := m.append(t, l, false)
+		checkCuts(t, disk, o, es[4].Max, e.Max)
+		m.append(t, l, true)
+		checkCuts(t, disk, o, m.txid, m.txid)
+	}
+}
+
+// The same of an entry that was not confirmed, cut from its pack.
+func TestCutByARunThatDied(t *testing.T) {
+	disk, m, l := logOn(t, bigPack)
+	was := m.append(t, l, true)
+	c, refused := m.next(), errors.New("refused")
+	_, err := l.AppendConfirmed(c.h, c.emit, c.post, func() error {
+		failOnce(l, disk, func(o vfs.Op) bool { return o.Kind == vfs.OpSync && strings.HasSuffix(o.Path, packSuffix) })
+		return refused
+	})
+	if !errors.Is(err, refused) || !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	l, err = Open(memDir, testOptions(disk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.rewindTo(l); err != nil || m.txid != was.Max {
+		t.Fatal(err, m.txid)
+	}
+	m.append(t, l, true)
+	if err := l.TruncateAfter(was.Max); err != nil {
+		t.Fatal(err)
+	}
+	checkCuts(t, disk, testOptions, was.Max, was.Max)
+}
 
 // A start that dies when it has emptied a half of the shared file leaves all copies to the next one.
 func TestUnpackedByARunThatDied(t *testing.T) {

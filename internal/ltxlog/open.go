@@ -95,7 +95,22 @@ func (l *Log) recover(repair bool) error {
 	if l.readOnly {
 		return nil
 	}
-	return l.cleanUp(covered, packs)
+	if err := l.cleanUp(covered, packs); err != nil {
+		return err
+	}
+	l.dropAgain()
+	return nil
+}
+
+// dropAgain has the first change make durable what the last run may have dropped without coming to its end: what it has
+// removed, and has cut from the newest pack, is not here, but would come back after a power cut.
+func (l *Log) dropAgain() {
+	l.change.dropped = true
+	if head, ok := l.Head(); ok {
+		if p := l.placeOf(head).pack; p != nil {
+			l.change.cut = place{pack: p, at: p.size}
+		}
+	}
 }
 
 // scan removes temporary files and reads the ends of every entry, in the order of Min; of several
