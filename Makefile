@@ -19,6 +19,7 @@ BENCH_ARGS ?=
 MOVES ?= 5
 SOAK_DURATION ?= 30m
 SOAK_CLUSTERS ?= 200000
+SOAK_LOGS ?= 50000
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,7 +52,7 @@ ABOVE_RACE := /(fuse|cmd/litefs|internal/(daemon|e2e|bench|demo|deps|childnode|l
 
 # Enumerations and random histories of ltxlog and ship that one goroutine makes, with no sync in the background: there is
 # nothing to race, and it takes minutes.
-ONE_GOROUTINE := ^Test((Recent|Sealed|Packed)?(EveryOperationFails|PowerCut)|(Sealed|Packed)?RandomPowerCuts|RandomHistories)$$
+ONE_GOROUTINE := ^Test((Recent|Sealed|Packed)?(EveryOperationFails|PowerCut)|RandomHistories)$$
 
 fuzz: ## every fuzz target, FUZZ inputs each
 	.ci/fuzz $(FUZZ)
@@ -75,6 +76,7 @@ soak: ## long and random: kill -9, SIGSTOP, power cuts (loop devices, mkfs.ext4)
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestRecoverRandom' .
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v ./internal/netns
 	go test -count=1 -timeout 24h -v -run "^TestCluster$$" ./internal/role -role.seeds $(SOAK_CLUSTERS) -role.from $$(date +%s)
+	go test -count=1 -timeout 24h -run "^TestRandomHistories$$" ./internal/ltxlog -ltxlog.seeds $(SOAK_LOGS) -ltxlog.from $$(date +%s)
 
 soak-faults: ## nodes and lease server in network namespaces that fail, under clients whose history is judged, for SOAK_DURATION; LITEFS_SEED
 	LITEFS_SOAK=$(SOAK_DURATION) go test -count=1 -timeout 24h -v -run '^TestSoakFaults$$' ./internal/e2e

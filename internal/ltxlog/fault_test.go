@@ -440,12 +440,18 @@ func checkFound(t *testing.T, m *model, disk *vfs.Mem, atLeast, atMost uint64, o
 	if tail, _ := l.Tail(); ok && tail.IsSnapshot() {
 		m.checkReplay(t, l, head.Max)
 	}
+	checkGoesOn(t, l, func() *Log { return open(t, memDir, options(disk)) })
+}
+
+// checkGoesOn: the log takes one more entry, and is found with it when it was closed.
+func checkGoesOn(t *testing.T, l *Log, reopen func() *Log) {
+	t.Helper()
 	goOn(t, l)
 	want := l.Entries()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if l = open(t, memDir, options(disk)); !reflect.DeepEqual(l.Entries(), want) || len(l.Dropped()) > 0 {
+	if l = reopen(); !reflect.DeepEqual(l.Entries(), want) || len(l.Dropped()) > 0 {
 		t.Fatalf("second opening: %v, want %v, dropped %v", l.Entries(), want, l.Dropped())
 	}
 }

@@ -3,7 +3,6 @@ package ltxlog
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"path/filepath"
 	"testing"
 	"time"
@@ -57,17 +56,6 @@ func TestPackedPowerCut(t *testing.T) {
 				for n := 0; cutAt(t, op, n, cutSeeds/3, prepare, kind.options); n++ {
 				}
 			})
-		}
-	}
-}
-
-func TestPackedRandomPowerCuts(t *testing.T) {
-	kinds := []func(vfs.FS) Options{packedLogs[0].options, packedLogs[1].options, inPacks(sealedWith(t))}
-	for seed := range uint64(45) {
-		rnd := rand.New(rand.NewPCG(seed, 79))
-		disk, m := vfs.NewMem(), newModel(seed, 512)
-		for range 6 {
-			disk = lifeOfALog(t, disk, m, rnd, kinds[seed%3])
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -56,17 +55,6 @@ func TestSealedPowerCut(t *testing.T) {
 			for n := 0; cutAt(t, op, n, 1, preparedSealed(options), options); n++ {
 			}
 		})
-	}
-}
-
-func TestSealedRandomPowerCuts(t *testing.T) {
-	options := sealedWith(t)
-	for seed := range uint64(12) {
-		rnd := rand.New(rand.NewPCG(seed, 78))
-		disk, m := vfs.NewMem(), newModel(seed, 512)
-		for range 6 {
-			disk = lifeOfALog(t, disk, m, rnd, options)
-		}
 	}
 }
 

@@ -69,6 +69,20 @@ func (m *Mem) Clone() *Mem {
 	return clone(m.names, func(n *memNode) []byte { return slices.Clone(n.data) })
 }
 
+// Lose takes from a file what was written to it since its last Sync, as a kernel may after a sync that failed.
+func (m *Mem) Lose(name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.names[filepath.Clean(name)]
+	if n == nil {
+		return pathError("lose", name, syscall.ENOENT)
+	}
+	data := make([]byte, len(n.data))
+	copy(data, n.synced)
+	n.data = data
+	return nil
+}
+
 func clone(names map[string]*memNode, content func(*memNode) []byte) *Mem {
 	after := &Mem{names: map[string]*memNode{}, durable: map[string]*memNode{}}
 	copies := map[*memNode]*memNode{}

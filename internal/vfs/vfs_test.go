@@ -201,4 +201,8 @@ func TestCut(t *testing.T) {
 	if got := content(m, "/d/second"); !bytes.Equal(got, old) {
 		t.Fatal("a cut changed the original")
 	}
+	lost := append(bytes.Clone(old), make([]byte, len(changed)-len(old))...)
+	if err := m.Lose("/d/changed"); err != nil || !bytes.Equal(content(m, "/d/changed"), lost) {
+		t.Fatalf("what is left of a file is not what was synced: %v", err)
+	}
 }
