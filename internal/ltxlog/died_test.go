@@ -78,19 +78,67 @@ func TestCutByARunThatDied(t *testing.T) {
 	checkCuts(t, disk, testOptions, was.Max, was.Max)
 }
 
-// A start that dies when it has emptied a half of the shared file leaves all copies to the next one.
+// A start that dies when it has emptied a half of the shared file, or before the name of the log's own is on disk, leaves
+// all copies to the next one, and that to the one after it.
 func TestUnpackedByARunThatDied(t *testing.T) {
-	disk, m, _ := preparedRecent(t, 2)
-	writes := 0
-	if _, err := recentOn(vfs.NewFaulty(disk, func(o vfs.Op) error {
-		if o.Kind == vfs.OpWrite && o.Path == memRecent {
-			if writes++; writes == 2 {
+	for name, fails := range map[string]func(o vfs.Op, writes int) bool{
+		"half": func(o vfs.Op, writes int) bool { return o.Kind == vfs.OpWrite && writes == 2 },
+		"name": func(o vfs.Op, _ int) bool { return o.Kind == vfs.OpSyncDir && o.Path == memDir },
+	} {
+		disk, m, _ := preparedRecent(t, 2)
+		opt := RecentOptions{size: 8 * recordAlign}
+		writes := 0
+		if _, err := recentOn(vfs.NewFaulty(disk, func(o vfs.Op) error {
+			if o.Kind == vfs.OpWrite && o.Path == memRecent {
+				writes++
+			}
+			if fails(o, writes) {
 				return syscall.EIO
 			}
+			return nil
+		}), opt); !errors.Is(err, syscall.EIO) {
+			t.Fatal(name, err)
 		}
-		return nil
-	}), RecentOptions{size: 8 * recordAlign}); !errors.Is(err, syscall.EIO) {
+		checkCuts(t, disk, recentOptions, m.txid, m.txid)
+		if _, err := recentOn(disk, opt); err != nil {
+			t.Fatal(name, err)
+		}
+		checkCuts(t, disk, recentOptions, m.txid, m.txid)
+		if t.Failed() {
+			t.Fatal(name)
+		}
+	}
+}
+
+// A file of an entry that is durable since the last run, of which the mark does not tell, is written again when its fsync
+// fails, and the power is cut then.
+func TestSuspectFileOfTheLastRun(t *testing.T) {
+	disk, m, l := logOn(t, testOptions)
+	for range 4 {
+		m.append(t, l, true)
+	}
+	if err := disk.Remove(l.path(durableName)); err != nil {
 		t.Fatal(err)
 	}
-	checkCuts(t, disk, recentOptions, m.txid, m.txid)
+	disk = disk.Clone()
+	l, err := Open(memDir, testOptions(disk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	failOnce(l, disk, func(o vfs.Op) bool { return o.Kind == vfs.OpSync })
+	if err := l.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	renamed := false
+	l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
+		if renamed {
+			return syscall.EIO
+		}
+		renamed = o.Kind == vfs.OpRename
+		return nil
+	}))
+	if err := l.Sync(); !renamed || !errors.Is(err, syscall.EIO) {
+		t.Fatal(renamed, err)
+	}
+	checkCuts(t, disk, testOptions, m.txid, m.txid)
 }

@@ -157,10 +157,11 @@ func (l *Log) rewriteSuspect(u unsyncedFile) error {
 			return fmt.Errorf("write %s again: %w", u.name, err)
 		}
 	}
+	// The copy is on disk before it is in place: what it is a copy of may be durable, in a pack, or since the last run.
 	var err error
 	if u.pack != nil {
-		err = l.replacePack(u.pack, wholeFile, true) // what is durable in it must be in the copy
-	} else if err = l.copyFile(u.name, rewriteTemp, wholeFile, false); err == nil {
+		err = l.replacePack(u.pack, wholeFile, true)
+	} else if err = l.copyFile(u.name, rewriteTemp, wholeFile, true); err == nil {
 		err = l.fs.Rename(l.path(rewriteTemp), l.path(u.name))
 		l.names.Store(true)
 	}
