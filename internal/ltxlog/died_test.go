@@ -2,6 +2,7 @@ package ltxlog
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -141,4 +142,28 @@ func TestSuspectFileOfTheLastRun(t *testing.T) {
 		t.Fatal(renamed, err)
 	}
 	checkCuts(t, disk, testOptions, m.txid, m.txid)
+}
+
+// A start that died while it took an entry out of its pack has left half a file of it.
+func TestHalfAFileOfAPackedEntry(t *testing.T) {
+	opt := func(fsys vfs.FS) Options {
+		o := sharedRecent(fsys, RecentOptions{after: -1})
+		o.Packs = true
+		return o
+	}
+	disk, m, l := logOn(t, opt)
+	var es []Entry
+	for n := range 8 {
+		es = append(es, m.append(t, l, n < 6))
+	}
+	torn := l.placeOf(es[4])
+	rewriteFile(t, disk, torn.pack.name, func(b []byte) []byte { clear(b[torn.at : torn.at+100]); return b })
+	if err := l.writeFile(entryName(es[6].Min, es[6].Max), make([]byte, 10), true); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(memDir, opt(disk))
+	if err != nil || !slices.Equal(l.Entries(), es) {
+		t.Fatal(err, l.Entries())
+	}
+	checkChain(t, l)
 }

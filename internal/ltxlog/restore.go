@@ -154,7 +154,7 @@ func (l *Log) restore(packs []*pack, found []candidate, mark uint64) ([]candidat
 		} else if !needed {
 			continue
 		}
-		if err := l.unpackBehind(found, rec.Entry); err != nil {
+		if found, err = l.unpackBehind(found, rec.Entry); err != nil {
 			return nil, err
 		}
 		name := entryName(rec.Min, rec.Max)
@@ -162,17 +162,23 @@ func (l *Log) restore(packs []*pack, found []candidate, mark uint64) ([]candidat
 			return nil, fmt.Errorf("restore %s: %w", name, err)
 		}
 		l.logger.Info("transaction log entry restored from its copy", "path", l.path(name))
-		found = slices.DeleteFunc(found, func(c candidate) bool { return c.Min == rec.Min && c.Max == rec.Max })
-		found = append(found, candidate{Entry: rec.Entry})
-		slices.SortFunc(found, byPlace)
+		found = withFile(found, rec.Entry)
 	}
 	return found, nil
 }
 
+// withFile returns found with an entry that has a file of its own now, instead of all that was found of it.
+func withFile(found []candidate, e Entry) []candidate {
+	found = slices.DeleteFunc(found, func(c candidate) bool { return c.Min == e.Min && c.Max == e.Max })
+	found = append(found, candidate{Entry: e})
+	slices.SortFunc(found, byPlace)
+	return found
+}
+
 // unpackBehind gives the entries that lie behind e in its pack files of their own, durably and before e has one. Else the
 // pack would stay when e, which it lacks, is retired before them, and be found with a gap.
-func (l *Log) unpackBehind(found []candidate, e Entry) error {
-	for i, c := range found {
+func (l *Log) unpackBehind(found []candidate, e Entry) ([]candidate, error) {
+	for _, c := range slices.Clone(found) {
 		if c.pack == nil || c.bad != nil || c.Min <= e.Max || c.pack.name > packName(e.Min) {
 			continue
 		}
@@ -182,7 +188,7 @@ func (l *Log) unpackBehind(found []candidate, e Entry) error {
 		}
 		f, err := l.openStored(c.Entry, c.place)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		b := make([]byte, c.stored)
 		err = errors.Join(readFull(f, b, 0), f.Close())
@@ -190,11 +196,11 @@ func (l *Log) unpackBehind(found []candidate, e Entry) error {
 			err = l.writeFile(entryName(c.Min, c.Max), b, true)
 		}
 		if err != nil {
-			return fmt.Errorf("take %s from its pack: %w", entryName(c.Min, c.Max), err)
+			return nil, fmt.Errorf("take %s from its pack: %w", entryName(c.Min, c.Max), err)
 		}
-		found[i].place = place{}
+		found = withFile(found, c.Entry)
 	}
-	return nil
+	return found, nil
 }
 
 // lacks says whether an entry of the recent file is needed: its file is there but is not the entry,
