@@ -292,6 +292,28 @@ func TestFailedAppendDoesNotReturn(t *testing.T) {
 	l.swapFS(disk)
 }
 
+// TestTruncationThatFailsInAPack: what was merged into an entry that is dropped does not come back behind one that could not
+// be dropped, in the pack of both.
+func TestTruncationThatFailsInAPack(t *testing.T) {
+	disk, m, l := logOn(t, bigPack)
+	es := nineEntries(t, m, l)
+	if n, err := l.Compact(Compaction{MaxBytes: 8000, MinEntries: 2}); err != nil || n != 3 {
+		t.Fatal(n, err)
+	}
+	failOnce(l, disk, func(o vfs.Op) bool { return o.Kind == vfs.OpRename && strings.HasSuffix(o.To, packSuffix) })
+	if err := l.TruncateAfter(es[2].Max); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	if err := m.rewindTo(l); err != nil || m.txid != es[3].Max {
+		t.Fatalf("%v, the log ends with %d, want %d", err, m.txid, es[3].Max)
+	}
+	want := append(es[:4:4], m.append(t, l, true))
+	l = open(t, memDir, bigPack(disk.Clone()))
+	if got := l.Entries(); !slices.Equal(got, want) {
+		t.Fatalf("found %v, want %v", got, want)
+	}
+}
+
 // TestOpenFails: an error of the disk while opening removes no entry.
 func TestOpenFails(t *testing.T) {
 	for _, op := range []string{"clean", "torn", "compact"} {

@@ -1,6 +1,9 @@
 package ltxlog
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // TruncateAfter drops the entries with Min > txid: the newest first, so that a crash or an error
 // between two leaves a whole chain. The dropping is durable on return.
@@ -50,7 +53,7 @@ func (l *Log) truncateLocked(drop func(Entry) bool) error {
 			doAway = func(gone []Entry) error { return l.discardPacked(entries[:begin], gone, p) }
 		}
 		if err := l.unlist(entries[:begin], entries[begin:end], doAway); err != nil {
-			return err
+			return errors.Join(err, l.cutBehind(entries[:end]))
 		}
 		end = begin
 	}
