@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
 	"testing"
 
 	"github.com/litefs/litefs/internal/vfs"
@@ -22,9 +23,9 @@ func (h *history) check(l *Log, atLeast uint64) {
 		}
 	}
 	for _, e := range l.Entries() {
-		mayBe := e.Min > h.durable && h.unsure[state{e.Max, e.Post}]
+		mayBe := e.Min > atLeast && h.unsure[state{e.Max, e.Post}]
 		if want := h.m.current[e.Max]; e.Post != want && !mayBe {
-			h.t.Fatalf("found %d with checksum %016x, which was dropped; want %016x (durable %d)", e.Max, e.Post, want, h.durable)
+			h.t.Fatalf("found %d with checksum %016x, which was dropped; want %016x (durable %d)", e.Max, e.Post, want, atLeast)
 		}
 	}
 	h.m.checkPages(h.t, l)
@@ -67,6 +68,20 @@ func (h *history) checkDisk(disk *vfs.Mem, atLeast uint64) {
 	h.check(l, atLeast)
 	checkNothingElse(h.t, disk, l)
 	checkGoesOn(h.t, l, open)
+}
+
+// checkCuts looks at what power cuts would have left while something was being done: the states before and after may be
+// found.
+func (h *history) checkCuts(atLeast uint64, states ...map[uint64]uint64) {
+	h.t.Helper()
+	was := maps.Clone(h.unsure)
+	for _, current := range states {
+		h.mayFind(current)
+	}
+	for _, cut := range h.disk.cuts {
+		h.checkDisk(cut, atLeast)
+	}
+	h.disk.cuts, h.unsure = nil, was
 }
 
 // checkNothingElse: a log that was opened has no file that it does not need.

@@ -19,21 +19,35 @@ type badDisk struct {
 	ops    int  // so far
 	stop   int  // after so many nothing works
 	fail   int  // the number of the one that fails
+	sync   bool // the next sync fails
 	faults int  // since somebody set it to 0
 	lost   bool // a sync that failed has lost what was written
+
+	cuts []*vfs.Mem // what power cuts would have left in the middle, since somebody took them
 }
 
 func (d *badDisk) stopped() bool { return d.ops > d.stop }
 
-// fsys returns the disk as a log sees it.
-func (d *badDisk) fsys() vfs.FS { return vfs.NewFaulty(d.mem, d.before) }
+// arm lets an operation fail soon.
+func (d *badDisk) arm() {
+	if d.rnd.IntN(2) == 0 {
+		d.sync = true
+	} else {
+		d.fail = d.ops + 1 + d.rnd.IntN(12)
+	}
+}
 
 func (d *badDisk) before(o vfs.Op) error {
 	if d.whole {
 		return nil
 	}
 	d.ops++
-	if !d.stopped() && (d.calm || d.ops != d.fail) {
+	if d.rnd.IntN(50) == 0 && !d.stopped() {
+		d.cuts = append(d.cuts, d.mem.Cut(d.rnd))
+		d.note("    power cut before operation %d", d.ops)
+	}
+	fails := !d.calm && (d.ops == d.fail || d.sync && o.Kind == vfs.OpSync)
+	if !d.stopped() && !fails {
 		return nil
 	}
 	d.faults++
@@ -45,18 +59,28 @@ func (d *badDisk) before(o vfs.Op) error {
 		return errno
 	}
 	d.note("    operation %d: %s %s: %v", d.ops, o.Kind, o.Path, errno)
+	d.sync = false
 	if d.rnd.IntN(4) == 0 {
-		d.fail++ // and the next one
+		d.fail = d.ops + 1
 	}
 	switch {
 	case o.Kind == vfs.OpWrite:
 		return &vfs.ShortWrite{N: o.Size * d.rnd.IntN(3) / 2, Err: errno}
 	case o.Kind == vfs.OpSync && d.rnd.IntN(2) == 0:
-		d.note("    what was written is lost")
-		d.lost = true
-		return errors.Join(errno, d.mem.Lose(o.Path))
+		return errors.Join(errno, d.lose(o.Path))
 	}
 	return errno
+}
+
+// lose is a sync that fails with loss of what was written, which may be in the cache for a while.
+func (d *badDisk) lose(path string) error {
+	d.lost = true
+	err := d.mem.LoseSync(path)
+	if d.rnd.IntN(2) == 0 {
+		d.mem.Evict()
+	}
+	d.note("    what was written is lost")
+	return err
 }
 
 // isFault says whether an error comes from the disk.

@@ -147,7 +147,7 @@ func (h *history) refused() error {
 func (h *history) snapshot() error {
 	c := h.m.snapshot()
 	h.note("snapshot %d", c.h.Max)
-	h.durable = 0
+	h.promiseOnly(0)
 	e, err := h.l.Append(c.h, c.emit, c.post, true)
 	if err == nil {
 		h.isHead(c, e, true)
@@ -160,7 +160,7 @@ func (h *history) restart() error {
 	c := h.change()
 	b := c.bytes()
 	h.note("restart with %d-%d", c.h.Min, c.h.Max)
-	h.durable = 0
+	h.promiseOnly(0)
 	e, err := h.l.Restart(bytes.NewReader(b), int64(len(b)))
 	if err == nil {
 		h.isHead(c, e, true)
@@ -180,7 +180,7 @@ func (h *history) begin() error {
 	c.h.Min, c.h.Max, c.h.Commit = head.Max, head.Max, head.Commit
 	h.note("begin at %d", head.Max)
 	h.m.history[before] = h.m.content()
-	h.durable = 0
+	h.promiseOnly(0)
 	e, err := h.l.Begin(c.h)
 	if err == nil {
 		h.isHead(c, e, true)
@@ -200,7 +200,7 @@ func (h *history) truncate() error {
 	}
 	to := before[len(before)-1-back].Max
 	h.note("truncate after %d", to)
-	h.durable = min(h.durable, to)
+	h.promiseOnly(to)
 	err := h.l.TruncateAfter(to)
 	if last := lastOf(h.l); err == nil && last != to {
 		h.t.Fatalf("truncated after %d, the log ends with %d", to, last)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,7 +17,7 @@ import (
 )
 
 var (
-	seeds     = flags.Int("ltxlog.seeds", 300, "random histories")
+	seeds     = flags.Int("ltxlog.seeds", 200, "random histories")
 	firstSeed = flags.Uint64("ltxlog.from", 1, "first seed")
 	oneSeed   = flags.Uint64("ltxlog.seed", 0, "run this one only, and print what happens")
 )
@@ -64,10 +66,12 @@ type history struct {
 	trace []string
 
 	l       *Log
+	busy    bool // something is being done to it
 	readers []*halfRead
 
 	// durable is what was promised: the log is found up to here, or farther.
 	durable uint64
+	least   uint64 // the smallest durable in this step
 	// unsure are the states of histories that were dropped, or were about to be, by operations that failed: they may be
 	// found until the log was changed without an error.
 	unsure map[state]bool
@@ -110,7 +114,8 @@ func (h *history) start() bool {
 	h.t.Helper()
 	for {
 		h.disk.faults = 0
-		l, err := h.open(h.disk.fsys(), false)
+		l, err := h.open(h.fsys(), false)
+		h.checkCuts(h.durable, h.m.current)
 		if err == nil {
 			h.l = l
 			h.disk.whole = true
@@ -160,6 +165,15 @@ func (h *history) open(fsys vfs.FS, readOnly bool) (*Log, error) {
 	return l, err
 }
 
+// fsys is the disk as a log sees it. Somebody else may sync the log while it makes a file.
+func (h *history) fsys() vfs.FS {
+	return &hookFS{FS: vfs.NewFaulty(h.disk.mem, h.disk.before), open: func(name string, flag int) {
+		if flag&os.O_CREATE != 0 && filepath.Base(name) != durableName && h.busy && !h.disk.stopped() {
+			h.syncBeside()
+		}
+	}}
+}
+
 func lastOf(l *Log) uint64 {
 	head, _ := l.Head()
 	return head.Max
@@ -189,6 +203,7 @@ func (h *history) crash() {
 		h.disk.mem = h.disk.mem.Cut(h.rnd)
 	} else {
 		h.note("the process dies; durable %d", h.durable)
+		h.disk.mem.Evict()
 		if h.l != nil && !h.disk.lost {
 			atLeast = max(atLeast, lastOf(h.l))
 		}
@@ -215,11 +230,13 @@ func (h *history) reopen() {
 				h.t.Fatalf("close recent file: %v", rerr)
 			}
 		}
+		h.checkCuts(h.durable, h.m.current)
 		if h.durable = max(h.durable, h.l.Durable()); err == nil {
 			h.unsure = nil
 		}
 	}
 	h.cut = false
+	h.disk.mem.Evict() // what was never written can be read by nobody for long
 	h.note("ended: killed %t, clean %t", kill, clean)
 	if h.disk.stopped() || !h.start() {
 		return
@@ -232,6 +249,12 @@ func (h *history) reopen() {
 		h.t.Fatalf("opened with %v, want %v", got, want)
 	}
 	h.disk.lost = false
+}
+
+// promiseOnly takes back what was promised beyond a transaction.
+func (h *history) promiseOnly(txid uint64) {
+	h.durable = min(h.durable, txid)
+	h.least = h.durable
 }
 
 // mayFind notes that states may be found, though they are dropped.
@@ -249,7 +272,7 @@ func (h *history) step() {
 	h.t.Helper()
 	d := h.disk
 	if h.rnd.IntN(12) == 0 {
-		d.fail = d.ops + 1 + h.rnd.IntN(12)
+		d.arm()
 	}
 	switch {
 	case h.rnd.IntN(30) == 0, d.lost && h.rnd.IntN(8) == 0:
@@ -262,12 +285,15 @@ func (h *history) step() {
 	}
 	s := steps[h.pick()]
 	was, before := maps.Clone(h.m.current), h.l.Entries()
-	d.faults = 0
+	d.faults, h.least = 0, h.durable
+	h.busy = true
 	err := s.do(h)
+	h.busy = false
 	if s.does == looks || errors.Is(err, errNotDone) {
 		return
 	}
 	h.note("    %v; up to %d, durable %d, operation %d", err, lastOf(h.l), h.l.Durable(), d.ops)
+	h.checkCuts(h.least, was, h.m.current)
 	switch {
 	case err == nil && s.does != syncs:
 		h.unsure = nil

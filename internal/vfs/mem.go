@@ -32,6 +32,8 @@ type memNode struct {
 	mode   fs.FileMode
 	data   []byte
 	synced []byte // content as of the last Sync
+
+	lost map[int]bool // pages that LoseSync has left in data alone
 }
 
 // nameChange gives path a node, or takes its name away (nil).
@@ -69,18 +71,52 @@ func (m *Mem) Clone() *Mem {
 	return clone(m.names, func(n *memNode) []byte { return slices.Clone(n.data) })
 }
 
-// Lose takes from a file what was written to it since its last Sync, as a kernel may after a sync that failed.
-func (m *Mem) Lose(name string) error {
+// LoseSync makes a sync of a file fail as the kernel does: what was written since the last one stays in its cache, but does
+// not come to the disk any more unless it is written again.
+func (m *Mem) LoseSync(name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := m.names[filepath.Clean(name)]
 	if n == nil {
-		return pathError("lose", name, syscall.ENOENT)
+		return pathError("sync", name, syscall.ENOENT)
 	}
-	data := make([]byte, len(n.data))
-	copy(data, n.synced)
-	n.data = data
+	n.lost = make(map[int]bool)
+	for page := range (len(n.data) + memPage - 1) / memPage {
+		n.lost[page] = true
+	}
 	return nil
+}
+
+// Evict takes from the cache what LoseSync has left there alone.
+func (m *Mem) Evict() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, n := range m.names {
+		n.data, n.lost = n.toWrite(), nil
+	}
+}
+
+const memPage = 4096 // bytes of a page of the cache
+
+// toWrite is the content as it comes to the disk with the next sync.
+func (n *memNode) toWrite() []byte {
+	if len(n.lost) == 0 {
+		return n.data
+	}
+	out := slices.Clone(n.data)
+	for page := range n.lost {
+		from, to := min(page*memPage, len(out)), min((page+1)*memPage, len(out))
+		clear(out[from:to])
+		copy(out[from:to], n.synced[min(from, len(n.synced)):])
+	}
+	return out
+}
+
+// written notes that pages from one byte to another are to be written to the disk again.
+func (n *memNode) written(from, to int) {
+	for page := from / memPage; page*memPage < to; page++ {
+		delete(n.lost, page)
+	}
 }
 
 func clone(names map[string]*memNode, content func(*memNode) []byte) *Mem {
@@ -107,14 +143,15 @@ func (n *memNode) cut(rnd *rand.Rand) []byte {
 	case 0:
 		return slices.Clone(n.synced)
 	case 1:
-		return slices.Clone(n.data)
+		return slices.Clone(n.toWrite())
 	}
-	lo, hi := min(len(n.synced), len(n.data)), max(len(n.synced), len(n.data))
+	data := n.toWrite()
+	lo, hi := min(len(n.synced), len(data)), max(len(n.synced), len(data))
 	out := make([]byte, lo+rnd.IntN(hi-lo+1))
 	for off := 0; off < len(out); off += memBlock {
 		from := n.synced
 		if rnd.IntN(2) == 0 {
-			from = n.data
+			from = data
 		}
 		if off < len(from) {
 			copy(out[off:min(off+memBlock, len(out))], from[off:])
@@ -319,8 +356,11 @@ func (f *memFile) WriteAt(b []byte, off int64) (int, error) {
 		return 0, pathError("write", f.name, syscall.EBADF)
 	}
 	f.node.data = overwrite(f.node.data, b, off)
+	f.node.written(int(off), int(off)+len(b))
 	if f.dsync {
+		size := len(f.node.data) // of all of the file: there is one
 		f.node.synced = overwrite(f.node.synced, b, off)
+		f.node.synced = append(f.node.synced, make([]byte, max(0, size-len(f.node.synced)))...)[:size]
 	}
 	return len(b), nil
 }
@@ -356,7 +396,7 @@ func (f *memFile) Truncate(size int64) error {
 func (f *memFile) Sync() error {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
-	f.node.synced = slices.Clone(f.node.data)
+	f.node.synced = slices.Clone(f.node.toWrite())
 	return nil
 }
 
