@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/litefs/litefs/internal/role"
@@ -46,7 +47,9 @@ type upstream struct {
 	workers map[uint32]*worker
 	pending map[uint32]*worker // have something to acknowledge
 	beat    bool               // tell the primary that this node lives
-	caught  bool               // the role loop knows that this node has everything
+	fresh   *freshness         // the last moment that a heartbeat told of
+
+	caught atomic.Bool // the role loop knows that this node has had everything
 
 	buffers pageBuffers // memory of pages of bases
 
@@ -266,27 +269,18 @@ func (f *upstream) heartbeat(fr *HeartbeatStreamFrame) {
 	if fr.Epoch > s.Epoch() {
 		s.epoch.Store(fr.Epoch)
 	}
-	idle := fr.Behind == 0
 	f.mu.Lock()
 	f.beat = true
 	for id, w := range f.workers {
 		f.pending[id] = w // the log may have become durable meanwhile
-		if !w.idle() {
-			idle = false
-		} else if db := s.DB(id); db != nil && fr.Behind == 0 {
+		if db := s.DB(id); db != nil && fr.Behind == 0 && w.idle() {
 			db.setTrouble(nil, 0) // there is nothing that it lacks
 		}
 	}
-	f.mu.Unlock()
-	if idle {
-		s.syncedHere.Store(int64(bootNow()))
-		s.syncedAt.Store(fr.UnixMilli)
-		s.syncOnce.Do(func() { close(s.synced) })
-		if s.roles != nil && !f.caught {
-			f.caught = true
-			s.roles.send(role.CaughtUp{})
-		}
+	if fr.Behind == 0 {
+		f.heardFresh(fr.UnixMilli)
 	}
+	f.mu.Unlock()
 	signal(f.notify)
 }
 

@@ -34,8 +34,12 @@ type worker struct {
 	// pieces wait for the worker. While discard is set, what comes is thrown
 	// away: it belongs to the time before the primary has resumed.
 	pieces  []piece
-	queued  int64 // bytes in pieces
+	queued  int64  // bytes in pieces
+	given   uint64 // pieces since the stream began
 	discard bool
+
+	fresh   *freshness // waits until freshAt of the given pieces are done; nil: none does
+	freshAt uint64
 
 	taken  int64  // bytes taken from the queue or thrown away since the stream began
 	asked  int64  // of taken, what the primary was told
@@ -43,7 +47,8 @@ type worker struct {
 	resume *Pos   // to be asked for; nil when nothing is
 	page   uint32 // with resume: the page from which the base that began there is to go on; 0: no base is
 
-	busy bool // a file is being imported or applied, or the database has failed
+	// busy: a file is being imported or applied, what the last connection left may have to be, or the database has failed.
+	busy bool
 	sent AckStreamFrame
 }
 
@@ -84,7 +89,7 @@ const (
 const applyTimeout = 30 * time.Second
 
 func newWorker(f *upstream, id uint32) *worker {
-	return &worker{f: f, id: id, op: newSemaphore(), wake: make(chan struct{}, 1)}
+	return &worker{f: f, id: id, op: newSemaphore(), wake: make(chan struct{}, 1), busy: true}
 }
 
 // maxPieces bounds what waits also when it has no bytes. No window holds as many
@@ -111,6 +116,7 @@ func (w *worker) push(p piece) error {
 		return fmt.Errorf("database %s: more than %d bytes that were not asked for", FormatDBID(w.id), StreamWindow)
 	}
 	w.pieces = append(w.pieces, p)
+	w.given++
 	w.queued += n
 	w.mu.Unlock()
 	signal(w.wake)
@@ -139,6 +145,7 @@ func (w *worker) drop() {
 func (w *worker) flush() {
 	w.taken += w.queued
 	w.pieces, w.queued = nil, 0
+	w.loseFresh()
 }
 
 // resumed ends the throwing away, if the answer is to the last question.
@@ -208,6 +215,7 @@ func (w *worker) await(ctx context.Context) error {
 		if gone {
 			w.name, w.gone = "", false
 		}
+		w.busy = gone || name != ""
 		w.mu.Unlock()
 		switch {
 		case gone:
@@ -425,6 +433,13 @@ func (w *worker) takeBase(ctx context.Context, db *DB, p piece) error {
 func (w *worker) next(ctx context.Context, first bool) (piece, error) {
 	for {
 		w.mu.Lock()
+		if first {
+			if m := w.reached(); m != nil {
+				w.mu.Unlock()
+				w.f.there(m)
+				continue
+			}
+		}
 		switch {
 		case w.gone || w.name == "" || w.lost || w.off || first && w.repair != nil:
 			w.lost = false
