@@ -21,11 +21,13 @@ type pageCopies struct {
 // keptPages returns an empty one. It goes back to Store.pageCopies.
 func (s *Store) keptPages() *pageCopies {
 	if k, ok := s.pageCopies.Get().(*pageCopies); ok {
-		k.data, k.spilt = k.data[:0], false
+		k.reset()
 		return k
 	}
 	return &pageCopies{}
 }
+
+func (k *pageCopies) reset() { k.data, k.spilt = k.data[:0], false }
 
 func (k *pageCopies) add(data []byte) {
 	if k.spilt || len(k.data)+len(data) > maxPageCopies {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/pagesum"
 	"github.com/litefs/litefs/internal/vfs"
 	"github.com/litefs/litefs/sqlitefile"
@@ -117,7 +118,7 @@ func (db *DB) applyPages(ctx context.Context, r io.Reader, size int64, have Page
 	if err := db.recordSums(have); err != nil {
 		return err
 	}
-	return db.applyEntry(ctx, e)
+	return db.applyEntries(ctx, []ltxlog.Entry{e})
 }
 
 // recordSums makes the record say what the files hold. db.mu is held.

@@ -52,6 +52,7 @@ type upstream struct {
 	caught atomic.Bool // the role loop knows that this node has had everything
 
 	buffers pageBuffers // memory of pages of bases
+	pace    pace        // of what is shown
 
 	notify chan struct{} // capacity 1: something is pending
 	urgent chan struct{} // capacity 1: and the primary waits for it

@@ -63,7 +63,7 @@ func (w *worker) expect(m *freshness) {
 // reached returns what waits for the worker no longer, when everything that was taken from the queue is done. w.mu is held.
 func (w *worker) reached() *freshness {
 	m := w.fresh
-	if m == nil || w.given-uint64(len(w.pieces)) < w.freshAt {
+	if m == nil || w.given-uint64(len(w.pieces)) < w.freshAt || !w.due.IsZero() {
 		return nil
 	}
 	w.fresh = nil

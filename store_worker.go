@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,7 +21,15 @@ type worker struct {
 	// for the network, so that another worker may take the name away.
 	op semaphore
 
-	wake chan struct{} // capacity 1: something below has changed
+	// Of run alone.
+	due   time.Time // when what is decided is shown; zero: nothing is postponed
+	shown time.Time // when that was done last
+	paced int64     // the last span of pace that counted the database
+
+	unshown int // entries in the log that others are to be shown with
+
+	hurry atomic.Bool   // what is decided next is not postponed, nor is what is postponed now
+	wake  chan struct{} // capacity 1: hurry or something below has changed
 
 	mu   sync.Mutex // guards everything below
 	name string     // as the primary told it last; "": none, the worker waits
@@ -62,6 +71,7 @@ type piece struct {
 	end   *BaseEndStreamFrame // the end of a base
 
 	decided *DecidedStreamFrame // what came before it may be applied up to there
+	due     bool                // the worker's own: what is decided was postponed until now
 	level   *LevelStreamFrame   // what comes after it may be committed under it
 }
 
@@ -69,7 +79,12 @@ type piece struct {
 func (p piece) ofBase() bool { return p.start != nil || p.pages != nil || p.end != nil }
 
 // ofFile reports whether the piece is of a file.
-func (p piece) ofFile() bool { return !p.ofBase() && p.decided == nil && p.level == nil }
+func (p piece) ofFile() bool { return !p.ofBase() && p.decided == nil && p.level == nil && !p.due }
+
+// whole reports whether the piece is all of a file.
+func (p piece) whole() bool {
+	return p.ofFile() && p.offset == 0 && len(p.data) > 0 && p.size == int64(len(p.data))
+}
 
 var (
 	errGivenUp     = errors.New("the primary gave the file up")
@@ -375,13 +390,11 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	}
 	if first.decided != nil {
 		db.hold.Store(first.decided.TXID)
-		applyCtx, cancel := context.WithTimeout(ctx, applyTimeout)
-		defer cancel()
-		if _, err := db.catchUp(applyCtx); err != nil {
-			return err
-		}
-		w.f.note(w, false)
-		return nil
+		w.postpone(db)
+		return w.show(ctx, db)
+	}
+	if first.due {
+		return w.show(ctx, db)
 	}
 	if first.level != nil {
 		applyCtx, cancel := context.WithTimeout(ctx, applyTimeout)
@@ -399,19 +412,27 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	if first.offset != 0 || len(first.data) == 0 {
 		return errGivenUp
 	}
-	r := &fileReader{ctx: ctx, w: w, size: first.size, rest: first.data, read: int64(len(first.data))}
-	applyCtx, cancel := context.WithTimeout(ctx, applyTimeout)
-	defer cancel()
-	if first.size > int64(len(first.data)) {
-		applyCtx = ctx // a large file takes the time that the network takes
+	// A large file takes the time that the network takes: what came before it does not wait for that.
+	large := !first.whole()
+	if large {
+		if err := w.catchUp(ctx, db); err != nil {
+			return err
+		}
 	}
-	if err := db.apply(applyCtx, r, first.size); err != nil {
+	r := &fileReader{ctx: ctx, w: w, size: first.size, rest: first.data, read: int64(len(first.data))}
+	if err := db.receive(r, first.size); err != nil {
 		return err
 	}
-	db.ours.Store(false) // it joined what was here
-	db.setTrouble(nil, 0)
+	db.ours.Store(false)                      // it joined what was here
 	w.f.note(w, db.hold.Load() != AllDecided) // a commit may be waiting
-	return nil
+	switch {
+	case w.goesOn():
+		w.unshown++
+		return nil
+	case large:
+		return w.catchUp(ctx, db)
+	}
+	return w.show(ctx, db)
 }
 
 // takeBase takes a piece of a base.
@@ -460,14 +481,25 @@ func (w *worker) next(ctx context.Context, first bool) (piece, error) {
 			w.f.note(w, urgent)
 			return p, nil
 		}
+		postponed := first && !w.due.IsZero()
 		if first {
-			w.busy = false
+			w.busy = postponed
 		}
 		w.mu.Unlock()
+		var due <-chan time.Time
+		if postponed {
+			if w.hurry.Swap(false) {
+				w.due = time.Time{}
+				return piece{due: true}, nil
+			}
+			due = time.After(time.Until(w.due))
+		}
 		select {
 		case <-ctx.Done():
 			return piece{}, context.Cause(ctx)
 		case <-w.wake:
+		case <-due:
+			return piece{due: true}, nil
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -43,15 +44,21 @@ func (s seen) merge(old seen) seen {
 
 // reached reports whether a node has all of s; at returns where it is with a database.
 func (s seen) reached(at func(id uint32) (txid uint64)) bool {
-	if s.primary {
+	for range s.missing(at) {
 		return false
 	}
-	for id, txid := range s.txids {
-		if at(id) < txid {
-			return false
+	return !s.primary
+}
+
+// missing gives the databases with which a node is not where s is.
+func (s seen) missing(at func(id uint32) (txid uint64)) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for id, txid := range s.txids {
+			if at(id) < txid && !yield(id) {
+				return
+			}
 		}
 	}
-	return true
 }
 
 // cookieVersion is the first field of a cookie: what follows may change.

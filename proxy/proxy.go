@@ -31,6 +31,9 @@ type Node interface {
 	// With settle, on a primary, what applications have committed before the call is counted.
 	Positions(patterns []string, settle bool) (map[uint32]uint64, error)
 
+	// Hurry tells of a database that a request waits for.
+	Hurry(id uint32)
+
 	// Watch returns a channel that gets a value after every change of role, primary or position,
 	// until stop is called. Several changes may come as one value.
 	Watch() (changed <-chan struct{}, stop func())
@@ -353,6 +356,9 @@ func (p *Proxy) await(ctx context.Context, want seen) bool {
 		}
 		if want.primary || p.node.Epoch() > want.epoch {
 			return false
+		}
+		for id := range want.missing(p.node.TXID) {
+			p.node.Hurry(id)
 		}
 		select {
 		case <-changed:

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,7 @@ type fakeNode struct {
 	pos      map[uint32]uint64
 	posErr   error
 	settled  int // calls of Positions with settle
+	hurried  []uint32
 	watchers map[chan struct{}]struct{}
 }
 
@@ -66,6 +68,8 @@ func (n *fakeNode) Watch() (<-chan struct{}, func()) {
 }
 
 func (n *fakeNode) TXID(id uint32) (v uint64) { n.get(func() { v = n.pos[id] }); return }
+
+func (n *fakeNode) Hurry(id uint32) { n.get(func() { n.hurried = append(n.hurried, id) }) }
 
 func (n *fakeNode) Positions(_ []string, settle bool) (map[uint32]uint64, error) {
 	n.mu.Lock()
@@ -235,6 +239,9 @@ func TestReadYourWrites(t *testing.T) {
 	}
 	replica.node.set(func() { replica.node.pos[7] = 42 })
 	(<-got).want(t, 200, "replica GET /")
+	if h := replica.node.hurried; len(h) == 0 || slices.ContainsFunc(h, func(id uint32) bool { return id != 7 }) {
+		t.Errorf("the node was told of those that wait for databases %v, want 7", h)
+	}
 }
 
 func await(t *testing.T, what string, done func() bool) {

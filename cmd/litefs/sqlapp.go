@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 
 	"github.com/litefs/litefs/internal/sqlapp"
 )
@@ -13,6 +15,10 @@ const sqlAppCommand = "sqlapp"
 func runSQLApp(_ context.Context, args []string, std stdio) error {
 	if len(args) > 0 {
 		return usagef("%s takes no arguments", sqlAppCommand)
+	}
+	// Sixteen of them beside two nodes would measure Go's scheduler. An application need not be allowed to.
+	if err := calmMonitor(); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err
 	}
 	return sqlapp.Serve(std.in, std.out)
 }

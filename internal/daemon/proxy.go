@@ -53,6 +53,8 @@ func matches(patterns []string, name string) bool {
 	return false
 }
 
+func (n proxyNode) Hurry(id uint32) { n.store.Hurry(id) }
+
 func (n proxyNode) Watch() (<-chan struct{}, func()) {
 	sub := n.store.Subscribe()
 	return sub.NotifyCh(), func() { n.store.Unsubscribe(sub) }

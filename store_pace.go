@@ -1,0 +1,96 @@
+package litefs
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/litefs/litefs/internal/role"
+)
+
+// This file says when a replica shows what it has in its log: docs/promises.md, "Several at once".
+
+// Bounds of the time for which what is decided of a database may wait for company before readers see it.
+const (
+	paceEach = 2 * time.Millisecond // for each other database that is written to at the same time
+	paceMax  = 20 * time.Millisecond
+)
+
+// pace spaces what a replica shows of databases whose commits wait for it. To show a transaction takes about half as much of
+// a processor as to have it on disk, and nobody waits for that, while commits wait for the processor. So the more databases
+// are written to, the longer each waits for its next transactions, and all of them are shown at once. One that is written to
+// alone, or was not written to lately, waits for nothing, nor does one that somebody waits for (worker.hurried).
+type pace struct {
+	mu     sync.Mutex // guards everything below
+	span   int64      // number of the span of paceMax at hand
+	now    int        // databases of which something was decided in it
+	before int        // and in the span before it
+}
+
+// pause returns how long after the last time a database is shown again. counted is the span that counted it last.
+func (p *pace) pause(counted *int64, at role.Time) time.Duration {
+	span := int64(at)/int64(paceMax) + 1
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if span != p.span {
+		before := 0
+		if span == p.span+1 {
+			before = p.now
+		}
+		p.span, p.now, p.before = span, 0, before
+	}
+	if *counted != span {
+		*counted = span
+		p.now++
+	}
+	return min(time.Duration(max(p.now, p.before)-1)*paceEach, paceMax)
+}
+
+// maxUnshown bounds how many entries are in the log before the first of them is shown: a queue that is never empty is no
+// reason to show nothing.
+const maxUnshown = 16
+
+// goesOn reports whether another entry has come already, so that both are shown together.
+func (w *worker) goesOn() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.unshown < maxUnshown && len(w.pieces) > 0 && w.pieces[0].whole()
+}
+
+// postpone lets what was just decided wait for what is decided next, if other databases are written to as well.
+func (w *worker) postpone(db *DB) {
+	pause := w.f.pace.pause(&w.paced, bootNow())
+	switch {
+	case db.hold.Load() == AllDecided, w.hurry.Swap(false):
+		w.due = time.Time{}
+	case w.due.IsZero():
+		w.due = w.shown.Add(pause)
+	}
+}
+
+// hurried is called by somebody who waits for the database: nothing is postponed, once.
+func (w *worker) hurried() {
+	w.hurry.Store(true)
+	signal(w.wake)
+}
+
+// show makes what is decided visible, unless that is postponed.
+func (w *worker) show(ctx context.Context, db *DB) error {
+	if time.Now().Before(w.due) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	return w.catchUp(ctx, db)
+}
+
+// catchUp makes everything visible that is decided.
+func (w *worker) catchUp(ctx context.Context, db *DB) error {
+	w.due, w.shown, w.unshown = time.Time{}, time.Now(), 0
+	if _, err := db.catchUp(ctx); err != nil {
+		return err
+	}
+	db.setTrouble(nil, 0)
+	w.f.note(w, false)
+	return nil
+}

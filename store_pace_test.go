@@ -1,0 +1,145 @@
+package litefs
+
+import (
+	"errors"
+	"io"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/litefs/litefs/internal/role"
+	"github.com/litefs/litefs/internal/sqlitetest"
+)
+
+func TestPace(t *testing.T) {
+	var p pace
+	counted := make([]int64, 30)
+	at := func(d time.Duration) role.Time { return role.Time(time.Hour + d) }
+	pause := func(db int, d, want time.Duration) {
+		t.Helper()
+		if got := p.pause(&counted[db], at(d)); got != want {
+			t.Errorf("database %d at %v waits for %v, want %v", db, d, got, want)
+		}
+	}
+	for d := time.Duration(0); d < time.Second; d += time.Millisecond {
+		pause(0, d, 0) // alone
+	}
+	second := time.Second
+	pause(1, second, 0)
+	pause(0, second+1, paceEach)
+	pause(0, second+2, paceEach) // it counts once
+	pause(1, second+paceMax, paceEach)
+	pause(1, second+3*paceMax, 0) // and not for long
+	for db := range counted {
+		pause(db, 2*second, min(time.Duration(db)*paceEach, paceMax))
+	}
+	pause(0, 2*second+paceMax, paceMax)
+	pause(0, 2*second+2*paceMax, 0)
+}
+
+// What is decided while other databases are written to is shown when its time has come, or when somebody waits for it.
+func TestPostponed(t *testing.T) {
+	ft := newFreshnessTest(t, 2)
+	w := ft.workers[0]
+	db := ft.f.store.DB(w.id)
+	decide := func() {
+		db.hold.Store(7)
+		ft.f.pace.pause(&ft.workers[1].paced, bootNow())
+		w.postpone(db)
+	}
+	take := func() time.Duration {
+		began := time.Now()
+		p, err := w.next(t.Context(), true)
+		if err != nil || !p.due {
+			t.Fatalf("%+v, %v", p, err)
+		}
+		return time.Since(began)
+	}
+
+	w.shown = time.Now()
+	decide()
+	if w.due.IsZero() || w.idle() != true {
+		t.Fatalf("due at %v", w.due)
+	}
+	ft.beat(1000)
+	if got := take(); got < paceEach/2 {
+		t.Errorf("shown after %v, want %v", got, paceEach)
+	}
+	if w.idle() {
+		t.Error("the worker has nothing to do while something is postponed")
+	}
+
+	for _, before := range []bool{false, true} {
+		w.due, w.shown = time.Time{}, time.Now().Add(time.Hour)
+		if before {
+			w.hurried()
+			decide()
+			if !w.due.IsZero() {
+				t.Error("postponed while somebody waits")
+			}
+			continue
+		}
+		decide()
+		go w.hurried()
+		take()
+		if !w.due.IsZero() {
+			t.Error("what somebody waits for is postponed again")
+		}
+	}
+
+	w.shown = time.Now()
+	decide()
+	db.hold.Store(AllDecided)
+	w.postpone(db)
+	if !w.due.IsZero() {
+		t.Error("postponed while everything is decided")
+	}
+}
+
+// Entries that have come already are shown with the one before them, but not without end.
+func TestShownWithWhatFollows(t *testing.T) {
+	p := openNode(t, filepath.Join(t.TempDir(), "primary"))
+	c := sqlitetest.Open(t, p.path("app.db"))
+	c.MustExec("PRAGMA journal_mode=wal")
+	c.MustExec(createT)
+	from := p.adopt("app.db")
+	ft := newFreshnessTest(t, 1)
+	w := ft.workers[0]
+	db := ft.f.store.DB(w.id)
+	p.rows("app.db", c, maxUnshown+5)
+	last := from.TXID()
+	for pos := (Pos{}); pos != from.Pos(); {
+		ltx, err := from.NextLTX(pos)
+		if pos.IsZero() && errors.Is(err, ErrSnapshotNeeded) {
+			ltx, err = from.SnapshotLTX(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(ltx)
+		if err := errors.Join(err, ltx.Close()); err != nil {
+			t.Fatal(err)
+		}
+		pos = ltx.Pos()
+		if err := w.push(piece{size: int64(len(data)), data: data}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var shown []uint64
+	for range w.given {
+		first, err := w.next(t.Context(), true)
+		if err == nil {
+			err = w.take(t.Context(), first)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if txid := db.TXID(); len(shown) == 0 && txid > 0 || len(shown) > 0 && shown[len(shown)-1] != txid {
+			shown = append(shown, txid)
+		}
+	}
+	if want := []uint64{last - uint64(w.given) + maxUnshown + 1, last}; !slices.Equal(shown, want) {
+		t.Errorf("readers saw %v, want %v", shown, want)
+	}
+}
