@@ -167,3 +167,28 @@ func TestHalfAFileOfAPackedEntry(t *testing.T) {
 	}
 	checkChain(t, l)
 }
+
+// The shared file is used when its name is on disk: who made it may have died, or failed, before that.
+func TestSharedFileWithoutItsName(t *testing.T) {
+	disk, m, l := logOn(t, recentOptions)
+	m.append(t, l, false)
+	if err := l.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	broken := true
+	l.swapFS(vfs.NewFaulty(disk, func(o vfs.Op) error {
+		if broken && (o.Kind == vfs.OpSyncDir && o.Path == "/data" || o.Kind == vfs.OpRemove && o.Path == memRecent) {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	if err := l.recent.make(); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	broken = false
+	m.append(t, l, true)
+	if l.synced() == l.Durable() {
+		t.Fatal("it is not durable by its copy")
+	}
+	checkCuts(t, disk, recentOptions, m.txid, m.txid)
+}

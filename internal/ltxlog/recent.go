@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/litefs/litefs/internal/durable"
@@ -321,6 +322,8 @@ func (r *Recent) open() error {
 	info, err := r.fs.Stat(r.path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() != r.size {
 		err = r.make()
+	} else if err == nil {
+		err = r.fs.SyncDir(filepath.Dir(r.path)) // who made it may not have come to that
 	}
 	if err != nil {
 		return err
