@@ -42,7 +42,7 @@ func (d *badDisk) before(o vfs.Op) error {
 		return nil
 	}
 	d.ops++
-	if d.rnd.IntN(50) == 0 && !d.stopped() {
+	if d.rnd.IntN(40) == 0 && !d.stopped() {
 		d.cuts = append(d.cuts, d.mem.Cut(d.rnd))
 		d.note("    power cut before operation %d", d.ops)
 	}

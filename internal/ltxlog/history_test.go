@@ -17,7 +17,7 @@ import (
 )
 
 var (
-	seeds     = flags.Int("ltxlog.seeds", 200, "random histories")
+	seeds     = flags.Int("ltxlog.seeds", 160, "random histories")
 	firstSeed = flags.Uint64("ltxlog.from", 1, "first seed")
 	oneSeed   = flags.Uint64("ltxlog.seed", 0, "run this one only, and print what happens")
 )
@@ -271,7 +271,7 @@ func (h *history) mayFind(current map[uint64]uint64) {
 func (h *history) step() {
 	h.t.Helper()
 	d := h.disk
-	if h.rnd.IntN(12) == 0 {
+	if h.rnd.IntN(5) == 0 {
 		d.arm()
 	}
 	switch {
