@@ -1,13 +1,17 @@
 package litefs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/litefs/litefs/internal/capture"
 	"github.com/litefs/litefs/internal/ltxlog"
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
@@ -146,4 +150,116 @@ func TestTogether(t *testing.T) {
 			t.Errorf("%s: %d are shown together, want %d", c.name, got, c.want)
 		}
 	}
+}
+
+// A replica that dies while it shows several entries at once finds its way, with its mount or with the mount alive: what it
+// had received is shown, and it follows on.
+func TestCrashWhileShownTogether(t *testing.T) {
+	r := newReader(t)
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			r := &reader{t: t, app: r.app}
+			rnd := rand.New(rand.NewPCG(seed, 2))
+			p := openNode(t, filepath.Join(t.TempDir(), "primary"))
+			c := sqlitetest.Open(t, p.path("app.db"))
+			c.MustExec("PRAGMA auto_vacuum=full")
+			c.MustExec("PRAGMA journal_mode=wal")
+			c.MustExec(createT)
+			p.adopt("app.db")
+			n := openNode(t, filepath.Join(t.TempDir(), "replica"), asReplica)
+			n.follow(p, "app.db")
+			for range 8 {
+				var heads []uint64
+				for range 2 + rnd.IntN(8) {
+					c.MustExec(randomChange(rnd))
+					p.capture("app.db")
+					heads = append(heads, p.db("app.db").TXID())
+				}
+				n.receiveAll(p, "app.db")
+				early := n.crash()
+				// What is shown ends somewhere in the log.
+				n.db("app.db").hold.Store(heads[rnd.IntN(len(heads))])
+				if _, err := n.db("app.db").catchUp(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				later := n.crash()
+				n.close()
+				dir, how := later, "after it"
+				switch rnd.IntN(4) {
+				case 0:
+					dir, how = early, "before it"
+				case 1:
+					dir, how = mix(t, later, early, checksums), "before the record is written"
+				case 2:
+					dir, how = mix(t, later, early, checksums), "while the record is written"
+					blendSums(t, rnd, mustGlob(t, dir, checksums)[0], mustGlob(t, later, checksums)[0])
+				}
+				opts := []nodeOption{asReplica}
+				if live := rnd.IntN(2) == 0; live {
+					how += ", the mount lives"
+					opts = append(opts, func(s *Store) { s.TakeOver(s.MountDir(), false, nil, nil) })
+				}
+				t.Log(how)
+				n = openNode(t, dir, opts...)
+				db := n.db("app.db")
+				if db.isStale() {
+					t.Fatalf("%s: a snapshot is needed", how)
+				}
+				before := commits(t, n.path("app.db-wal"))
+				n.follow(p, "app.db")
+				if got, want := db.Pos(), p.db("app.db").Pos(); got != want {
+					t.Fatalf("%s: position %s, the primary has %s", how, got, want)
+				}
+				// One by one, entries would take readers back.
+				if after := commits(t, n.path("app.db-wal")); after > before+1 {
+					t.Errorf("%s: readers have seen %d states on the way, want one", how, after-before)
+				}
+				n.mustAgree(r, "app.db")
+				if got, want := r.image(n.path("app.db")), r.image(p.path("app.db")); !bytes.Equal(got, want) {
+					t.Fatalf("%s: %s", how, firstDifference(got, want, 4096))
+				}
+			}
+		})
+	}
+}
+
+// commits counts the transactions in a write-ahead log.
+func commits(t *testing.T, path string) int {
+	t.Helper()
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	fi, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := capture.Scan(f, fi.Size(), capture.WALPos{}, capture.Limit{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(all.Commits)
+}
+
+// blendSums writes some of the checksums of the record at later into the one at path, and leaves its header.
+func blendSums(t *testing.T, rnd *rand.Rand, path, later string) {
+	t.Helper()
+	const header, size = 4096, 8
+	b, err := os.ReadFile(later)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit(t, path, func(old []byte) []byte {
+		for i := header; i+size <= min(len(old), len(b)); i += size {
+			if rnd.IntN(2) == 0 {
+				copy(old[i:i+size], b[i:i+size])
+			}
+		}
+		return old
+	})
 }

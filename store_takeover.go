@@ -5,10 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/litefs/litefs/internal/capture"
+	"github.com/litefs/litefs/internal/ltxlog"
+	"github.com/litefs/litefs/internal/pagesum"
+	"github.com/litefs/litefs/internal/peer"
 	"github.com/litefs/litefs/internal/role"
 	"github.com/litefs/litefs/sqlitefile"
 )
@@ -254,23 +259,62 @@ func (db *DB) recoverLiveReplica(f found) error {
 	return nil
 }
 
-// applyAgain writes the pages of the entries that the daemon before was cut off from applying: the first one may be in the
-// files already, the others are not. Their checksums are on record. db.mu is held.
+// applyAgain writes the pages of the entries that the daemon before was cut off from applying. Several are shown together
+// (together), so readers may be at the end of any of them already: one by one they would bring back pages of the past
+// beside pages of the present. All become visible at once. Their checksums are on record. db.mu is held.
 func (db *DB) applyAgain(ctx context.Context) error {
-	for len(db.redo) > 0 {
-		e := db.redo[0]
-		err := db.peer.Apply(ctx, e.Commit, e.PageSize, func(yield func(pgno uint32, data []byte) error) error {
-			return db.txlog.Stream(e, yield)
+	if len(db.redo) == 0 {
+		return nil
+	}
+	last := db.redo[len(db.redo)-1]
+	pages, err := db.pagesAgain()
+	if err == nil {
+		err = db.peer.Apply(ctx, last.Commit, last.PageSize, pages)
+	}
+	if err == nil {
+		err = db.sums.Mark(last.Max)
+	}
+	if err != nil {
+		return fmt.Errorf("apply entries %016x to %016x again: %w", db.redo[0].Min, last.Max, err)
+	}
+	db.redo = nil
+	db.publishAt(last)
+	db.store.MarkDirty(db.id)
+	return nil
+}
+
+// pagesAgain gives, of each page that the entries of db.redo have, the last. They may be many and large: none is kept.
+func (db *DB) pagesAgain() (peer.Pages, error) {
+	redo := db.redo
+	last := redo[len(redo)-1]
+	if len(redo) == 1 {
+		return func(yield func(pgno uint32, data []byte) error) error { return db.txlog.Stream(last, yield) }, nil
+	}
+	in := make(map[uint32]ltxlog.Entry)
+	for _, e := range redo {
+		err := db.txlog.Stream(e, func(pgno uint32, _ []byte) error {
+			if pgno <= last.Commit {
+				in[pgno] = e
+			}
+			return nil
 		})
 		if err != nil {
-			return fmt.Errorf("apply entry %016x again: %w", e.Min, err)
+			return nil, err
 		}
-		if err := db.sums.Mark(e.Max); err != nil {
-			return fmt.Errorf("apply entry %016x again: %w", e.Min, err)
-		}
-		db.redo = db.redo[1:]
-		db.publishAt(e)
-		db.store.MarkDirty(db.id)
 	}
-	return nil
+	return func(yield func(pgno uint32, data []byte) error) error {
+		for _, pgno := range slices.Sorted(maps.Keys(in)) {
+			data, ok, err := db.txlog.Page(in[pgno], pgno)
+			switch {
+			case err != nil:
+				return err
+			case !ok || pagesum.Page(pgno, data) != db.sums.Get(pgno):
+				return fmt.Errorf("%w: page %d of entry %016x is not the one on record", errChecksum, pgno, in[pgno].Max)
+			}
+			if err := yield(pgno, data); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil
 }
