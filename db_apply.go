@@ -75,7 +75,10 @@ func (db *DB) catchUp(ctx context.Context) (Pos, error) {
 		if err := db.goOnLoading(ctx); err != nil {
 			return Pos{}, err
 		}
-		return db.wantedPosLocked(), nil
+		if db.load != nil {
+			return db.wantedPosLocked(), nil
+		}
+		// The log may lead on from the base that is whole now.
 	}
 	entries, ok := db.unapplied()
 	if !ok {

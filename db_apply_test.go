@@ -152,6 +152,45 @@ func TestTogether(t *testing.T) {
 	}
 }
 
+// A log that leads on from a base when that is whole is applied to its end.
+func TestApplyBehindABase(t *testing.T) {
+	r := newReader(t)
+	p := openNode(t, filepath.Join(t.TempDir(), "primary"))
+	c := sqlitetest.Open(t, p.path("app.db"))
+	c.MustExec("PRAGMA journal_mode=wal")
+	c.MustExec(createT)
+	from := p.adopt("app.db")
+	p.rows("app.db", c, 5)
+	n := openNode(t, filepath.Join(t.TempDir(), "replica"), asReplica)
+	to, err := n.store.ForceCreateDB(from.ID(), "app.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _ := from.txlog.Head()
+	start := BaseStreamFrame{
+		DBID: from.ID(), Pos: from.Pos(), Epoch: head.Epoch, UnixMilli: head.Timestamp.UnixMilli(),
+		PageSize: head.PageSize, Count: head.Commit, First: 1,
+	}
+	if err := to.beginLoad(t.Context(), start); err != nil {
+		t.Fatal(err)
+	}
+	if err := to.loadPages(1, r.image(p.path("app.db"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := to.endLoad(t.Context(), head.Max+2); err != nil {
+		t.Fatal(err)
+	}
+	p.rows("app.db", c, 5)
+	n.receiveAll(p, "app.db")
+	if _, err := to.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := to.Pos(), from.Pos(); got != want {
+		t.Fatalf("readers are at %v, want %v", got, want)
+	}
+	n.mustAgree(r, "app.db")
+}
+
 // A replica that dies while it shows several entries at once finds its way, with its mount or with the mount alive: what it
 // had received is shown, and it follows on.
 func TestCrashWhileShownTogether(t *testing.T) {
