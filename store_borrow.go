@@ -226,6 +226,7 @@ func (b *borrowed) catchUp(ctx context.Context) error {
 	renew := time.NewTicker(time.Duration(haltBounds.First) / 3)
 	defer renew.Stop()
 	for b.db.Pos() != b.pos {
+		b.s.Hurry(b.db.id)
 		if b.db.Pos().TXID > b.pos.TXID {
 			return fmt.Errorf("%w: the primary has gone on", ErrHaltLost)
 		}

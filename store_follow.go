@@ -278,10 +278,14 @@ func (f *upstream) heartbeat(fr *HeartbeatStreamFrame) {
 			db.setTrouble(nil, 0) // there is nothing that it lacks
 		}
 	}
+	var m *freshness
 	if fr.Behind == 0 {
-		f.heardFresh(fr.UnixMilli)
+		m = f.heardFresh(fr.UnixMilli)
 	}
 	f.mu.Unlock()
+	if m != nil {
+		f.there(m)
+	}
 	signal(f.notify)
 }
 

@@ -15,13 +15,15 @@ type freshness struct {
 
 	left atomic.Int32 // workers that are not there yet, and one while they are counted
 	lost atomic.Bool  // one of them threw away what it was given: left stays above zero
+	done atomic.Bool  // the store knows of it
 }
 
-// heardFresh is called with the time of a moment at which the primary had everything on its way. Until this node knows
-// whether it has what was there at the last one, that comes first. f.mu is held.
-func (f *upstream) heardFresh(unixMilli int64) {
-	if m := f.fresh; m != nil && m.left.Load() > 0 && !m.lost.Load() {
-		return
+// heardFresh is called with the time of a moment at which the primary had everything on its way, and returns what the
+// caller is to call there with, if any. Until this node knows whether it has what was there at the last one, that comes
+// first. f.mu is held.
+func (f *upstream) heardFresh(unixMilli int64) *freshness {
+	if m := f.fresh; m != nil && !m.done.Load() && !m.lost.Load() {
+		return nil
 	}
 	m := &freshness{unixMilli: unixMilli, here: int64(bootNow())}
 	m.left.Store(1)
@@ -29,10 +31,10 @@ func (f *upstream) heardFresh(unixMilli int64) {
 	for _, w := range f.workers {
 		w.expect(m)
 	}
-	f.there(m)
+	return m
 }
 
-// there is called by each that m waits for.
+// there is called by each that m waits for. f.mu is not held: the role loop may be busy.
 func (f *upstream) there(m *freshness) {
 	if m.left.Add(-1) > 0 {
 		return
@@ -40,6 +42,7 @@ func (f *upstream) there(m *freshness) {
 	s := f.store
 	s.syncedHere.Store(m.here)
 	s.syncedAt.Store(m.unixMilli)
+	m.done.Store(true)
 	s.syncOnce.Do(func() { close(s.synced) })
 	if s.roles != nil && f.caught.CompareAndSwap(false, true) {
 		s.roles.send(role.CaughtUp{})
@@ -63,7 +66,7 @@ func (w *worker) expect(m *freshness) {
 // reached returns what waits for the worker no longer, when everything that was taken from the queue is done. w.mu is held.
 func (w *worker) reached() *freshness {
 	m := w.fresh
-	if m == nil || w.given-uint64(len(w.pieces)) < w.freshAt || !w.due.IsZero() {
+	if m == nil || w.given-uint64(len(w.pieces)) < w.freshAt || w.waitsToBeShown() {
 		return nil
 	}
 	w.fresh = nil

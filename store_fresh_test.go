@@ -1,9 +1,12 @@
 package litefs
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"testing"
+	"time"
 )
 
 // freshnessTest is a replica whose workers the test plays.
@@ -18,7 +21,7 @@ func newFreshnessTest(t *testing.T, workers int) *freshnessTest {
 	n := openNode(t, filepath.Join(t.TempDir(), "replica"), asReplica)
 	f := &upstream{
 		store: n.store, ctx: t.Context(), workers: make(map[uint32]*worker), pending: make(map[uint32]*worker),
-		notify: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
+		structure: newSemaphore(), notify: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
 	}
 	ft := &freshnessTest{T: t, f: f}
 	for i := range workers {
@@ -119,4 +122,63 @@ func TestFreshNotWhileBehind(t *testing.T) {
 	ft.behind = 1
 	ft.beat(2000)
 	ft.want(1000)
+}
+
+// What is in the log and not shown yet has not made the copy fresh.
+func TestFreshWhenShown(t *testing.T) {
+	ft := newFreshnessTest(t, 1)
+	w := ft.workers[0]
+	ft.beat(1000)
+	ft.give(0)
+	ft.beat(2000)
+	ft.give(0)
+	ft.next(0)
+	w.unshown++ // it waits for the one that has come already
+	ft.next(0)
+	ft.want(1000)
+	w.unshown = 0
+	ft.give(0)
+	ft.next(0)
+	ft.want(2000)
+}
+
+// A worker whose database is dropped is not waited for any more, whatever it waited for itself: a heartbeat that comes
+// meanwhile counts when that is done, and so do those after it.
+func TestFreshAfterDrop(t *testing.T) {
+	for name, before := range map[string]func(w *worker){
+		"that follows":            func(*worker) {},
+		"that has failed":         func(w *worker) { w.fail(errGivenUp, 0) },
+		"that is off the log":     func(w *worker) { w.offLog() },
+		"whose name is another's": func(w *worker) { w.discard, w.lost, w.name = true, true, "" },
+	} {
+		t.Run("database "+name, func(t *testing.T) {
+			ft := newFreshnessTest(t, 2)
+			w := ft.workers[0]
+			ft.beat(1000)
+			before(w)
+			busy := ft.f.structure
+			busy <- struct{}{} // a worker changes the tree
+			w.drop()
+			ctx, end := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = w.await(ctx) })
+			defer wg.Wait()
+			defer end()
+			for gone := true; gone; {
+				w.mu.Lock()
+				gone = w.gone
+				w.mu.Unlock()
+			}
+			ft.beat(2000)
+			ft.want(1000)
+			<-busy
+			for at := int64(3000); ft.f.store.syncedAt.Load() < 3000; at++ {
+				if at == 13000 {
+					t.Fatalf("the copy is of %d after %d heartbeats", ft.f.store.syncedAt.Load(), at-3000)
+				}
+				time.Sleep(time.Millisecond)
+				ft.beat(at)
+			}
+		})
+	}
 }

@@ -79,6 +79,11 @@ func (w *worker) show(ctx context.Context, db *DB) error {
 	if time.Now().Before(w.due) {
 		return nil
 	}
+	return w.showNow(ctx, db)
+}
+
+// showNow makes everything visible that is decided, in the time for one apply.
+func (w *worker) showNow(ctx context.Context, db *DB) error {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
 	return w.catchUp(ctx, db)
@@ -86,11 +91,44 @@ func (w *worker) show(ctx context.Context, db *DB) error {
 
 // catchUp makes everything visible that is decided.
 func (w *worker) catchUp(ctx context.Context, db *DB) error {
-	w.due, w.shown, w.unshown = time.Time{}, time.Now(), 0
-	if _, err := db.catchUp(ctx); err != nil {
+	if _, err := w.apply(ctx, db); err != nil {
 		return err
 	}
 	db.setTrouble(nil, 0)
 	w.f.note(w, false)
 	return nil
+}
+
+// apply applies what the log has, and after that nothing waits to be shown.
+func (w *worker) apply(ctx context.Context, db *DB) (Pos, error) {
+	w.shown = time.Now()
+	pos, err := db.catchUp(ctx)
+	if err == nil {
+		w.due, w.unshown = time.Time{}, 0
+	}
+	return pos, err
+}
+
+// waitsToBeShown reports whether something that is in the log and decided is not visible yet.
+func (w *worker) waitsToBeShown() bool { return w.unshown > 0 || !w.due.IsZero() }
+
+// showLast makes visible what waits when the connection ends: the next one may be long in coming.
+func (w *worker) showLast() {
+	if !w.waitsToBeShown() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.f.ctx), closeTimeout)
+	defer cancel()
+	if err := w.op.acquire(ctx); err != nil {
+		w.f.store.Logger.Warn("what was postponed is not shown yet", "database", FormatDBID(w.id), "reason", err)
+		return
+	}
+	defer w.op.release()
+	db := w.f.store.DB(w.id)
+	if db == nil {
+		return
+	}
+	if err := w.catchUp(ctx, db); err != nil {
+		db.log().Warn("what was postponed is not shown yet", "reason", err)
+	}
 }

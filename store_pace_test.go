@@ -1,6 +1,7 @@
 package litefs
 
 import (
+	"context"
 	"errors"
 	"io"
 	"path/filepath"
@@ -141,5 +142,37 @@ func TestShownWithWhatFollows(t *testing.T) {
 	}
 	if want := []uint64{last - uint64(w.given) + maxUnshown + 1, last}; !slices.Equal(shown, want) {
 		t.Errorf("readers saw %v, want %v", shown, want)
+	}
+}
+
+// What is in the log when the connection ends is shown then, even if it was to wait for what comes next.
+func TestShownAtTheEnd(t *testing.T) {
+	p := openNode(t, filepath.Join(t.TempDir(), "primary"))
+	c := sqlitetest.Open(t, p.path("app.db"))
+	c.MustExec("PRAGMA journal_mode=wal")
+	c.MustExec(createT)
+	p.adopt("app.db")
+	for name, wait := range map[string]func(w *worker){
+		"postponed":            func(w *worker) { w.due = time.Now().Add(time.Hour) },
+		"before another entry": func(w *worker) { w.unshown = 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ft := newFreshnessTest(t, 0)
+			n := &node{t, ft.f.store}
+			n.follow(p, "app.db")
+			p.rows("app.db", c, 2)
+			n.receiveAll(p, "app.db")
+			ended, end := context.WithCancel(t.Context())
+			end()
+			ft.f.ctx = ended
+			ft.f.structure <- struct{}{}
+			w := newWorker(ft.f, n.db("app.db").ID())
+			w.name = "app.db"
+			wait(w)
+			w.run()
+			if got, want := n.db("app.db").Pos(), p.db("app.db").Pos(); got != want {
+				t.Errorf("readers are at %v, want %v", got, want)
+			}
+		})
 	}
 }

@@ -182,6 +182,7 @@ func (w *worker) idle() bool {
 // run works until the connection ends.
 func (w *worker) run() {
 	ctx := w.f.ctx
+	defer w.showLast()
 	var delay time.Duration
 	// ask: the primary does not know where we are. The positions that a
 	// connection begins with do not tell of half a base.
@@ -230,8 +231,14 @@ func (w *worker) await(ctx context.Context) error {
 		if gone {
 			w.name, w.gone = "", false
 		}
-		w.busy = gone || name != ""
+		var m *freshness
+		if w.busy = gone || name != ""; !w.busy {
+			m = w.reached()
+		}
 		w.mu.Unlock()
+		if m != nil {
+			w.f.there(m)
+		}
 		switch {
 		case gone:
 			if err := w.dropHere(ctx); err != nil {
@@ -240,6 +247,7 @@ func (w *worker) await(ctx context.Context) error {
 				w.mu.Unlock()
 				return err
 			}
+			w.dropped()
 			continue
 		case name != "":
 			return nil
@@ -250,6 +258,15 @@ func (w *worker) await(ctx context.Context) error {
 		case <-w.wake:
 		}
 	}
+}
+
+// dropped is called when the database is no more: there is nothing that it lacks. What the primary was asked of it has no
+// answer.
+func (w *worker) dropped() {
+	w.due, w.unshown = time.Time{}, 0
+	w.mu.Lock()
+	w.discard, w.off = false, false
+	w.mu.Unlock()
 }
 
 // dropHere removes the database.
@@ -334,7 +351,7 @@ func (w *worker) prepare(ctx context.Context, ask bool) error {
 	}
 	applyCtx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
-	pos, err := db.catchUp(applyCtx)
+	pos, err := w.apply(applyCtx, db)
 	if err != nil {
 		return err
 	}
@@ -415,7 +432,7 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	// A large file takes the time that the network takes: what came before it does not wait for that.
 	large := !first.whole()
 	if large {
-		if err := w.catchUp(ctx, db); err != nil {
+		if err := w.showNow(ctx, db); err != nil {
 			return err
 		}
 	}
