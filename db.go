@@ -186,6 +186,9 @@ type DB struct {
 	// stale is set on a replica whose files may lack pages of the log: the
 	// next sync asks for a snapshot.
 	stale bool
+	// maybeSeen is the end of what was to be shown when that failed: readers
+	// of a replica may be there, and the position is before it. 0: none.
+	maybeSeen uint64
 
 	// redo are entries that the files of a replica may lack, or have in part:
 	// the daemon before was cut off while it applied them.

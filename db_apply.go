@@ -86,7 +86,7 @@ func (db *DB) catchUp(ctx context.Context) (Pos, error) {
 		return db.noPos(), nil
 	}
 	for hold := db.hold.Load(); len(entries) > 0 && entries[0].Max <= hold; {
-		if n := takenBack(entries, hold); n > 0 {
+		if n := takenBack(entries, hold); n > 0 && entries[0].Max > db.maybeSeen {
 			// Nobody is to see it: the files are what they were before it already.
 			if err := db.passOver(entries[n]); err != nil {
 				return Pos{}, err
@@ -94,7 +94,7 @@ func (db *DB) catchUp(ctx context.Context) (Pos, error) {
 			entries = entries[n+1:]
 			continue
 		}
-		n := together(entries, hold)
+		n := together(entries, hold, db.maybeSeen)
 		if err := db.applyEntries(ctx, entries[:n]); err != nil {
 			db.stale = db.stale || errors.Is(err, errChecksum)
 			return Pos{}, err
@@ -109,14 +109,14 @@ func (db *DB) catchUp(ctx context.Context) (Pos, error) {
 const maxTogether = maxPageCopies / 4
 
 // together returns how many entries, from the first on, are shown at once: of those that nobody has waited for, readers
-// see the last. Entries behind hold are not shown.
-func together(entries []ltxlog.Entry, hold uint64) int {
+// see the last. Entries behind hold are not shown. Those up to seen were to be shown together before.
+func together(entries []ltxlog.Entry, hold, seen uint64) int {
 	first, size, n := entries[0], entries[0].Size, 1
 	for ; n < len(entries); n++ {
 		e := entries[n]
 		size += e.Size
 		alone := first.Min == 1 || e.Min == 1 || first.Commit == 0 || e.Commit == 0 || e.PageSize != first.PageSize
-		if alone || e.Max > hold || size > maxTogether || takenBack(entries[n:], hold) > 0 {
+		if alone || e.Max > hold || size > maxTogether || e.Max > seen && takenBack(entries[n:], hold) > 0 {
 			break
 		}
 	}
@@ -225,6 +225,7 @@ type changes struct {
 // show makes c, which run has changed, visible to readers. db.mu is held.
 func (db *DB) show(ctx context.Context, run []ltxlog.Entry, c changes) error {
 	last := run[len(run)-1]
+	db.maybeSeen = last.Max
 	// The peer publishes nothing unless pages returns nil.
 	if err := db.peer.Apply(ctx, last.Commit, last.PageSize, c.pages); err != nil {
 		return err
@@ -232,6 +233,7 @@ func (db *DB) show(ctx context.Context, run []ltxlog.Entry, c changes) error {
 	if err := db.recordApplied(last, c.pgnos, c.sums); err != nil {
 		return err
 	}
+	db.maybeSeen = 0
 	for _, e := range run {
 		latency := time.Since(e.Timestamp)
 		db.store.stats.ApplyLatency.Observe(latency)

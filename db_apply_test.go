@@ -95,7 +95,7 @@ func (n *node) mustMerge(name string) {
 	if !ok || len(entries) == 0 || entries[0].Max > db.hold.Load() {
 		return
 	}
-	run := entries[:together(entries, db.hold.Load())]
+	run := entries[:together(entries, db.hold.Load(), db.maybeSeen)]
 	var kept pageCopies
 	if _, ok, err := db.changesOf(run, &kept); err != nil || !ok && !kept.spilt {
 		n.t.Errorf("%d entries from %d on do not lead where the last one does: %v", len(run), run[0].Min, err)
@@ -146,7 +146,7 @@ func TestTogether(t *testing.T) {
 		{"one that is taken back", func(e *ltxlog.Entry) { e.Pre = 8 * 11 }, AllDecided, 1},
 	} {
 		entries := []ltxlog.Entry{entry(5, nil), entry(6, c.second), entry(7, nil)}
-		if got := together(entries, c.hold); got != c.want {
+		if got := together(entries, c.hold, 0); got != c.want {
 			t.Errorf("%s: %d are shown together, want %d", c.name, got, c.want)
 		}
 	}
@@ -189,6 +189,66 @@ func TestApplyBehindABase(t *testing.T) {
 		t.Fatalf("readers are at %v, want %v", got, want)
 	}
 	n.mustAgree(r, "app.db")
+}
+
+// Entries that readers may have seen, though the record does not know, are not passed over when a later one brings the
+// pages back to what they were before: the files are not there.
+func TestApplySeenAndTakenBack(t *testing.T) {
+	r := newReader(t)
+	for name, before := range map[string]string{
+		"alone":   "",
+		"company": "INSERT INTO t(b) VALUES (randomblob(9000))",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &reader{t: t, app: r.app}
+			p := openNode(t, filepath.Join(t.TempDir(), "primary"))
+			c := sqlitetest.Open(t, p.path("app.db"))
+			c.MustExec("PRAGMA journal_mode=wal")
+			c.MustExec(createT)
+			c.MustExec("CREATE TABLE c(n)")
+			c.MustExec("INSERT INTO c VALUES (0)")
+			p.adopt("app.db")
+			p.capture("app.db")
+			n := openNode(t, filepath.Join(t.TempDir(), "replica"), asReplica)
+			n.follow(p, "app.db")
+			write := func(sql string) {
+				c.MustExec(sql)
+				p.capture("app.db")
+			}
+			if before != "" {
+				write(before)
+			}
+			here := p.db("app.db").Pos()
+			write("UPDATE c SET n = 1")
+			n.receiveAll(p, "app.db")
+			db := n.db("app.db")
+			db.mu.Lock()
+			run, _ := db.unapplied()
+			var kept pageCopies
+			changed, ok, err := db.changesOf(run, &kept)
+			if err != nil || !ok {
+				t.Fatalf("%t, %v", ok, err)
+			}
+			last := run[len(run)-1]
+			db.maybeSeen = last.Max // what is left of a show whose record cannot be written
+			if err := db.peer.Apply(t.Context(), last.Commit, last.PageSize, changed.pages); err != nil {
+				t.Fatal(err)
+			}
+			db.mu.Unlock()
+			write("UPDATE c SET n = 0")
+			if got := p.db("app.db").Pos(); got.Chksum != here.Chksum {
+				t.Fatalf("the pages are not what they were: %v, %v", here, got)
+			}
+			n.receiveAll(p, "app.db")
+			if _, err := db.catchUp(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := db.Pos(), p.db("app.db").Pos(); got != want {
+				t.Errorf("readers are at %v, want %v", got, want)
+			}
+			n.mustAgree(r, "app.db")
+		})
+	}
 }
 
 // A replica that dies while it shows several entries at once finds its way, with its mount or with the mount alive: what it
