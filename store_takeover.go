@@ -12,7 +12,6 @@ import (
 
 	"github.com/litefs/litefs/internal/capture"
 	"github.com/litefs/litefs/internal/ltxlog"
-	"github.com/litefs/litefs/internal/pagesum"
 	"github.com/litefs/litefs/internal/peer"
 	"github.com/litefs/litefs/internal/role"
 	"github.com/litefs/litefs/sqlitefile"
@@ -259,39 +258,46 @@ func (db *DB) recoverLiveReplica(f found) error {
 	return nil
 }
 
-// applyAgain writes the pages of the entries that the daemon before was cut off from applying. Several are shown together
-// (together), so readers may be at the end of any of them already: one by one they would bring back pages of the past
-// beside pages of the present. All become visible at once. Their checksums are on record. db.mu is held.
+// applyAgain writes the pages of the entries that the daemon before was cut off from applying. Several are shown together,
+// so readers may be at the end of any of those already: one by one they would bring back pages of the past beside pages of
+// the present. What that daemon may have shown at once becomes visible at once. Their checksums are on record. db.mu is held.
 func (db *DB) applyAgain(ctx context.Context) error {
-	if len(db.redo) == 0 {
-		return nil
+	for len(db.redo) > 0 {
+		n := together(db.redo, AllDecided, AllDecided)
+		if err := db.showAgain(ctx, db.redo[:n]); err != nil {
+			return fmt.Errorf("apply entry %016x again: %w", db.redo[0].Min, err)
+		}
+		db.redo = db.redo[n:]
 	}
-	last := db.redo[len(db.redo)-1]
-	pages, err := db.pagesAgain()
-	if err == nil {
-		err = db.peer.Apply(ctx, last.Commit, last.PageSize, pages)
-	}
-	if err == nil {
-		err = db.sums.Mark(last.Max)
-	}
+	return nil
+}
+
+// showAgain is applyAgain for entries that are shown together.
+func (db *DB) showAgain(ctx context.Context, run []ltxlog.Entry) error {
+	last := run[len(run)-1]
+	pages, err := db.pagesOf(run)
 	if err != nil {
-		return fmt.Errorf("apply entries %016x to %016x again: %w", db.redo[0].Min, last.Max, err)
+		return err
 	}
-	db.redo = nil
+	if err := db.peer.Apply(ctx, last.Commit, last.PageSize, pages); err != nil {
+		return err
+	}
+	if err := db.sums.Mark(last.Max); err != nil {
+		return err
+	}
 	db.publishAt(last)
 	db.store.MarkDirty(db.id)
 	return nil
 }
 
-// pagesAgain gives, of each page that the entries of db.redo have, the last. They may be many and large: none is kept.
-func (db *DB) pagesAgain() (peer.Pages, error) {
-	redo := db.redo
-	last := redo[len(redo)-1]
-	if len(redo) == 1 {
+// pagesOf gives, of each page that the entries have, the last. None is kept in memory.
+func (db *DB) pagesOf(run []ltxlog.Entry) (peer.Pages, error) {
+	last := run[len(run)-1]
+	if len(run) == 1 {
 		return func(yield func(pgno uint32, data []byte) error) error { return db.txlog.Stream(last, yield) }, nil
 	}
 	in := make(map[uint32]ltxlog.Entry)
-	for _, e := range redo {
+	for _, e := range run {
 		err := db.txlog.Stream(e, func(pgno uint32, _ []byte) error {
 			if pgno <= last.Commit {
 				in[pgno] = e
@@ -305,13 +311,13 @@ func (db *DB) pagesAgain() (peer.Pages, error) {
 	return func(yield func(pgno uint32, data []byte) error) error {
 		for _, pgno := range slices.Sorted(maps.Keys(in)) {
 			data, ok, err := db.txlog.Page(in[pgno], pgno)
-			switch {
-			case err != nil:
-				return err
-			case !ok || pagesum.Page(pgno, data) != db.sums.Get(pgno):
-				return fmt.Errorf("%w: page %d of entry %016x is not the one on record", errChecksum, pgno, in[pgno].Max)
+			if err == nil && !ok {
+				err = fmt.Errorf("page %d is not in entry %016x any more", pgno, in[pgno].Max)
 			}
-			if err := yield(pgno, data); err != nil {
+			if err == nil {
+				err = yield(pgno, data)
+			}
+			if err != nil {
 				return err
 			}
 		}
