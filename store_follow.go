@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -341,6 +342,7 @@ func (f *upstream) acknowledge(out StreamWriter) {
 			case <-time.After(ackInterval):
 			}
 		}
+		runtime.Gosched() // others whose entries shared a write are about to say so
 		f.mu.Lock()
 		pending := slices.Collect(maps.Values(f.pending))
 		clear(f.pending)

@@ -237,8 +237,7 @@ func (s *Store) awaitPromise(db *DB, pos Pos, level Level, until time.Time) erro
 		if s.Role() != RolePrimary {
 			return fmt.Errorf("%w: this node is not the primary any more", errNoQuorum)
 		}
-		acks := s.replicas.acksOf(db.id)
-		if archived == nil && q.acknowledge(c, func(node string) bool { return db.isOn(acks[node], pos, level.Memory) }) {
+		if archived == nil && q.acknowledge(c, func(node string) bool { return db.isOn(s.replicas.ackOf(node, db.id), pos, level.Memory) }) {
 			return nil
 		}
 		select {
@@ -350,7 +349,7 @@ func (s *Store) reviseInSync() {
 		}
 	}
 	q.shed(time.Now(), func(node string, c *waitingCommit) bool {
-		return c.db.isOn(s.replicas.acksOf(c.db.id)[node], c.pos, c.level.Memory)
+		return c.db.isOn(s.replicas.ackOf(node, c.db.id), c.pos, c.level.Memory)
 	})
 	if s.roles == nil {
 		// The roles are fixed: nobody reads a record.

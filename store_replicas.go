@@ -121,6 +121,16 @@ func (g *ReplicaRegistry) acksOf(dbID uint32) map[string]AckStreamFrame {
 	return acks
 }
 
+// ackOf returns what a replica has told of a database in this reign.
+func (g *ReplicaRegistry) ackOf(nodeID string, dbID uint32) AckStreamFrame {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.replicas[nodeID]; r != nil {
+		return r.live[dbID]
+	}
+	return AckStreamFrame{}
+}
+
 // acksFrom returns what a replica has told in this reign, by database.
 func (g *ReplicaRegistry) acksFrom(nodeID string) map[uint32]AckStreamFrame {
 	g.mu.Lock()

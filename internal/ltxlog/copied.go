@@ -29,7 +29,7 @@ func (l *Log) publishRecent(e Entry, w *writer, confirm func() error) error {
 		return err
 	}
 	l.change.copies.made, l.change.copies.torn = true, true
-	err := l.copyToRecent(e, w)
+	err := l.copyToRecent(e, w, nil)
 	if err == nil {
 		err = confirm()
 	}
@@ -47,13 +47,17 @@ func (l *Log) publishRecent(e Entry, w *writer, confirm func() error) error {
 	return nil
 }
 
-// copyToRecent writes the copy of an entry that is in memory.
-func (l *Log) copyToRecent(e Entry, w *writer) error {
+// copyToRecent writes the copy of an entry that is in memory. ahead is called before it is durable, and if it
+// will not be.
+func (l *Log) copyToRecent(e Entry, w *writer, ahead func()) error {
 	b, err := w.stored()
 	if err != nil {
+		if ahead != nil {
+			ahead()
+		}
 		return err
 	}
-	return l.recent.add(l, e, b)
+	return l.recent.add(l, e, b, ahead)
 }
 
 // clearTorn takes back the copy of an append that failed. The caller holds change, and not sync.

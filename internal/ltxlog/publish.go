@@ -219,14 +219,14 @@ func (l *Log) publishAhead(e Entry, w *writer, listed func()) (added bool, err e
 	}
 	l.keepLive(e, w)
 	l.list(e, w.place)
-	listed()
 	if !copied {
+		listed()
 		l.sync.Lock()
 		defer l.sync.Unlock()
 		return true, l.syncLocked()
 	}
 	l.change.copies.made = true
-	if err := l.copyToRecent(e, w); err != nil {
+	if err := l.copyToRecent(e, w, listed); err != nil {
 		return true, err
 	}
 	l.mu.Lock()

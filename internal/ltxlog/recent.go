@@ -11,6 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/litefs/litefs/internal/durable"
 	"github.com/litefs/litefs/internal/vfs"
@@ -81,6 +84,9 @@ type Recent struct {
 	at    int    // the half in use
 	seq   uint64 // number of the newest record
 
+	pause   func(time.Duration) // RecentOptions.pause
+	company float64             // records of a write, the mean of late ones
+
 	queue   []*copying // who waits to be written; the first writes for all when nobody else does
 	busy    bool       // somebody writes
 	syncing bool       // logs are synced in the background
@@ -99,6 +105,7 @@ type copying struct {
 	log   *Log
 	entry Entry
 	b     []byte
+	ahead func()     // called just before it is written; nil: nobody wants to know
 	turn  chan error // errYourTurn, or what became of it
 }
 
@@ -116,6 +123,8 @@ type RecentOptions struct {
 	size       int64 // default: recentFile
 	after      int   // default: recentAfter; -1: from the first
 	syncInline bool  // no sync in the background
+
+	pause func(time.Duration) // how a write waits for company; default: nap
 }
 
 func (o *RecentOptions) ensureDefaults() {
@@ -130,6 +139,9 @@ func (o *RecentOptions) ensureDefaults() {
 	}
 	if o.after == 0 {
 		o.after = recentAfter
+	}
+	if o.pause == nil {
+		o.pause = nap
 	}
 }
 
@@ -158,9 +170,10 @@ func (r *Recent) ready(size int) bool {
 	return true
 }
 
-// add writes the copy of an entry, durably. On an error it may be there all the same.
-func (r *Recent) add(l *Log, e Entry, b []byte) error {
-	c := &copying{log: l, entry: e, b: b, turn: make(chan error, 1)}
+// add writes the copy of an entry, durably. On an error it may be there all the same. ahead, if it is not nil, is called once
+// before the copy is durable: together with those of the entries that share its write.
+func (r *Recent) add(l *Log, e Entry, b []byte, ahead func()) error {
+	c := &copying{log: l, entry: e, b: b, ahead: ahead, turn: make(chan error, 1)}
 	r.mu.Lock()
 	r.queue = append(r.queue, c)
 	if r.busy {
@@ -171,7 +184,9 @@ func (r *Recent) add(l *Log, e Entry, b []byte) error {
 		r.mu.Lock()
 	}
 	r.busy = true
+	r.awaitCompany()
 	batch := r.takeBatch()
+	r.tellAhead(batch)
 	err := r.write(batch)
 	if r.busy = len(r.queue) > 0; r.busy {
 		r.queue[0].turn <- errYourTurn
@@ -185,6 +200,34 @@ func (r *Recent) add(l *Log, e Entry, b []byte) error {
 	return err
 }
 
+// What decides whether a write waits for more records. A write costs a processor as much as the transaction whose record it
+// has, almost whatever its size: when processors are short, few large ones are faster for everybody, and when they are not,
+// a write that waits only makes its transaction late. How many records a write had of late tells the two apart: while one
+// is on its way, those come together that the next one has.
+const (
+	companyFrom  = 1.6                   // records, the mean of late writes, from which on a write waits
+	companyMean  = 8                     // writes over which the mean is taken, about
+	companySize  = 6                     // records that are enough
+	companyLooks = 3                     // times that a write waits at most
+	companyWait  = 20 * time.Microsecond // each time; the kernel adds some 50 µs
+)
+
+// awaitCompany waits for more records, if some are to be expected. r.mu is held, but not meanwhile.
+func (r *Recent) awaitCompany() {
+	for i := 0; i < companyLooks && r.company > companyFrom && len(r.queue) < companySize; i++ {
+		r.mu.Unlock()
+		r.pause(companyWait)
+		r.mu.Lock()
+	}
+	r.company += (float64(len(r.queue)) - r.company) / companyMean
+}
+
+// nap waits in the kernel: the timers of Go's runtime would take up to a millisecond when nothing else is to be done.
+func nap(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	_ = unix.Nanosleep(&ts, nil) // a signal ends it early, which is as good
+}
+
 // takeBatch takes from the queue what is written at once. r.mu is held.
 func (r *Recent) takeBatch() []*copying {
 	n, size := 0, 0
@@ -195,6 +238,17 @@ func (r *Recent) takeBatch() []*copying {
 	batch := r.queue[:n:n]
 	r.queue = r.queue[n:]
 	return batch
+}
+
+// tellAhead calls ahead of each of a batch. r.mu is held, but not meanwhile.
+func (r *Recent) tellAhead(batch []*copying) {
+	r.mu.Unlock()
+	defer r.mu.Lock()
+	for _, c := range batch {
+		if c.ahead != nil {
+			c.ahead()
+		}
+	}
 }
 
 // write writes the records of a batch. r.mu is held, but not meanwhile.

@@ -19,7 +19,7 @@ import (
 // while the others go on.
 func OpenRecent(path string, dirOf func(id uint64) string, opt RecentOptions) (*Recent, error) {
 	opt.ensureDefaults()
-	r := &Recent{fs: opt.FS, path: path, logger: opt.Logger, size: opt.size, after: opt.after, inline: opt.syncInline}
+	r := &Recent{fs: opt.FS, path: path, logger: opt.Logger, size: opt.size, after: opt.after, inline: opt.syncInline, pause: opt.pause}
 	err := r.unpack(dirOf)
 	if err == nil && opt.Wipe {
 		err = r.wipe()
