@@ -152,28 +152,19 @@ func (db *DB) passOver(e ltxlog.Entry) error {
 func (db *DB) unapplied() ([]ltxlog.Entry, bool) {
 	pos := db.Pos()
 	if head, ok := db.txlog.Head(); ok && !db.stale {
-		switch {
-		case head.Max == pos.TXID && head.Post == pos.Chksum:
-			return nil, true
-		case head.Min == pos.TXID+1 && head.Pre == pos.Chksum:
+		if head.Min == pos.TXID+1 && head.Pre == pos.Chksum {
 			return []ltxlog.Entry{head}, true
+		}
+		if entries, ok := db.txlog.After(pos.TXID, pos.Chksum); ok {
+			return entries, true
 		}
 	}
 	entries := db.txlog.Entries()
-	snapshot := len(entries) == 1 && entries[0].Min == 1
-	if db.stale {
-		// Only what holds every page can be applied to files of unknown state.
-		return entries, snapshot
-	}
-	if pos.IsZero() && (len(entries) == 0 || entries[0].Min == 1) {
+	if !db.stale && pos.IsZero() && (len(entries) == 0 || entries[0].Min == 1) {
 		return entries, true
 	}
-	for i := len(entries) - 1; i >= 0; i-- {
-		if entries[i].Max == pos.TXID && entries[i].Post == pos.Chksum {
-			return entries[i+1:], true
-		}
-	}
-	return entries, snapshot
+	// Only what holds every page can be applied to files of unknown state.
+	return entries, len(entries) == 1 && entries[0].Min == 1
 }
 
 // applyEntries makes entries visible to readers, all at once if they can be. db.mu is held.

@@ -280,6 +280,17 @@ func (l *Log) Find(txid uint64) (Entry, bool) {
 	return find(l.mu.entries, txid)
 }
 
+// After returns the entries behind the one that ends with a transaction and leads to post; false when there is none such.
+func (l *Log) After(txid, post uint64) ([]Entry, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	i := sort.Search(len(l.mu.entries), func(i int) bool { return l.mu.entries[i].Max >= txid })
+	if i == len(l.mu.entries) || l.mu.entries[i].Max != txid || l.mu.entries[i].Post != post {
+		return nil, false
+	}
+	return append([]Entry(nil), l.mu.entries[i+1:]...), true
+}
+
 func find(entries []Entry, txid uint64) (Entry, bool) {
 	i := sort.Search(len(entries), func(i int) bool { return entries[i].Max >= txid })
 	if i == len(entries) || entries[i].Min > txid {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/superfly/ltx"
@@ -162,5 +163,28 @@ func TestPage(t *testing.T) {
 				t.Fatalf("page %d of %d: ok %v, want %v, err %v", pgno, e.Max, ok, wantOK, err)
 			}
 		}
+	}
+}
+
+func TestAfter(t *testing.T) {
+	l := open(t, memDir, Options{FS: vfs.NewMem(), spillSize: testSpill})
+	if got, ok := l.After(0, 0); ok {
+		t.Errorf("an empty log has %v after nothing", got)
+	}
+	m := newModel(1, 512)
+	for range 5 {
+		m.append(t, l, true)
+	}
+	entries := l.Entries()
+	for i, e := range entries {
+		if got, ok := l.After(e.Max, e.Post); !ok || !slices.Equal(got, entries[i+1:]) {
+			t.Errorf("after %d: %v, %t", e.Max, got, ok)
+		}
+		if got, ok := l.After(e.Max, e.Post^1); ok {
+			t.Errorf("after %d of another history: %v", e.Max, got)
+		}
+	}
+	if got, ok := l.After(entries[4].Max+1, 0); ok {
+		t.Errorf("behind the head: %v", got)
 	}
 }
