@@ -429,12 +429,15 @@ func (db *DB) scanNew() (capture.Batch, error) {
 }
 
 func (db *DB) scanOnce() (capture.Batch, error) {
-	size, err := db.wal.size()
-	if err != nil || size < sqlitefile.WALHeaderSize {
-		return capture.Batch{}, err
-	}
 	limit, err := db.publishedLimit()
 	if err != nil {
+		return capture.Batch{}, err
+	}
+	if limit.EndsAt(db.at) {
+		return capture.Batch{From: db.at, To: db.at}, nil
+	}
+	size, err := db.wal.size()
+	if err != nil || size < sqlitefile.WALHeaderSize {
 		return capture.Batch{}, err
 	}
 	batch, err := capture.Scan(db.wal.file, size, db.at, limit)

@@ -73,6 +73,11 @@ func (l Limit) Covers(pos WALPos) bool {
 	return l.trusted && l.maxFrame >= pos.Frame && l.salt1 == pos.Salt1 && l.salt2 == pos.Salt2
 }
 
+// EndsAt reports whether a known limit publishes the frame at pos, and none behind it: a scan from there finds nothing.
+func (l Limit) EndsAt(pos WALPos) bool {
+	return l.Covers(pos) && pos.Frame > 0 && l.maxFrame == pos.Frame && l.cksum == pos.Cksum
+}
+
 // PageFrame names the frame that holds the content of a page.
 type PageFrame struct {
 	Pgno, Frame uint32

@@ -369,3 +369,27 @@ func checkBatch(t *testing.T, b Batch, from WALPos, walSize int64) {
 		prev = p.Pgno
 	}
 }
+
+func TestLimitEndsAt(t *testing.T) {
+	at := WALPos{Frame: 5, Salt1: 1, Salt2: 2, Cksum: sqlitefile.Cksum{3, 4}}
+	hdr := sqlitefile.IndexHeader{MaxFrame: 5, Salt1: 1, Salt2: 2, FrameCksum: at.Cksum}
+	if !Published(hdr).EndsAt(at) {
+		t.Error("what was scanned is all that is published, and not known as that")
+	}
+	if (Limit{}).EndsAt(at) || (Limit{}).EndsAt(WALPos{}) || Published(sqlitefile.IndexHeader{}).EndsAt(WALPos{}) {
+		t.Error("nothing is published, and taken for everything")
+	}
+	for name, change := range map[string]func(*sqlitefile.IndexHeader){
+		"more frames":  func(h *sqlitefile.IndexHeader) { h.MaxFrame++ },
+		"fewer frames": func(h *sqlitefile.IndexHeader) { h.MaxFrame-- },
+		"begun anew":   func(h *sqlitefile.IndexHeader) { h.Salt1++ },
+		"another salt": func(h *sqlitefile.IndexHeader) { h.Salt2++ },
+		"other frames": func(h *sqlitefile.IndexHeader) { h.FrameCksum[1]++ },
+	} {
+		h := hdr
+		change(&h)
+		if Published(h).EndsAt(at) {
+			t.Errorf("%s: taken for what was scanned", name)
+		}
+	}
+}
