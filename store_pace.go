@@ -16,9 +16,9 @@ const (
 	paceMax  = 20 * time.Millisecond
 )
 
-// pace spaces what a replica shows of databases whose commits wait for it. To show a transaction takes about half as much of
-// a processor as to have it on disk, and nobody waits for that, while commits wait for the processor. So the more databases
-// are written to, the longer each waits for its next transactions, and all of them are shown at once. One that is written to
+// pace spaces what a replica shows of databases whose commits wait for it. To show a transaction takes a good part of what
+// it takes to have it on disk, and nobody waits for that, while commits wait for the processor. So the more databases are
+// written to, the longer each waits for its next transactions, and all of them are shown at once. One that is written to
 // alone, or was not written to lately, waits for nothing, nor does one that somebody waits for (worker.hurried).
 type pace struct {
 	mu     sync.Mutex // guards everything below

@@ -215,15 +215,7 @@ func forwarding(t testing.TB, options ...option) (primary, replica *node, c *sql
 // behindProxy is a replica whose network to the primary a test has in its hands.
 func behindProxy(t testing.TB, primary *node, options ...option) (*node, *faultnet.Proxy) {
 	t.Helper()
-	proxy, err := faultnet.Listen(primary.cfg.Addr, uint64(time.Now().UnixNano()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := proxy.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	proxy := startProxy(t, primary, uint64(time.Now().UnixNano()))
 	replica := startNode(t, append([]option{daemonLocks, func(c *childnode.Config) { c.PrimaryURL = "http://" + proxy.Addr() }}, options...)...)
 	caughtUp(primary, replica, "app.db")
 	return replica, proxy

@@ -43,15 +43,7 @@ func BenchmarkForward(b *testing.B) {
 
 func benchHalt(b *testing.B, delay time.Duration, writers int, named bool) {
 	primary := startNode(b, haltable)
-	proxy, err := faultnet.Listen(primary.cfg.Addr, 1)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := proxy.Close(); err != nil {
-			b.Error(err)
-		}
-	})
+	proxy := startProxy(b, primary, 1)
 	replica := startNode(b, haltable, func(c *childnode.Config) {
 		c.PrimaryURL, c.DaemonLocks = "http://"+proxy.Addr(), !named
 	})

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/litefs/litefs/internal/childnode"
-	"github.com/litefs/litefs/internal/faultnet"
 	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
@@ -386,15 +385,7 @@ func TestHaltLostAnswers(t *testing.T) {
 	c := openPatient(sqlitetest.Start(t), primary.path("app.db"), "journal_mode=wal")
 	k := newCounting(t, c)
 	seed := uint64(time.Now().UnixNano())
-	proxy, err := faultnet.Listen(primary.cfg.Addr, seed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := proxy.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	proxy := startProxy(t, primary, seed)
 	t.Logf("seed %d", seed)
 	replica := startNode(t, haltable, func(c *childnode.Config) { c.PrimaryURL = "http://" + proxy.Addr() })
 	caughtUp(primary, replica, "app.db")

@@ -22,7 +22,7 @@ func behind(p *faultnet.Proxy) option {
 }
 
 // startProxy puts a bad network in front of a node.
-func startProxy(t *testing.T, n *node, seed uint64) *faultnet.Proxy {
+func startProxy(t testing.TB, n *node, seed uint64) *faultnet.Proxy {
 	t.Helper()
 	p, err := faultnet.Listen(n.cfg.Addr, seed)
 	if err != nil {

@@ -25,15 +25,7 @@ func BenchmarkQuorum(b *testing.B) {
 func benchQuorum(b *testing.B, delay time.Duration, databases int) {
 	atQuorum := func(c *childnode.Config) { c.Durability = []string{"{match: '*', level: quorum, n: 1}"} }
 	primary := startNode(b, atQuorum)
-	proxy, err := faultnet.Listen(primary.cfg.Addr, 1)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := proxy.Close(); err != nil {
-			b.Error(err)
-		}
-	})
+	proxy := startProxy(b, primary, 1)
 	proxy.Set(faultnet.Faults{Up: faultnet.Direction{Delay: delay / 2}, Down: faultnet.Direction{Delay: delay / 2}})
 	replica := startNode(b, atQuorum, func(c *childnode.Config) { c.PrimaryURL = "http://" + proxy.Addr() })
 	var conns []*sqlitetest.Conn
