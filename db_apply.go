@@ -167,6 +167,17 @@ func (db *DB) unapplied() ([]ltxlog.Entry, bool) {
 	return entries, len(entries) == 1 && entries[0].Min == 1
 }
 
+// leadsOn reports whether the log goes on from what the files hold. From a snapshot on it does not, until that is shown:
+// what else comes may wait for company, but not behind one.
+func (db *DB) leadsOn() bool {
+	if db.isStale() {
+		return false
+	}
+	pos := db.Pos()
+	_, ok := db.txlog.After(pos.TXID, pos.Chksum)
+	return ok
+}
+
 // applyEntries makes entries visible to readers, all at once if they can be. db.mu is held.
 func (db *DB) applyEntries(ctx context.Context, run []ltxlog.Entry) error {
 	kept := db.store.keptPages()

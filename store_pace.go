@@ -91,8 +91,12 @@ func (w *worker) showNow(ctx context.Context, db *DB) error {
 
 // catchUp makes everything visible that is decided.
 func (w *worker) catchUp(ctx context.Context, db *DB) error {
-	if _, err := w.apply(ctx, db); err != nil {
+	pos, err := w.apply(ctx, db)
+	if err != nil {
 		return err
+	}
+	if !pos.IsZero() && pos.Chksum == 0 {
+		return errInterrupted // the files are on no history: the primary is asked
 	}
 	db.setTrouble(nil, 0)
 	w.f.note(w, false)

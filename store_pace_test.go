@@ -3,6 +3,7 @@ package litefs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"path/filepath"
 	"slices"
@@ -110,9 +111,20 @@ func TestShownWithWhatFollows(t *testing.T) {
 	db := ft.f.store.DB(w.id)
 	p.rows("app.db", c, maxUnshown+5)
 	last := from.TXID()
-	for pos := (Pos{}); pos != from.Pos(); {
+	givePieces(t, w, from, Pos{})
+	more := last - w.given + 1 + maxUnshown
+	// The first one is a snapshot, which is shown at once.
+	if got, want := takeAll(t, w, db), []uint64{1, more + 1, last}; !slices.Equal(got, want) {
+		t.Errorf("readers saw %v, want %v", got, want)
+	}
+}
+
+// givePieces gives a worker what the primary's database has behind pos, as the stream does.
+func givePieces(t *testing.T, w *worker, from *DB, pos Pos) {
+	t.Helper()
+	for pos != from.Pos() {
 		ltx, err := from.NextLTX(pos)
-		if pos.IsZero() && errors.Is(err, ErrSnapshotNeeded) {
+		if errors.Is(err, ErrSnapshotNeeded) {
 			ltx, err = from.SnapshotLTX(t.Context())
 		}
 		if err != nil {
@@ -127,8 +139,13 @@ func TestShownWithWhatFollows(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var shown []uint64
-	for range w.given {
+}
+
+// takeAll has a worker take what it was given, and returns the transactions that readers saw.
+func takeAll(t *testing.T, w *worker, db *DB) (shown []uint64) {
+	t.Helper()
+	before := db.TXID()
+	for len(w.pieces) > 0 {
 		first, err := w.next(t.Context(), true)
 		if err == nil {
 			err = w.take(t.Context(), first)
@@ -136,12 +153,53 @@ func TestShownWithWhatFollows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if txid := db.TXID(); len(shown) == 0 && txid > 0 || len(shown) > 0 && shown[len(shown)-1] != txid {
+		if txid := db.TXID(); txid != before {
+			before = txid
 			shown = append(shown, txid)
 		}
 	}
-	if want := []uint64{last - uint64(w.given) + maxUnshown + 1, last}; !slices.Equal(shown, want) {
-		t.Errorf("readers saw %v, want %v", shown, want)
+	return shown
+}
+
+// A snapshot in the middle of a stream is shown at once, also when other entries have come already, or what is decided is
+// postponed: together with what follows it nothing would say that it leads on from what is shown.
+func TestSnapshotIsShownAtOnce(t *testing.T) {
+	for _, postponed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("postponed=%t", postponed), func(t *testing.T) {
+			p := openNode(t, filepath.Join(t.TempDir(), "primary"))
+			c := sqlitetest.Open(t, p.path("app.db"), "page_size=512")
+			c.MustExec("PRAGMA journal_mode=wal")
+			c.MustExec(createT)
+			from := p.adopt("app.db")
+			ft := newFreshnessTest(t, 1)
+			w := ft.workers[0]
+			db := ft.f.store.DB(w.id)
+			givePieces(t, w, from, Pos{})
+			takeAll(t, w, db)
+			p.rows("app.db", c, 3)
+			snapshot, err := from.SnapshotLTX(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := io.ReadAll(snapshot)
+			if err := errors.Join(err, snapshot.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.push(piece{size: int64(len(data)), data: data}); err != nil {
+				t.Fatal(err)
+			}
+			pos := from.Pos()
+			p.rows("app.db", c, 3)
+			givePieces(t, w, from, pos)
+			if postponed {
+				w.due = time.Now().Add(time.Hour)
+			}
+			if got := takeAll(t, w, db); len(got) < 2 || got[0] != pos.TXID || got[len(got)-1] != from.TXID() {
+				t.Errorf("readers saw %v, want %d first and %d at the end", got, pos.TXID, from.TXID())
+			}
+			n := &node{t, ft.f.store}
+			n.mustAgree(newReader(t), db.Name())
+		})
 	}
 }
 

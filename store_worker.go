@@ -443,11 +443,13 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	db.ours.Store(false)                      // it joined what was here
 	w.f.note(w, db.hold.Load() != AllDecided) // a commit may be waiting
 	switch {
+	case large:
+		return w.catchUp(ctx, db)
+	case !db.leadsOn():
+		return w.showNow(ctx, db)
 	case w.goesOn():
 		w.unshown++
 		return nil
-	case large:
-		return w.catchUp(ctx, db)
 	}
 	return w.show(ctx, db)
 }
