@@ -22,6 +22,9 @@ const (
 	lookAgainMin  = 50 * time.Microsecond
 	lookAgainMax  = 250 * time.Millisecond
 	lookAgainStop = time.Minute
+	// lookBetween is lookAgainMax of a database without a journal: a look must fall between two transactions of who may
+	// write without a pause, and each that waits for the disk leaves a hundredth of its time between it and the next.
+	lookBetween = 5 * time.Millisecond
 	// pauseMin and pauseMax bound the time between two captures of one
 	// database. Each capture costs the writer a little on a small machine, and
 	// each log entry a file to be synced, so under load commits gather and
@@ -165,7 +168,7 @@ func (db *DB) captureUntilQuiet(timer *time.Timer) bool {
 			}
 			delay, waited, first = pause, 0, false
 		case lookUnpublished:
-			delay = min(max(delay*2, lookAgainMin), lookAgainMax)
+			delay = lookAgain(delay, db.unjournaled.Load())
 			if waited > lookAgainStop {
 				if armed {
 					return true
@@ -184,6 +187,15 @@ func (db *DB) captureUntilQuiet(timer *time.Timer) bool {
 			return false
 		}
 	}
+}
+
+// lookAgain returns how long after one look that came too early, and delay before it, the next one comes.
+func lookAgain(delay time.Duration, unjournaled bool) time.Duration {
+	most := lookAgainMax
+	if unjournaled {
+		most = lookBetween
+	}
+	return min(max(delay*2, lookAgainMin), most)
 }
 
 // sleep waits for d. It reports false when the database is being closed.

@@ -80,6 +80,10 @@ func TestMaxLag(t *testing.T) {
 				last = time.Now()
 				longest = max(longest, last.Sub(began))
 				if last.Sub(silent) > time.Minute {
+					db := n.db("app.db")
+					db.mu.Lock()
+					t.Logf("at %v, %d pages noted, all %t, unjournaled %t, behind %t, acknowledged %v", db.Pos(), len(db.dirty), db.allDirty, db.unjournaled.Load(), db.behind.Load(), n.store.replicas.acksOf(db.id))
+					db.mu.Unlock()
 					t.Fatal("writers are never held back")
 				}
 			}
@@ -130,6 +134,24 @@ func (m *mounted) awaitLastClose(t *testing.T, name string) {
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("the last transaction is not captured: %v", err)
+		}
+	}
+}
+
+// Looks come less and less often, but not so seldom that all of them may fall into transactions of one who writes without a
+// journal and without a pause.
+func TestLookAgain(t *testing.T) {
+	for unjournaled, most := range map[bool]time.Duration{false: lookAgainMax, true: lookBetween} {
+		delay := time.Duration(0)
+		for range 40 {
+			next := lookAgain(delay, unjournaled)
+			if next < delay || next > most {
+				t.Fatalf("unjournaled %t: %v after %v, want no more than %v", unjournaled, next, delay, most)
+			}
+			delay = next
+		}
+		if delay != most {
+			t.Errorf("unjournaled %t: %v in the end, want %v", unjournaled, delay, most)
 		}
 	}
 }
