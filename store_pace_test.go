@@ -203,6 +203,43 @@ func TestSnapshotIsShownAtOnce(t *testing.T) {
 	}
 }
 
+// A database that does not follow does so again when an entry has come, and not when there was nothing to show.
+func TestTroubleStaysUntilAnEntryHasCome(t *testing.T) {
+	p := openNode(t, filepath.Join(t.TempDir(), "primary"))
+	c := sqlitetest.Open(t, p.path("app.db"))
+	c.MustExec("PRAGMA journal_mode=wal")
+	c.MustExec(createT)
+	from := p.adopt("app.db")
+	ft := newFreshnessTest(t, 1)
+	w := ft.workers[0]
+	db := ft.f.store.DB(w.id)
+	givePieces(t, w, from, Pos{})
+	takeAll(t, w, db)
+	db.setTrouble(errGivenUp, 0)
+	w.unshown = 1
+	if err := w.take(t.Context(), piece{due: true}); err != nil {
+		t.Fatal(err)
+	}
+	w.off = true // so that the rest of it does not come
+	for _, waits := range []int{0, 1} {
+		w.unshown = waits
+		if err := w.take(t.Context(), piece{size: 1 << 20, data: []byte("LTX1")}); err == nil {
+			t.Fatal("half a file was taken")
+		}
+	}
+	if db.trouble.Load() == nil {
+		t.Error("the trouble is over, and nothing has come")
+	}
+	w.off = false
+	pos := from.Pos()
+	p.rows("app.db", c, 1)
+	givePieces(t, w, from, pos)
+	takeAll(t, w, db)
+	if db.trouble.Load() != nil {
+		t.Error("an entry has come, and the trouble is not over")
+	}
+}
+
 // What is in the log when the connection ends is shown then, even if it was to wait for what comes next.
 func TestShownAtTheEnd(t *testing.T) {
 	p := openNode(t, filepath.Join(t.TempDir(), "primary"))

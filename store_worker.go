@@ -431,7 +431,7 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	}
 	// A large file takes the time that the network takes: what came before it does not wait for that.
 	large := !first.whole()
-	if large {
+	if large && w.waitsToBeShown() {
 		if err := w.showNow(ctx, db); err != nil {
 			return err
 		}
@@ -442,16 +442,15 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	}
 	db.ours.Store(false)                      // it joined what was here
 	w.f.note(w, db.hold.Load() != AllDecided) // a commit may be waiting
-	switch {
-	case large:
-		return w.catchUp(ctx, db)
-	case !db.leadsOn():
-		return w.showNow(ctx, db)
-	case w.goesOn():
+	if !large && db.leadsOn() && w.goesOn() {
 		w.unshown++
 		return nil
 	}
-	return w.show(ctx, db)
+	if err := w.showReceived(ctx, db, large); err != nil {
+		return err
+	}
+	db.setTrouble(nil, 0)
+	return nil
 }
 
 // takeBase takes a piece of a base.
