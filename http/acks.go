@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -43,6 +44,7 @@ type acks struct {
 	taken  map[uint32]int64                        // newest for each database
 	resume map[uint32]litefs.ResumeBaseStreamFrame // newest for each database; Next 0: of no base
 	err    error                                   // why no more is read
+	over   bool                                    // nobody listens any more
 }
 
 func newAcks(src ackSource) *acks {
@@ -72,12 +74,32 @@ func (a *acks) read(ctx context.Context) {
 	a.wake()
 }
 
+// arm gives the replica its time again, unless nobody listens any more.
+func (a *acks) arm(now time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.over {
+		return net.ErrClosed
+	}
+	return a.src.rc.SetReadDeadline(now.Add(a.src.stall))
+}
+
+// end ends the reading, and waits until it has ended. A deadline alone would not do: the reader sets its own.
+func (a *acks) end() {
+	a.mu.Lock()
+	a.over = true
+	// An error means that the stream is closed, and that ends the reading too.
+	_ = a.src.rc.SetReadDeadline(time.Now())
+	a.mu.Unlock()
+	<-a.done
+}
+
 func (a *acks) readFrames() error {
 	var armed time.Time
 	for {
 		// Setting a deadline costs more than reading most frames.
 		if now := time.Now(); now.Sub(armed) > a.src.stall/32 {
-			if err := a.src.rc.SetReadDeadline(now.Add(a.src.stall)); err != nil {
+			if err := a.arm(now); err != nil {
 				return fmt.Errorf("read deadline: %w", err)
 			}
 			armed = now

@@ -174,9 +174,7 @@ func (s *Server) runSession(ctx context.Context, out *streamWriter, posMap map[u
 
 // endAcks waits for the goroutine that reads the replica: a body must not be read after its request.
 func (s *session) endAcks() {
-	// An error means that the stream is closed, and that ends the reading too.
-	_ = s.acks.src.rc.SetReadDeadline(time.Now())
-	<-s.acks.done
+	s.acks.end()
 	s.acks.src.conn.Close()
 }
 
