@@ -70,7 +70,7 @@ func (e expander) expression(expr string) (string, error) {
 	n := nameLen(expr)
 	name, rest := expr[:n], strings.TrimSpace(expr[n:])
 	if n == 0 {
-		return "", fmt.Errorf("${%s} is neither ${NAME} nor ${NAME == 'value'}", expr)
+		return "", fmt.Errorf("%q is neither ${NAME} nor ${NAME == 'value'}", "${"+expr+"}")
 	}
 	if rest == "" {
 		return e.variable(name)
@@ -82,11 +82,11 @@ func (e expander) expression(expr string) (string, error) {
 	case strings.HasPrefix(rest, "!="):
 		negate = true
 	default:
-		return "", fmt.Errorf("${%s} is neither ${NAME} nor ${NAME == 'value'}", expr)
+		return "", fmt.Errorf("%q is neither ${NAME} nor ${NAME == 'value'}", "${"+expr+"}")
 	}
 	right, err := e.operand(strings.TrimSpace(rest[2:]))
 	if err != nil {
-		return "", fmt.Errorf("${%s}: %w", expr, err)
+		return "", fmt.Errorf("%q: %w", "${"+expr+"}", err)
 	}
 
 	// In a comparison an unset variable is an empty one: "is this node in

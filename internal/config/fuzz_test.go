@@ -14,6 +14,7 @@ func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		"", "fuse: {dir: /mnt/a}", "mount-dir: $A\nexec: 'a b'", "a: &x [*x]", "--- a\n--- b", "fuse:\n  <<: *y",
 		"fuse: {dir: /a}\nexec:\n  - cmd: \"${A == 'b'}\"", "lease: {candidate: no, advertise-url: 'http://[::1]:9'}\nmount-dir: /a",
+		"fuse: {dir}\nexec:\n- : \"${ :\n\n'}\"",
 		"? {a: b}\n: c", "\xff", "mount-dir: !!binary aGk=", "data: {max-size: 1T}\nfuse: {dir: \"a\\0b\"}",
 	} {
 		f.Add([]byte(seed))
