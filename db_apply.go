@@ -170,12 +170,13 @@ func (db *DB) unapplied() ([]ltxlog.Entry, bool) {
 // leadsOn reports whether the log goes on from what the files hold. From a snapshot on it does not, until that is shown:
 // what else comes may wait for company, but not behind one.
 func (db *DB) leadsOn() bool {
-	if db.isStale() {
-		return false
-	}
-	pos := db.Pos()
-	_, ok := db.txlog.After(pos.TXID, pos.Chksum)
-	return ok
+	return !db.isStale() && db.isLogged(db.Pos())
+}
+
+// isLogged reports whether an entry of the log ends at pos.
+func (db *DB) isLogged(pos Pos) bool {
+	e, ok := db.txlog.Find(pos.TXID)
+	return ok && e.Max == pos.TXID && e.Post == pos.Chksum
 }
 
 // applyEntries makes entries visible to readers, all at once if they can be. db.mu is held.

@@ -24,12 +24,7 @@ func TestApplyTogether(t *testing.T) {
 			t.Parallel()
 			r := &reader{t: t, app: r.app}
 			rnd := rand.New(rand.NewPCG(seed, 1))
-			p := openNode(t, filepath.Join(t.TempDir(), "primary"))
-			c := sqlitetest.Open(t, p.path("app.db"))
-			c.MustExec("PRAGMA auto_vacuum=full")
-			c.MustExec("PRAGMA journal_mode=wal")
-			c.MustExec(createT)
-			p.adopt("app.db")
+			p, c := recordedWAL(t, "auto_vacuum=full")
 			n := openNode(t, filepath.Join(t.TempDir(), "replica"), asReplica)
 			n.follow(p, "app.db")
 			to := n.db("app.db")
@@ -69,6 +64,17 @@ func TestApplyTogether(t *testing.T) {
 			}
 		})
 	}
+}
+
+// recordedWAL is a primary that records a database in WAL mode.
+func recordedWAL(t *testing.T, pragmas ...string) (*node, *sqlitetest.Conn) {
+	t.Helper()
+	p := openNode(t, filepath.Join(t.TempDir(), "primary"))
+	c := sqlitetest.Open(t, p.path("app.db"), pragmas...)
+	c.MustExec("PRAGMA journal_mode=wal")
+	c.MustExec(createT)
+	p.adopt("app.db")
+	return p, c
 }
 
 // randomChange is one that grows the database, shrinks it, changes the same page again, or many pages.
@@ -260,12 +266,7 @@ func TestCrashWhileShownTogether(t *testing.T) {
 			t.Parallel()
 			r := &reader{t: t, app: r.app}
 			rnd := rand.New(rand.NewPCG(seed, 2))
-			p := openNode(t, filepath.Join(t.TempDir(), "primary"))
-			c := sqlitetest.Open(t, p.path("app.db"))
-			c.MustExec("PRAGMA auto_vacuum=full")
-			c.MustExec("PRAGMA journal_mode=wal")
-			c.MustExec(createT)
-			p.adopt("app.db")
+			p, c := recordedWAL(t, "auto_vacuum=full")
 			n := openNode(t, filepath.Join(t.TempDir(), "replica"), asReplica)
 			n.follow(p, "app.db")
 			for range 8 {

@@ -23,7 +23,7 @@ const (
 	lookAgainMax  = 250 * time.Millisecond
 	lookAgainStop = time.Minute
 	// lookBetween is lookAgainMax of a database without a journal: a look must fall between two transactions of who may
-	// write without a pause, and each that waits for the disk leaves a hundredth of its time between it and the next.
+	// write without a pause, and where each waits for the disk little time lies between them.
 	lookBetween = 5 * time.Millisecond
 	// pauseMin and pauseMax bound the time between two captures of one
 	// database. Each capture costs the writer a little on a small machine, and

@@ -289,9 +289,7 @@ func (db *DB) isOn(ack AckStreamFrame, pos Pos, memory bool) bool {
 	if have.TXID <= pos.TXID {
 		return false
 	}
-	// Further on: then it must be on this history.
-	e, ok := db.txlog.Find(have.TXID)
-	return ok && e.Max == have.TXID && e.Post == have.Chksum
+	return db.isLogged(have) // further on: then it must be on this history
 }
 
 // keepInSync lets replicas join and leave, on a primary, until the store closes. It looks ten times a second, so it does

@@ -129,11 +129,7 @@ func (db *DB) lookAtLag(m *lagMarks) (time.Duration, bool) {
 
 // hasInHistory reports whether pos is one of this log's.
 func (db *DB) hasInHistory(pos Pos) bool {
-	if pos == db.Pos() {
-		return true
-	}
-	e, ok := db.txlog.Find(pos.TXID)
-	return ok && e.Max == pos.TXID && e.Post == pos.Chksum
+	return pos == db.Pos() || db.isLogged(pos)
 }
 
 // braking reports whether writers of any database are held back.

@@ -74,19 +74,6 @@ func (w *worker) hurried() {
 	signal(w.wake)
 }
 
-// showReceived is called with an entry in the log that is the last for now: one that is large, or that does not lead on from
-// what the files hold, is shown at once.
-func (w *worker) showReceived(ctx context.Context, db *DB, large bool) error {
-	switch {
-	case large:
-		return w.catchUp(ctx, db)
-	case !db.leadsOn():
-		return w.showNow(ctx, db)
-	default:
-		return w.show(ctx, db)
-	}
-}
-
 // show makes what is decided visible, unless that is postponed.
 func (w *worker) show(ctx context.Context, db *DB) error {
 	if time.Now().Before(w.due) {

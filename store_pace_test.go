@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/litefs/litefs/internal/role"
-	"github.com/litefs/litefs/internal/sqlitetest"
 )
 
 func TestPace(t *testing.T) {
@@ -101,11 +99,8 @@ func TestPostponed(t *testing.T) {
 
 // Entries that have come already are shown with the one before them, but not without end.
 func TestShownWithWhatFollows(t *testing.T) {
-	p := openNode(t, filepath.Join(t.TempDir(), "primary"))
-	c := sqlitetest.Open(t, p.path("app.db"))
-	c.MustExec("PRAGMA journal_mode=wal")
-	c.MustExec(createT)
-	from := p.adopt("app.db")
+	p, c := recordedWAL(t)
+	from := p.db("app.db")
 	ft := newFreshnessTest(t, 1)
 	w := ft.workers[0]
 	db := ft.f.store.DB(w.id)
@@ -166,11 +161,8 @@ func takeAll(t *testing.T, w *worker, db *DB) (shown []uint64) {
 func TestSnapshotIsShownAtOnce(t *testing.T) {
 	for _, postponed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("postponed=%t", postponed), func(t *testing.T) {
-			p := openNode(t, filepath.Join(t.TempDir(), "primary"))
-			c := sqlitetest.Open(t, p.path("app.db"), "page_size=512")
-			c.MustExec("PRAGMA journal_mode=wal")
-			c.MustExec(createT)
-			from := p.adopt("app.db")
+			p, c := recordedWAL(t, "page_size=512")
+			from := p.db("app.db")
 			ft := newFreshnessTest(t, 1)
 			w := ft.workers[0]
 			db := ft.f.store.DB(w.id)
@@ -205,11 +197,8 @@ func TestSnapshotIsShownAtOnce(t *testing.T) {
 
 // A database that does not follow does so again when an entry has come, and not when there was nothing to show.
 func TestTroubleStaysUntilAnEntryHasCome(t *testing.T) {
-	p := openNode(t, filepath.Join(t.TempDir(), "primary"))
-	c := sqlitetest.Open(t, p.path("app.db"))
-	c.MustExec("PRAGMA journal_mode=wal")
-	c.MustExec(createT)
-	from := p.adopt("app.db")
+	p, c := recordedWAL(t)
+	from := p.db("app.db")
 	ft := newFreshnessTest(t, 1)
 	w := ft.workers[0]
 	db := ft.f.store.DB(w.id)
@@ -242,11 +231,7 @@ func TestTroubleStaysUntilAnEntryHasCome(t *testing.T) {
 
 // What is in the log when the connection ends is shown then, even if it was to wait for what comes next.
 func TestShownAtTheEnd(t *testing.T) {
-	p := openNode(t, filepath.Join(t.TempDir(), "primary"))
-	c := sqlitetest.Open(t, p.path("app.db"))
-	c.MustExec("PRAGMA journal_mode=wal")
-	c.MustExec(createT)
-	p.adopt("app.db")
+	p, c := recordedWAL(t)
 	for name, wait := range map[string]func(w *worker){
 		"postponed":            func(w *worker) { w.due = time.Now().Add(time.Hour) },
 		"before another entry": func(w *worker) { w.unshown = 1 },

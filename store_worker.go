@@ -442,15 +442,22 @@ func (w *worker) take(ctx context.Context, first piece) error {
 	}
 	db.ours.Store(false)                      // it joined what was here
 	w.f.note(w, db.hold.Load() != AllDecided) // a commit may be waiting
-	if !large && db.leadsOn() && w.goesOn() {
+	var err error
+	switch {
+	case large:
+		err = w.catchUp(ctx, db)
+	case !db.leadsOn():
+		err = w.showNow(ctx, db)
+	case w.goesOn():
 		w.unshown++
 		return nil
+	default:
+		err = w.show(ctx, db)
 	}
-	if err := w.showReceived(ctx, db, large); err != nil {
-		return err
+	if err == nil {
+		db.setTrouble(nil, 0)
 	}
-	db.setTrouble(nil, 0)
-	return nil
+	return err
 }
 
 // takeBase takes a piece of a base.

@@ -200,9 +200,9 @@ func (r *Recent) add(l *Log, e Entry, b []byte, ahead func()) error {
 	return err
 }
 
-// What decides whether a write waits for more records. A write costs a processor as much as the transaction whose record it
-// has, almost whatever its size: when processors are short, few large ones are faster for everybody, and when they are not,
-// a write that waits only makes its transaction late. How many records a write had of late tells the two apart: while one
+// What decides whether a write waits for more records. What a write costs a processor depends little on how many it has:
+// when processors are short, few large ones are faster for everybody, and when they are not, a write that waits only makes
+// its transaction late. How many records a write had of late tells the two apart: while one
 // is on its way, those come together that the next one has.
 const (
 	companyFrom  = 1.6                   // records, the mean of late writes, from which on a write waits
