@@ -229,10 +229,10 @@ func (db *DB) holdWriters(ctx context.Context, why string) {
 	since := time.Now()
 	db.log().Warn("writers are held back: they wait, and get BUSY", "reason", why, "level", db.Level().String())
 	<-ctx.Done()
+	db.forgetWrites() // not after the release: the next writer may have begun
 	if err := h.Release(); err != nil {
 		db.log().Error("the locks that held writers back were not let go of cleanly", "error", err)
 	}
-	db.forgetWrites()
 	db.poke()
 	db.log().Info("writers go on", "waited", time.Since(since))
 }
